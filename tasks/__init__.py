@@ -1,0 +1,1 @@
+"""Benchmark families and the one training loop that runs them."""

@@ -1,0 +1,116 @@
+"""What tasks and the engine share: the `Task` interface and three small records.
+
+A task owns its data, its networks, its losses and its scores. It never imports the engine, `torch.distributed`,
+Hydra or a logger; the engine knows tasks through this file alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+Batch = Any  # what a task's loader yields and its losses take: nested tuples, lists, dicts of tensors
+Record = Any  # what `Task.predict` returns for a batch; picklable, on the CPU
+Carry = dict[str, Any]  # what a task keeps from one batch to the next, e.g. a language model's memory
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: shown as one or two lines without a traceback, exit code 2.
+
+    The message names the value, the rule it broke and the option to change.
+    """
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One process's share of the data, and how finely each step's batch is cut.
+
+    Attributes:
+        index: This process, 0 <= index < count.
+        count: Number of processes.
+        parts: Micro-batches a step (gradient accumulation). Training batches arrive `parts` at a time: a global
+            batch of size B reaches each process as `parts` consecutive batches of B / (count * parts) examples.
+    """
+
+    index: int = 0
+    count: int = 1
+    parts: int = 1
+
+
+@dataclass
+class Update:
+    """One optimizer step, as a task asks for it.
+
+    Attributes:
+        loss: Scalar, the mean over this shard's examples.
+        network: Key of `Task.networks` whose optimizer steps.
+        log: Scalars to log beside the loss, name -> 0-d tensor, e.g. `{"train/top1": ...}`.
+    """
+
+    loss: Tensor
+    network: str = "model"
+    log: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A benchmark: data, networks, losses and scores.
+
+    Attributes:
+        networks: Everything trainable, by role. Proxies and loss weights belong here too.
+        monitor: The score that picks the best checkpoint, e.g. "val/top1"; greater is better.
+    """
+
+    networks: Mapping[str, nn.Module]
+    monitor: str
+
+    @abstractmethod
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+        """Return this shard's training batches of one epoch, from step `start` on.
+
+        The order depends on (seed, epoch) alone and so do random augmentations of each example: batches from
+        `start` on are bitwise those that a full pass would have yielded there. That is what makes resuming in
+        the middle of an epoch exact.
+
+        Args:
+            epoch: Counted from 0.
+            shard: This process's share; the result holds `shard.parts` batches for each step.
+            start: First step wanted; earlier ones are skipped without being decoded.
+
+        Returns:
+            An iterable with a length: `(steps an epoch - start) * shard.parts` batches.
+        """
+
+    @abstractmethod
+    def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
+        """Return the batches to evaluate: split name -> batches number index, index + count, ...; nothing padded."""
+
+    @abstractmethod
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+        """Yield one `Update` an optimizer step, in order. The forward pass must go through `nets`."""
+
+    @abstractmethod
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+        """Return what `score` needs of one batch. Runs under `no_grad` with networks in eval mode."""
+
+    @abstractmethod
+    def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
+        """Return `{"val/top1": ...}` from the records of a whole split, in data order, gathered over processes."""
+
+    def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
+        """Return network role -> positional arguments of one small forward pass, on the CPU.
+
+        Used to find by rescaling which parameters are scale-invariant. An empty mapping means: not known.
+        """
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts for the record of a run: the name of the data really used, its sizes, its licence."""
+        return {}
+
+    def notices(self) -> dict[str, int]:
+        """Return counts of what went wrong with the data so far, e.g. `{"corrupt_images": 2}`; zero counts left out."""
+        return {}
