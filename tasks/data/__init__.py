@@ -1,0 +1,17 @@
+"""Labelled image sets and the seeded, sharded loaders that read them."""
+
+from tasks.data.fashion_mnist import FashionMnist
+from tasks.data.folder import ImageFolderSet
+from tasks.data.images import ImageSet, Synthetic, UnreadableImageError
+from tasks.data.loader import CorruptImages, eval_batches, train_batches
+
+__all__ = [
+    "CorruptImages",
+    "FashionMnist",
+    "ImageFolderSet",
+    "ImageSet",
+    "Synthetic",
+    "UnreadableImageError",
+    "eval_batches",
+    "train_batches",
+]

@@ -1,0 +1,172 @@
+"""ImageNet's official layout, train/<class>/*.JPEG and val/<class>/*.JPEG, as torchvision's `ImageFolder`."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from tasks.base import InputError
+from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, UnreadableImageError
+
+# What Pillow raises for damaged files of the formats that ImageFolder accepts.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+class ImageFolderSet(ImageSet):
+    """Pictures in class folders, seen as ImageNet is: random crop for training, centre crop for validation.
+
+    The class number is the position of the folder's name in sorted order; pictures are numbered in the order
+    of torchvision's `ImageFolder`. Decoding is Pillow's, and so is the antialiased bilinear resizing.
+
+    Args:
+        root: Folder that holds `train` and `val`; option `data_root`.
+        name: What records call the set.
+        image_size: Side of the pictures handed out, in pixels.
+        resize_ratio: Short side after resizing for evaluation, over `image_size`; 256/224 in the papers.
+        crop_scale: Area fractions of the random training crop.
+        mean: Channel means, in [0, 1].
+        std: Channel standard deviations.
+        licence: Terms of the pictures, for the record.
+        max_corrupt: Unreadable pictures a run may meet in each split; None allows 0.1 % of it, at least 10.
+
+    Raises:
+        InputError: if the folders are missing, empty, or differ in their classes between train and val.
+    """
+
+    INTERPOLATION = "bilinear, antialiased (Pillow)"
+
+    def __init__(
+        self,
+        root: str | None,
+        *,
+        name: str = "imagenet",
+        image_size: int = 224,
+        resize_ratio: float = 256 / 224,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        licence: str = "ImageNet terms of access: research only, not redistributable",
+        max_corrupt: int | None = None,
+    ) -> None:
+        if not image_size >= 1:
+            raise InputError(f"data.image_size={image_size}: must be at least 1")
+        if not resize_ratio >= 1:
+            raise InputError(f"data.resize_ratio={resize_ratio}: must be at least 1")
+        if max_corrupt is not None and not max_corrupt >= 0:
+            raise InputError(f"data.max_corrupt={max_corrupt}: must be 0 or more")
+        self.root = check_root(root)
+        self.name = name
+        self.image_size = image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.licence = licence
+        self.max_corrupt = max_corrupt
+        self._view = RandomView(image_size, crop_scale)
+        self._short_side = round(image_size * resize_ratio)
+        self.classes = check_classes(self.root)
+        self._splits: dict[Split, _Listing] = {s: _Listing(self.root / s, self.classes) for s in ("train", "val")}
+        self.num_examples = {split: len(listing) for split, listing in self._splits.items()}
+
+    def train_example(self, index: int) -> tuple[Tensor, int]:
+        return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self._label("train", index)
+
+    def eval_example(self, index: int) -> tuple[Tensor, int]:
+        image = v2.functional.resize(self._decode("val", index), [self._short_side], BILINEAR, antialias=True)
+        image = v2.functional.center_crop(image, [self.image_size, self.image_size])
+        return v2.functional.pil_to_tensor(image), self._label("val", index)
+
+    def location(self, split: Split, index: int) -> str:
+        return str(self._splits[split].path(index))
+
+    def _label(self, split: Split, index: int) -> int:
+        return int(self._splits[split].labels[index])
+
+    def _decode(self, split: Split, index: int) -> Image.Image:
+        path = self._splits[split].path(index)
+        try:
+            with path.open("rb") as file:
+                return Image.open(file).convert("RGB")
+        except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
+            raise UnreadableImageError(f"{path}: {error}") from error
+
+
+class _Listing:
+    """The pictures of one split, in arrays: a list of a million strings would be copied into every worker."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
+        names: list[bytes] = []
+        labels: list[int] = []
+        for label, class_name in enumerate(classes):
+            found = list_images(folder / class_name)
+            if not found:
+                raise InputError(f"data_root: {folder / class_name} holds no pictures ({', '.join(IMG_EXTENSIONS)})")
+            names += [os.fsencode(path) for path in found]
+            labels += [label] * len(found)
+        self._folders = [folder / class_name for class_name in classes]
+        self._names: NDArray[np.bytes_] = np.array(names)
+        self.labels: NDArray[np.int64] = np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        return self._folders[self.labels[index]] / os.fsdecode(bytes(self._names[index]))
+
+
+def list_images(folder: Path) -> list[str]:
+    """Return the pictures below a folder relative to it, in `ImageFolder`'s order.
+
+    Links to folders are followed, but no folder is entered twice: a link to a folder above itself would
+    otherwise be walked until the system's limit on links.
+    """
+    walked: list[tuple[str, list[str]]] = []
+    entered = {os.path.realpath(folder)}
+    for current, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders.sort()
+        for name in list(subfolders):
+            real = os.path.realpath(Path(current, name))
+            if real in entered:
+                subfolders.remove(name)
+            entered.add(real)
+        walked.append((current, sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))))
+    return [os.path.relpath(Path(current, name), folder) for current, names in sorted(walked) for name in names]
+
+
+def check_root(root: str | None) -> Path:
+    """Return the data folder as a path, or raise InputError saying how to name it."""
+    if not root:
+        raise InputError(
+            "data_root is not set: give the folder that holds train/ and val/, data_root=/path/to/imagenet"
+        )
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise InputError(f"data_root={root}: {'not a folder' if path.exists() else 'does not exist'}")
+    for split in ("train", "val"):
+        if not (path / split).is_dir():
+            raise InputError(
+                f"data_root={root}: has no folder {split}/; expected train/<class>/*.JPEG, val/<class>/*.JPEG"
+            )
+    return path
+
+
+def check_classes(root: Path) -> tuple[str, ...]:
+    """Return the sorted class folders, the same in train and val, or raise InputError naming what differs."""
+    found: dict[str, set[str]] = {}
+    for split in ("train", "val"):
+        found[split] = {entry.name for entry in os.scandir(root / split) if entry.is_dir()}
+        if not found[split]:
+            raise InputError(f"data_root={root}: {split}/ has no class folders; expected {split}/<class>/*.JPEG")
+    for one, other in (("train", "val"), ("val", "train")):
+        missing = sorted(found[one] - found[other])
+        if missing:
+            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise InputError(f"data_root={root}: {len(missing)} class folders of {one}/ are not in {other}/: {names}")
+    return tuple(sorted(found["train"]))

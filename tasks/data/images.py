@@ -1,0 +1,164 @@
+"""What every labelled image set offers: uint8 pictures by number, a training view, an evaluation view, facts.
+
+Shapes: C channels (always 3 on the way out), H W pixels of a stored picture, S side of a picture handed out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from tasks.base import InputError
+
+Split = Literal["train", "val"]
+BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+class UnreadableImageError(Exception):
+    """A stored picture that cannot be decoded; the loader counts it and goes on."""
+
+
+class ImageSet(ABC):
+    """A training and a validation split of labelled pictures, all of one size once transformed.
+
+    Attributes:
+        name: What tables and records call this set. Each set has a name of its own, so that no score of one
+            is ever tabulated beside a score of another.
+        classes: Class names; a label is a position in this list.
+        image_size: Side S of the pictures handed out, in pixels.
+        mean: Channel means of the training pictures, in [0, 1].
+        std: Channel standard deviations of the training pictures, in [0, 1].
+        licence: Terms under which the pictures are distributed.
+        num_examples: Pictures in each split.
+        max_corrupt: Unreadable pictures a run may meet in each split before it gives up.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    licence: str
+    num_examples: dict[str, int]
+    max_corrupt: int | None = None
+
+    INTERPOLATION: ClassVar[str] = "bilinear, antialiased"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return len(self.classes)
+
+    @abstractmethod
+    def train_example(self, index: int) -> tuple[Tensor, int]:
+        """Return picture `index` of the training split, augmented, and its label.
+
+        Randomness comes from the global CPU generators, which the loader seeds before each call.
+
+        Returns:
+            (3, S, S) uint8 and a class number.
+
+        Raises:
+            UnreadableImageError: if the stored picture cannot be decoded.
+        """
+
+    @abstractmethod
+    def eval_example(self, index: int) -> tuple[Tensor, int]:
+        """Return picture `index` of the validation split and its label, not augmented; as `train_example`."""
+
+    def location(self, split: Split, index: int) -> str:
+        """Return where picture `index` of a split lies, in words for a warning."""
+        return f"{self.name} {split} image {index}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts for the record of a run."""
+        return {
+            "name": self.name,
+            "train_examples": self.num_examples["train"],
+            "val_examples": self.num_examples["val"],
+            "classes": self.num_classes,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "licence": self.licence,
+            "interpolation": self.INTERPOLATION,
+        }
+
+
+class Synthetic(ImageSet):
+    """Noise of the real shapes, for dry runs and for timing; it measures no optimizer.
+
+    A pool of 16 pictures is drawn once and handed out in turn, so that a timing measures the device and not
+    the generator of noise.
+
+    Args:
+        image_size: Side of the pictures, in pixels.
+        num_classes: Classes; labels go round.
+        train_examples: Pictures in the training split.
+        val_examples: Pictures in the validation split.
+    """
+
+    POOL = 16
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        num_classes: int = 1000,
+        train_examples: int = 1_281_167,
+        val_examples: int = 50_000,
+    ) -> None:
+        sizes = {
+            "image_size": image_size,
+            "num_classes": num_classes,
+            "train_examples": train_examples,
+            "val_examples": val_examples,
+        }
+        for option, value in sizes.items():
+            if not value >= 1:
+                raise InputError(f"data.{option}={value}: must be at least 1")
+        self.name = "synthetic"
+        self.classes = tuple(f"class {k}" for k in range(num_classes))
+        self.image_size = image_size
+        self.mean = (0.5, 0.5, 0.5)
+        self.std = (0.2887, 0.2887, 0.2887)  # of a uniform variable on [0, 1]: 1 / sqrt(12)
+        self.licence = "none (random numbers)"
+        self.num_examples = {"train": train_examples, "val": val_examples}
+        generator = torch.Generator().manual_seed(0)
+        shape = (self.POOL, 3, image_size, image_size)
+        self._pool = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    def train_example(self, index: int) -> tuple[Tensor, int]:
+        return self._pool[index % self.POOL], index % self.num_classes
+
+    def eval_example(self, index: int) -> tuple[Tensor, int]:
+        return self.train_example(index)
+
+
+class RandomView:
+    """A random part of a picture, resized and mirrored half of the time: the training view of every set here.
+
+    The part is that of torchvision's `RandomResizedCrop`: its area a uniform fraction from `crop_scale`, its
+    aspect ratio log-uniform in 3/4-4/3. Cropping before resizing keeps the cost that of one small resize.
+
+    Args:
+        size: Side of the view, in pixels.
+        crop_scale: Smallest and largest fraction of the area to keep.
+    """
+
+    def __init__(self, size: int, crop_scale: tuple[float, float]) -> None:
+        low, high = crop_scale
+        if not 0 < low <= high <= 1:
+            raise InputError(f"data.crop_scale={list(crop_scale)}: must be two fractions, 0 < smallest <= largest <= 1")
+        self.size = [size, size]
+        self._crop = v2.RandomResizedCrop(size, scale=(low, high))
+
+    def __call__(self, image: Any) -> Any:
+        """Return a view of `image`, a PIL image or a uint8 tensor (C, H, W), as the same kind."""
+        box = self._crop.make_params([image])
+        image = v2.functional.resized_crop(image, **box, size=self.size, interpolation=BILINEAR, antialias=True)
+        return v2.functional.horizontal_flip(image) if torch.rand(()) < 0.5 else image

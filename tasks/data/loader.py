@@ -1,0 +1,264 @@
+"""Batches in an order fixed by (seed, epoch), cut for processes and micro-batches, decoded by any workers.
+
+The item of a loader's data set is a whole batch, by number. So skipping to a step decodes nothing, and what a
+batch holds depends on its number and on (seed, epoch) alone, not on workers or on where a run was resumed. What
+is made of a picture depends on (seed, epoch) and its own number, so not on the number of processes either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tasks.base import InputError, Shard
+from tasks.data.images import ImageSet, Split, UnreadableImageError
+
+_logger = logging.getLogger("tasks.data")
+
+# What a worker sends: images (B, 3, S, S) uint8, labels (B,) int64, (number, reason) of unreadable pictures.
+_Loaded = tuple[Tensor, Tensor, list[tuple[int, str]]]
+
+
+def derive_seed(*parts: int) -> int:
+    """Return a 63-bit seed that depends on every number given; close inputs give unrelated seeds."""
+    text = ",".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextmanager
+def forked_generators() -> Iterator[None]:
+    """Give the global CPU generators of python, numpy and torch back as they were.
+
+    `torch.random.fork_rng` is not used: it would also seed CUDA, whose generator belongs to the networks.
+    """
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+class CorruptImages:
+    """Counts pictures that could not be decoded, names each once, and ends a run that meets too many.
+
+    Args:
+        data: The set they belong to; its `max_corrupt` is the number allowed in each split, by default 0.1 %
+            of the split and at least 10.
+    """
+
+    def __init__(self, data: ImageSet) -> None:
+        self._data = data
+        self._seen: dict[Split, dict[int, None]] = {"train": {}, "val": {}}
+
+    def __len__(self) -> int:
+        return sum(len(seen) for seen in self._seen.values())
+
+    def limit(self, split: Split) -> int:
+        """Return how many pictures of a split may be unreadable; never all of them."""
+        num = self._data.num_examples[split]
+        allowed = self._data.max_corrupt
+        return min(max(10, num // 1000) if allowed is None else allowed, num - 1)
+
+    def report(self, split: Split, unreadable: Sequence[tuple[int, str]]) -> None:
+        """Note pictures that a batch could not read.
+
+        Raises:
+            InputError: if there are now more than the limit.
+        """
+        seen = self._seen[split]
+        for index, reason in unreadable:
+            if index not in seen:
+                seen[index] = None
+                _logger.warning("unreadable image left out: %s", reason)
+        limit = self.limit(split)
+        if len(seen) > limit:
+            paths = ", ".join(self._data.location(split, index) for index in list(seen)[:3])
+            total = self._data.num_examples[split]
+            raise InputError(
+                f"{len(seen)} unreadable {split} images of {total}: more than data.max_corrupt allows "
+                f"({limit}); first: {paths}"
+            )
+
+
+class _TrainBatches(Dataset[_Loaded]):
+    """Item i: micro-batch i % parts of this process's share of step i // parts."""
+
+    def __init__(self, data: ImageSet, *, batch_size: int, seed: int, epoch: int, shard: Shard, patience: int) -> None:
+        self._data, self._patience = data, patience
+        self._seed, self._epoch, self._shard = seed, epoch, shard
+        self._batch_size = batch_size
+        self._micro_size = batch_size // (shard.count * shard.parts)
+        num = data.num_examples["train"]
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        self._order = torch.randperm(num, generator=generator)[: num - num % batch_size]
+
+    def __len__(self) -> int:
+        return len(self._order) // self._batch_size * self._shard.parts
+
+    def __getitem__(self, number: int) -> _Loaded:
+        step, part = divmod(number, self._shard.parts)
+        first = step * self._batch_size + (self._shard.index * self._shard.parts + part) * self._micro_size
+        images, labels, unreadable = [], [], []
+        with forked_generators():
+            for index in self._order[first : first + self._micro_size].tolist():
+                image, label = self._load(index, unreadable)
+                images.append(image)
+                labels.append(label)
+        return torch.stack(images), torch.tensor(labels), unreadable
+
+    def _load(self, index: int, unreadable: list[tuple[int, str]]) -> tuple[Tensor, int]:
+        """Return picture `index`, or the next readable one in the order of the set."""
+        num = self._data.num_examples["train"]
+        for attempt in range(min(self._patience + 1, num)):
+            candidate = (index + attempt) % num
+            _seed_generators(derive_seed(self._seed, self._epoch, index))
+            try:
+                return self._data.train_example(candidate)
+            except UnreadableImageError as error:
+                unreadable.append((candidate, str(error)))
+        # More than allowed are unreadable: the main process raises on the report, this picture is never used.
+        size = self._data.image_size
+        return torch.zeros(3, size, size, dtype=torch.uint8), 0
+
+
+class _EvalBatches(Dataset[_Loaded]):
+    """Item i: validation batch i, in the order of the set, without the pictures that cannot be read."""
+
+    def __init__(self, data: ImageSet, *, batch_size: int) -> None:
+        self._data, self._batch_size = data, batch_size
+
+    def __len__(self) -> int:
+        return -(-self._data.num_examples["val"] // self._batch_size)
+
+    def __getitem__(self, number: int) -> _Loaded:
+        size = self._data.image_size
+        first = number * self._batch_size
+        images, labels, unreadable = [torch.empty(0, 3, size, size, dtype=torch.uint8)], [], []
+        with forked_generators():
+            for index in range(first, min(first + self._batch_size, self._data.num_examples["val"])):
+                try:
+                    image, label = self._data.eval_example(index)
+                except UnreadableImageError as error:
+                    unreadable.append((index, str(error)))
+                    continue
+                images.append(image.unsqueeze(0))
+                labels.append(label)
+        return torch.cat(images), torch.tensor(labels, dtype=torch.int64), unreadable
+
+
+class Batches:
+    """An iterable with a length of (images (B, 3, S, S) uint8, labels (B,) int64); a pass starts its workers.
+
+    Workers do not outlive a pass: starting them costs a fork, and between epochs none would hold memory.
+    """
+
+    def __init__(
+        self,
+        source: Dataset[_Loaded],
+        numbers: range,
+        *,
+        split: Split,
+        corrupt: CorruptImages,
+        num_workers: int,
+    ) -> None:
+        self._source, self._numbers = source, numbers
+        self._split, self._corrupt, self._num_workers = split, corrupt, num_workers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            self._source,
+            batch_size=None,
+            sampler=self._numbers,
+            num_workers=self._num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=ignore_signals,
+            # Without a generator of its own, starting a pass would draw from torch's global one.
+            generator=torch.Generator().manual_seed(0),
+        )
+        for images, labels, unreadable in loader:
+            self._corrupt.report(self._split, unreadable)
+            yield images, labels
+
+
+def train_batches(
+    data: ImageSet,
+    shard: Shard,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int,
+    corrupt: CorruptImages,
+    num_workers: int,
+) -> Batches:
+    """Return an epoch's batches of a shard from step `start` on; the last incomplete global batch is dropped.
+
+    Args:
+        data: The set.
+        shard: This process's share: it gets a contiguous slice of every global batch, cut into `parts`.
+        batch_size: Size of a global batch, over all processes and micro-batches.
+        seed: With `epoch` it fixes the order, and with a picture's number that picture's augmentation.
+        epoch: Counted from 0.
+        start: First step wanted.
+        corrupt: Where unreadable pictures are reported.
+        num_workers: Decoding processes; 0 decodes in this one.
+
+    Raises:
+        InputError: if the batch does not divide evenly or exceeds the training split.
+    """
+    pieces = shard.count * shard.parts
+    if batch_size % pieces:
+        raise InputError(
+            f"train.batch_size={batch_size}: must divide by processes x micro-batches ({shard.count} x {shard.parts})"
+        )
+    num = data.num_examples["train"]
+    if batch_size > num:
+        raise InputError(f"train.batch_size={batch_size}: exceeds the {num} training images of {data.name}")
+    source = _TrainBatches(
+        data, batch_size=batch_size, seed=seed, epoch=epoch, shard=shard, patience=corrupt.limit("train")
+    )
+    numbers = range(start * shard.parts, len(source))
+    return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=num_workers)
+
+
+def eval_batches(data: ImageSet, shard: Shard, *, batch_size: int, corrupt: CorruptImages, num_workers: int) -> Batches:
+    """Return validation batches index, index + count, ... of `batch_size` pictures, the last one shorter."""
+    source = _EvalBatches(data, batch_size=batch_size)
+    numbers = range(shard.index, len(source), shard.count)
+    return Batches(source, numbers, split="val", corrupt=corrupt, num_workers=num_workers)
+
+
+def ignore_signals(worker_id: int) -> None:
+    """Let a worker outlive the signals that ask a run to stop: the main process saves, then ends its workers.
+
+    Schedulers and terminals signal the whole process group; a worker that dies of it takes the run down
+    before the checkpoint is written.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded

@@ -1,0 +1,133 @@
+"""Image classification as in the AdamP paper's section 4.1: cross-entropy, single-crop top-1 and top-5.
+
+Shapes: B examples, S side in pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.data import CorruptImages, ImageSet, eval_batches, train_batches
+
+
+class ImageNet(Task):
+    """A classifier on any `ImageSet`: ImageNet itself, or the smaller set that stands in for it.
+
+    Args:
+        data: The pictures.
+        model: Builds the network from `num_classes`; called once.
+        batch_size: Global training batch, over all processes and micro-batches.
+        seed: Fixes the order of the data and its augmentation.
+        label_smoothing: Share of the target spread evenly over all K classes, in training only.
+        num_workers: Decoding processes beside each training process; 0 decodes in it.
+        eval_batch_size: Pictures in one evaluation batch of one process.
+    """
+
+    monitor = "val/top1"
+
+    def __init__(
+        self,
+        data: ImageSet,
+        model: Callable[..., nn.Module],
+        *,
+        batch_size: int,
+        seed: int,
+        label_smoothing: float = 0.0,
+        num_workers: int = 0,
+        eval_batch_size: int = 250,
+    ) -> None:
+        for option, value in (("train.batch_size", batch_size), ("task.eval_batch_size", eval_batch_size)):
+            if not value >= 1:
+                raise InputError(f"{option}={value}: must be at least 1")
+        if not num_workers >= 0:
+            raise InputError(f"train.num_workers={num_workers}: must be 0 or more")
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"task.label_smoothing={label_smoothing}: must be at least 0 and below 1")
+        self.data = data
+        self.networks = {"model": model(num_classes=data.num_classes)}
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.num_workers = seed, num_workers
+        self.label_smoothing = label_smoothing
+        self._corrupt = CorruptImages(data)
+        self._mean = 255 * torch.tensor(data.mean).view(1, 3, 1, 1)
+        self._std = 255 * torch.tensor(data.std).view(1, 3, 1, 1)
+
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+        return train_batches(
+            self.data,
+            shard,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            start=start,
+            corrupt=self._corrupt,
+            num_workers=self.num_workers,
+        )
+
+    def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
+        batches = eval_batches(
+            self.data,
+            shard,
+            batch_size=self.eval_batch_size,
+            corrupt=self._corrupt,
+            num_workers=self.num_workers,
+        )
+        return {"val": batches}
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+        images, labels = batch  # (B, 3, S, S) uint8, (B,)
+        logits = nets["model"](self.normalise(images))  # (B, K)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        hits = (logits.detach().argmax(1) == labels).float()
+        yield Update(loss, log={"train/top1": 100 * hits.mean()})
+
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+        """Return each example's loss (float64), whether its class is first, and whether among five."""
+        images, labels = batch
+        logits = nets["model"](self.normalise(images)).float()  # (B, K)
+        loss = F.cross_entropy(logits, labels, reduction="none").double()
+        hits = logits.topk(min(5, self.data.num_classes)).indices == labels.unsqueeze(1)  # (B, 5)
+        return loss.cpu(), hits[:, 0].cpu(), hits.any(1).cpu()
+
+    def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
+        """Return mean loss and percentages over all records; sums are exact, so their order is free."""
+        losses = [value for loss, _, _ in records for value in loss.tolist()]
+        if not losses:
+            raise InputError(f"{self.data.name}: no readable image in the {split} split")
+        scores = {
+            f"{split}/loss": math.fsum(losses) / len(losses),
+            f"{split}/top1": 100 * sum(int(first.sum()) for _, first, _ in records) / len(losses),
+        }
+        if self.data.num_classes > 5:  # with five classes or fewer it is always 100
+            scores[f"{split}/top5"] = 100 * sum(int(five.sum()) for _, _, five in records) / len(losses)
+        return scores
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn (B, 3, S, S) uint8 into float32 of mean 0 and deviation 1 a channel, on the same device."""
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        return (images.float() - self._mean) / self._std
+
+    def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
+        """Return up to eight normalised training pictures, the same ones whatever the batch size."""
+        num = min(8, self.data.num_examples["train"])
+        corrupt = CorruptImages(self.data)  # its own count: this is no part of a run
+        shard = Shard()
+        batches = train_batches(
+            self.data, shard, batch_size=num, seed=0, epoch=0, start=0, corrupt=corrupt, num_workers=0
+        )
+        images, _ = next(iter(batches))
+        return {"model": (self.normalise(images.cpu()),)}
+
+    def describe(self) -> dict[str, Any]:
+        return self.data.describe()
+
+    def notices(self) -> dict[str, int]:
+        return {"corrupt_images": len(self._corrupt)} if len(self._corrupt) else {}
