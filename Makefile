@@ -1,0 +1,70 @@
+# make <experiment> [opt=sgdp] [any.key=value ...] [GPUS=4]     one run; the same command resumes it
+# make help                                                     what there is
+PYTHON ?= python3
+VENV   ?= .venv
+GPUS   ?= 1
+PY     := $(VENV)/bin/python
+UV     := $(VENV)/bin/uv
+READY  := $(VENV)/.ready
+
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard configs/experiment/*.yaml))))
+SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
+
+# What was typed as key=value goes on to the program, but for what is meant for make itself.
+ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
+
+.PHONY: help setup test check data report tables benchmark clean $(EXPERIMENTS) $(SWEEPS)
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo "make NAME [key=value ...]     any option of the configuration is a key: opt=adamp opt.weight_decay=1e-3 train.seed=1"
+	@echo
+	@echo "Experiments (scale=mini, the default, runs offline in minutes; scale=full data_root=... is the paper's setting)"
+	@for f in $(EXPERIMENTS); do printf '  %-22s %s\n' $$f "$$(sed -n '2s/^# *//p' configs/experiment/$$f.yaml)"; done
+	@echo "Sweeps (one run a cell; finished cells are skipped)"
+	@for f in $(SWEEPS); do printf '  %-22s %s\n' $$f "$$(sed -n '2s/^# *//p' configs/sweep/$$f.yaml)"; done
+	@echo "Tools"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | sort | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@echo
+	@echo "Every option: $(PY) scripts/train.py --help (after make setup)"
+
+setup: $(READY) ## build .venv from the hash-pinned lock (every other target does it by itself)
+
+# uv is an ordinary package and much faster than pip, but it does not read pip's configuration: where a site has a
+# mirror of its own it may find nothing, so plain pip stands behind it.
+$(READY): requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) from requirements.lock: about 5 GB, mostly torch's CUDA libraries; a minute with a fast network."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; use make PYTHON=python3.12 ...")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@{ $(PY) -m pip install -q 'uv>=0.9,<1' && $(UV) pip install -q --python $(PY) --require-hashes -r requirements.lock; } \
+	  || $(PY) -m pip install -q --require-hashes -r requirements.lock
+	@$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(EXPERIMENTS): $(READY)
+	@$(PY) scripts/train.py experiment=$@ gpus=$(GPUS) $(ARGS)
+
+$(SWEEPS): $(READY)
+	@$(PY) scripts/train.py sweep=$@ gpus=$(GPUS) hydra.mode=MULTIRUN $(ARGS)
+	@script=scripts/$(subst -,_,$@).py; if test -f $$script; then $(PY) $$script; fi
+
+report: $(READY) ## draw the runs of experiment=NAME (or of all) again, and the page that compares them
+	@$(PY) scripts/report.py $(ARGS)
+
+tables: $(READY) ## write results/records.csv and results/tables/ from the finished runs
+	@$(PY) scripts/tables.py $(ARGS)
+
+data: $(READY) ## fetch and verify the full Fashion-MNIST set into the cache (the folder ADAMP_DATA, or ~/.cache/adamp/data)
+	@$(PY) scripts/prepare/fashion_mnist.py $(ARGS)
+
+benchmark: $(READY) ## time the engine against a bare loop, and the probes, interleaved in one run
+	@$(PY) benchmarks/engine.py $(ARGS)
+
+test: $(READY) check ## run the checks and the test suite (what CI runs)
+	@$(PY) -m pytest -q
+
+check: $(READY) ## format, lint and type checks (what pre-commit runs)
+	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy
+
+clean: ## remove .venv and caches; results stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build

@@ -1,0 +1,185 @@
+"""Train one network with one optimizer: `python scripts/train.py experiment=imagenet-resnet18 opt=sgdp`.
+
+The only place that knows Hydra: it turns a configuration into a `Plan` and hands that to the engine. Exit codes: 0 done
+or done before, 1 the run failed, 2 wrong input, 128 + n stopped by signal n (130 for Ctrl-C) with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # `python scripts/train.py` puts scripts/ there, not the root
+    sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach `main`, which says them in a line or two
+
+import hydra  # noqa: E402
+from hydra.core.config_store import ConfigStore  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.errors import HydraException  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+from tasks.base import InputError  # noqa: E402
+from tasks.engine.config import FREE_KEYS, Train, check_division  # noqa: E402
+from tasks.engine.distributed import spawn  # noqa: E402
+from tasks.engine.loop import Phase  # noqa: E402
+from tasks.engine.run import Plan, RunFailed, Stopped, run  # noqa: E402
+
+ConfigStore.instance().store(group="train", name="options", node=Train)
+
+# Overrides that the run's name states in words of its own, or that do not change its result.
+NAMED = ("experiment", "opt", "scale", "train.seed", "opt.lr", "opt.weight_decay", "tag")
+NAMELESS = (
+    "data_root",
+    "logger",
+    "launcher",
+    "sweep",
+    "gpus",
+    "paths",
+    "hydra",
+    *(f"train.{key}" for key in FREE_KEYS),
+)
+
+
+def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """Return a run's name from its configuration alone: no time, so that the same command finds the same run.
+
+    Examples:
+        >>> config = {"opt_name": "sgd", "opt": {"lr": 0.1, "weight_decay": 0}, "scale_name": "mini",
+        ...           "train": {"seed": 0}, "tag": None}
+        >>> run_name(config, ["experiment=imagenet-resnet18", "opt=sgd", "train.epochs=2", "gpus=2"])
+        'sgd,wd=0,lr=0.1,mini,seed=0,train.epochs=2'
+    """
+    opt = config["opt"]
+    words = [
+        str(config["opt_name"]), f"wd={opt.get('weight_decay', 0):g}", f"lr={opt.get('lr', 0):g}",
+        str(config["scale_name"]), f"seed={config['train']['seed']}",
+    ]  # fmt: skip
+    for override in sorted(overrides):
+        key = override.split("=", 1)[0].lstrip("+~")
+        if not any(key == k or key.startswith(f"{k}.") or key.startswith(f"{k}/") for k in (*NAMED, *NAMELESS)):
+            words.append(override.lstrip("+"))
+    if config.get("tag"):
+        words.append(str(config["tag"]))
+    return re.sub(r"[^\w.,=+-]+", "_", ",".join(words))[:200]
+
+
+def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
+    """Turn a composed configuration into a plan; nothing is built yet.
+
+    Raises:
+        InputError: The configuration names no experiment, or a value is out of its range.
+    """
+    if cfg.experiment_name is None:
+        known = ", ".join(sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml")))
+        raise InputError(f"no experiment is named; add experiment=NAME, one of: {known}")
+    train: Train = OmegaConf.to_object(cfg.train)  # type: ignore[assignment]
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    name = run_name(config, overrides)
+
+    def make(node: Any) -> Any:
+        # Plain containers: optimizers would hold OmegaConf lists, which a weights-only load refuses.
+        return hydra.utils.instantiate(node, _convert_="all")
+
+    def make_phases() -> list[Phase]:
+        given = [dict(phase) for phase in cfg.phases] or [{"epochs": train.epochs}]
+        return [
+            Phase(
+                epochs=phase["epochs"], trainable=phase.get("trainable", ""),
+                start_from=phase.get("start_from", "last"),
+                opt=make(phase["opt"]) if phase.get("opt") else (make(cfg.opt) if i == 0 else None),
+                schedule=make(phase.get("schedule") or cfg.schedule),
+            )
+            for i, phase in enumerate(given)
+        ]  # fmt: skip
+
+    def draw(folder: Path) -> Path:
+        from scripts.report import (
+            write_experiment_report,
+            write_run_report,
+        )  # matplotlib only when it is needed
+
+        page = write_run_report(folder)
+        write_experiment_report(Path(cfg.paths.runs), cfg.experiment_name, Path(cfg.paths.reports))
+        return page
+
+    return Plan(
+        experiment=cfg.experiment_name, name=name, folder=Path(cfg.paths.runs) / cfg.experiment_name / name,
+        config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
+        make_phases=make_phases, make_sinks=lambda: list(make(cfg.logger).values()) if cfg.get("logger") else [], draw=draw,
+    )  # fmt: skip
+
+
+def run_config(cfg: DictConfig) -> None:
+    """Run one configuration here, or start its processes."""
+    overrides = list(HydraConfig.get().overrides.task)
+    planned = plan(cfg, overrides)
+    if cfg.gpus > 1 and "RANK" not in os.environ:
+        check_division(planned.train, cfg.gpus)
+        code = spawn([sys.executable, str(Path(__file__).resolve()), *overrides], cfg.gpus)
+        if code:
+            raise SystemExit(code)
+        return
+    run(planned)
+
+
+def explain(error: BaseException) -> str:
+    """Return a configuration error in one or two lines: what was given, what is known."""
+    cause: BaseException | None = error
+    while cause is not None:  # Hydra wraps what a constructor raised
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__
+    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    if found := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search path", text):
+        group, value, known = found.groups()
+        return f"{group}={value} is not known; choose one of: {', '.join(known.split())}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]} is no option here; see the names with --cfg job, or the choices with --help"
+    if found := re.search(r"(.*?) full_key: (\S+)", text):
+        return f"{found[2]}: {found[1]}"
+    return text[:400]
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def hydra_main(cfg: DictConfig) -> None:
+    """Hydra's entry point."""
+    run_config(cfg)
+
+
+def main() -> int:
+    """Run the command line and return the exit code."""
+    speaks = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        level=logging.INFO if speaks else logging.ERROR,
+        format="%(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("matplotlib", "PIL", "torch", "urllib3", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        hydra_main()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        message, code = f"error: {explain(error)}", 2
+    except RunFailed as error:
+        message, code = f"failed: {error}", 1
+    except Stopped as error:
+        message, code = f"{error}; a checkpoint is saved, the same command goes on from it", error.code
+    except KeyboardInterrupt:
+        message, code = "stopped; the same command goes on from the last checkpoint", 130
+    else:
+        return 0
+    if speaks:
+        print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

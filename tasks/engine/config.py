@@ -1,0 +1,139 @@
+"""The engine's own options, typed: the schema behind `train.*` on the command line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tasks.base import InputError
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Options that change where, how fast or how talkatively a run runs, but not one bit of its result. They may
+# differ between the stored configuration of a run and the command that resumes it.
+FREE_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress")
+
+
+@dataclass
+class Train:
+    """Options of the training loop.
+
+    Attributes:
+        epochs: Passes over the training set, all phases together unless phases say otherwise.
+        batch_size: Global batch: examples an optimizer step, over all processes and micro-batches.
+        seed: Draws the initial weights, the order of examples and their augmentation.
+        accumulation: Micro-batches a step; BatchNorm then sees batch_size / (processes x accumulation) examples.
+        max_steps: Stop after so many optimizer steps, for dry runs; null for the whole schedule.
+        precision: "fp32", or autocast to "bf16" or "fp16" (the latter with loss scaling). Weights stay float32.
+        tf32: Let CUDA matrix products and convolutions round to TF32 in fp32 runs. Off: the probes' cosines of 1e-6
+            need the mantissa.
+        channels_last: Store 4-d weights and images channels last.
+        compile: Run the networks through `torch.compile`.
+        clip_norm: Largest global gradient norm; null for no clipping.
+        clip_value: Largest absolute gradient entry; null for no clipping.
+        ema_decay: Also evaluate an exponential moving average of the weights; null for none.
+        deterministic: Refuse operations that are not deterministic on the device.
+        device: "auto" (CUDA when there is one), "cpu" or "cuda".
+        threads: CPU threads of each process; null lets torch choose.
+        num_workers: Data loading processes beside each training process; 0 loads in the training process.
+        eval_epochs: Evaluate every so many epochs, and after the last one.
+        log_every: Optimizer steps between two lines of metrics.
+        probe_every: Optimizer steps between two samples of norms and effective steps; 0 switches the probes off.
+        oscillation_window: Steps a window of the oscillation measure Q; 0 switches it off.
+        checkpoint_minutes: Wall-clock minutes between two checkpoints (one is also written at the end of the run,
+            when a signal asks for it, and at each new best score).
+        timeout_minutes: How long a process waits for the others before it gives up.
+        progress: Show a bar or timed lines.
+    """
+
+    epochs: int = 100
+    batch_size: int = 256
+    seed: int = 0
+    accumulation: int = 1
+    max_steps: int | None = None
+    precision: str = "fp32"
+    tf32: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    ema_decay: float | None = None
+    deterministic: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    num_workers: int = 0
+    eval_epochs: int = 1
+    log_every: int = 50
+    probe_every: int = 10
+    oscillation_window: int = 0
+    checkpoint_minutes: float = 10.0
+    timeout_minutes: float = 30.0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range, each with the value, the rule and the option."""
+        lowest = {
+            "epochs": 1, "batch_size": 1, "seed": 0, "accumulation": 1, "max_steps": 1, "threads": 1,
+            "num_workers": 0, "eval_epochs": 1, "log_every": 1, "probe_every": 0, "oscillation_window": 0,
+            "checkpoint_minutes": 0,
+        }  # fmt: skip
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and not value >= low:
+                raise InputError(f"train.{name} is {value}; it must be at least {low}")
+        for name in ("clip_norm", "clip_value", "timeout_minutes"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"train.{name} is {value}; it must be positive and finite")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InputError(f"train.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"train.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"train.device is {self.device!r}; choose auto, cpu or cuda")
+
+
+def check_division(train: Train, processes: int) -> None:
+    """Refuse a global batch that processes x accumulation do not divide."""
+    parts = processes * train.accumulation
+    if train.batch_size % parts:
+        raise InputError(
+            f"train.batch_size is {train.batch_size}, which {processes} processes x {train.accumulation} micro-batches "
+            f"do not divide; choose a multiple of {parts}, or change GPUS or train.accumulation"
+        )
+
+
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved configuration that decides the result of a run, flat: "opt.lr" -> 0.1.
+
+    Where the data lies, who logs and who launches does not decide anything.
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = node
+
+    walk("", config)
+    free_roots = ("data_root", "logger", "launcher", "paths", "gpus")
+    free = {f"train.{key}" for key in FREE_KEYS} | {"data.root", "task.data.root", "task.num_workers"}
+    return {k: v for k, v in flat.items() if k.split(".")[0] not in free_roots and k not in free}
+
+
+def differing_keys(ours: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """Return "opt.lr: 0.1 -> 0.2" for each decisive key in which a stored configuration differs from ours."""
+    a, b = decisive(stored), decisive(ours)
+    missing = object()
+    return [
+        f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key, missing) != b.get(key, missing)
+    ]
+
+
+def option_names() -> tuple[str, ...]:
+    """Return the names of all options, for help texts."""
+    return tuple(field.name for field in fields(Train))

@@ -1,0 +1,438 @@
+"""The training loop: phases, epochs, steps, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from adamp import NormProbe
+from tasks.base import Batch, Carry, InputError, Task, Update
+from tasks.engine import checkpoint, state
+from tasks.engine.config import Train, check_division
+from tasks.engine.distributed import World
+from tasks.engine.evaluate import evaluate
+from tasks.engine.meters import FiniteWatch, Meter, placed
+from tasks.engine.optim import (
+    OptimizerFactory,
+    Rule,
+    apply_schedules,
+    build_optimizer,
+    check_rules,
+    first_lr,
+    gradient_norm,
+    parameter_groups,
+)  # fmt: skip
+from tasks.engine.progress import Progress
+from tasks.engine.records import RunRecord, Sink
+from tasks.engine.schedules import Schedule
+from tasks.engine.signals import NOTHING, SAVE, STOP, Stopped, requests
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RunFailed(RuntimeError):  # noqa: N818 - "failed" is the status in the record
+    """The run cannot go on, e.g. because its loss is not finite. One or two lines; what was saved before is kept."""
+
+
+@dataclass
+class Phase:
+    """A stretch of training with one optimizer and one schedule; most runs have one.
+
+    Attributes:
+        epochs: Passes over the training set.
+        opt: Makes the optimizer of each network from its parameter groups; None goes on with those at hand.
+        schedule: Parameter-group entry -> schedule, e.g. {"lr": cosine}; AdaRem's "lam" can be scheduled too.
+        trainable: Regular expression over "network.parameter"; the rest is frozen. "" trains everything.
+        start_from: "best" starts from the best checkpoint so far, as the second phase of Adam -> SGD does.
+    """
+
+    epochs: int
+    opt: OptimizerFactory | None = None
+    schedule: Mapping[str, Schedule] | None = None
+    trainable: str = ""
+    start_from: Literal["last", "best"] = "last"
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        phase: Index of the phase.
+        epoch: Epochs of this phase that are trained and evaluated.
+        batch: Steps taken in the epoch after those; equal to the epoch's length while it waits for its evaluation.
+        step: Steps taken in all: global batches, each of which a task may turn into several updates.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Best:
+    """The best score so far and the epoch that reached it (counted from 1, over all phases)."""
+
+    score: float | None = None
+    epoch: int = 0
+
+
+@dataclass
+class Trainer:
+    """Trains a task through its phases.
+
+    Resumes by itself from the checkpoint in `folder`: weights and metrics are bitwise those of a run that was never
+    stopped, provided the number of processes is the same.
+
+    Args:
+        task: What is trained.
+        phases: In order.
+        train: Options.
+        rules: Parameter rules, see `parameter_groups`.
+        folder: The run's folder.
+        world: The processes.
+        name: Identity of the run; a checkpoint of another run is refused.
+        record: The run's files, on process 0.
+        sinks: Loggers that follow, on process 0.
+        probed: Network role -> names of the parameters whose norms are probed; a role left out probes every weight
+            with more than one dimension.
+    """
+
+    task: Task
+    phases: Sequence[Phase]
+    train: Train
+    rules: Sequence[Rule]
+    folder: Path
+    world: World
+    name: str = "run"
+    record: RunRecord | None = None
+    sinks: Sequence[Sink] = ()
+    probed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Place the networks and check what can be checked before the first step."""
+        check_division(self.train, self.world.size)
+        check_rules(self.task.networks, self.rules)
+        self.bare = {role: net.to(self.world.device) for role, net in self.task.networks.items()}
+        if self.train.channels_last:
+            for net in self.bare.values():
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.nets: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, Optimizer] = {}
+        self.probes: dict[str, NormProbe] = {}
+        self.averages = state.moving_averages(self.bare, self.train.ema_decay)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.train.precision == "fp16")  # type: ignore[attr-defined]
+        self.at, self.best, self.scores = Position(), Best(), {}  # type: ignore[var-annotated]
+        self.meter, self.carry, self.watch = Meter(), Carry(), FiniteWatch(self.world.device)
+        self.resumed_from: list[int] = []
+        self.notes: list[str] = []
+        self.saved_at = time.monotonic()
+        shard = self.world.shard(self.train.accumulation)
+        self.epoch_steps = len(self.task.train_batches(0, shard)) // self.train.accumulation
+        if self.epoch_steps == 0:
+            raise InputError(
+                f"train.batch_size is {self.train.batch_size}, more than the training set holds; choose a smaller one"
+            )
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def fit(self) -> dict[str, float]:
+        """Train to the end, resuming if the folder holds a checkpoint, and return the last scores.
+
+        Raises:
+            InputError: Something the user gave is wrong, or the disk refuses.
+            RunFailed: The loss is not finite.
+            Stopped: A signal asked to stop; a checkpoint was saved.
+        """
+        with requests() as self.asked:
+            found = state.resume(self)
+            self.progress = Progress(
+                self._total_steps(), done=self.at.step, batch_size=self.train.batch_size,
+                shown=self.world.main and self.train.progress,
+            )  # fmt: skip
+            try:
+                self._run(found)
+            finally:
+                self.progress.close()
+        return dict(self.scores)
+
+    def _run(self, found: checkpoint.State | None) -> None:
+        while self.at.phase < len(self.phases):
+            phase = self.phases[self.at.phase]
+            self._enter(phase, found)
+            if self.at.step == 0 and found is None:
+                self._write(self._read_probes(layers=True))
+            found = None
+            while self.at.epoch < phase.epochs and not self._out_of_steps():
+                self._train_epoch(phase)
+                self._end_epoch(phase)
+            if self._out_of_steps():
+                break
+            self.at = Position(self.at.phase + 1, 0, 0, self.at.step)
+        self._save()
+
+    def _enter(self, phase: Phase, found: checkpoint.State | None) -> None:
+        """Make a phase's optimizers, wrappers and probes; then, when resuming inside it, put their state back."""
+        if phase.start_from == "best" and found is None:
+            state.load_best(self)
+        pattern = re.compile(phase.trainable)
+        for role, net in self.bare.items():
+            for name, parameter in net.named_parameters():
+                parameter.requires_grad_(bool(pattern.search(f"{role}.{name}")))
+        factory = phase.opt or (None if self.optimizers else self._factory_before())
+        if factory is not None:
+            self.optimizers = {
+                role: build_optimizer(factory, parameter_groups(role, net, self.rules))
+                for role, net in self.bare.items()
+            }
+            self.probes = self._attach_probes()
+        # Wrapping and compiling may draw random numbers, so the generators are set after them.
+        self.nets = {role: self.world.wrap(net) for role, net in self.bare.items()}
+        if self.train.compile:
+            self.nets = {role: torch.compile(net) for role, net in self.nets.items()}  # type: ignore[misc]
+        self.fresh = True
+        if found is not None:
+            state.put_back_after_wrapping(self, found)
+        elif self.at.step == 0:
+            checkpoint.seed_generators(self.train.seed, self.world.rank)
+
+    def _attach_probes(self) -> dict[str, NormProbe]:
+        if self.train.probe_every == 0:
+            return {}
+        probes = {}
+        for role, net in self.bare.items():
+            named = dict(net.named_parameters())
+            chosen = self.probed.get(role) or [name for name, p in named.items() if p.ndim > 1]
+            if chosen:
+                probes[role] = NormProbe(
+                    [(name, named[name]) for name in chosen],
+                    every=self.train.probe_every, oscillation_window=self.train.oscillation_window,
+                )  # fmt: skip
+                probes[role].attach(self.optimizers[role])
+        return probes
+
+    def _read_probes(self, *, layers: bool) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for role, probe in self.probes.items():
+            prefix = f"{role}/" if len(self.probes) > 1 else ""
+            values |= {prefix + key: value for key, value in probe.read(layers=layers).items()}
+        return values
+
+    def _factory_before(self) -> OptimizerFactory:
+        factories = [phase.opt for phase in self.phases[: self.at.phase + 1] if phase.opt is not None]
+        if not factories:
+            raise InputError("phases: the first phase has no optimizer")
+        return factories[-1]
+
+    def _train_epoch(self, phase: Phase) -> None:
+        accumulation = self.train.accumulation
+        shard = self.world.shard(accumulation)
+        epoch = self._epochs_before() + self.at.epoch
+        batches = iter(self.task.train_batches(epoch, shard, self.at.batch))
+        for net in self.bare.values():
+            net.train()
+        while self.at.batch < self.epoch_steps and not self._out_of_steps():
+            progress = self.at.epoch + self.at.batch / self.epoch_steps
+            for optimizer in self.optimizers.values():
+                apply_schedules(optimizer, phase.schedule or {}, epoch=progress, epochs=phase.epochs)
+            self._step([next(batches) for _ in range(accumulation)])
+            self.at.batch += 1
+            self.at.step += 1
+            self.progress.step()
+            if self.at.step % self.train.log_every == 0 and self.at.batch < self.epoch_steps:
+                self._log()
+            self._answer()
+
+    def _end_epoch(self, phase: Phase) -> None:
+        """Evaluate, write the epoch's line and keep the best weights."""
+        last = self.at.epoch + 1 == phase.epochs or self._out_of_steps()
+        self._check_finite()
+        scores: dict[str, float] = {}
+        if last or (self.at.epoch + 1) % self.train.eval_epochs == 0:
+            scores = self._evaluate()
+        self._log(scores, epoch_end=True)
+        if self.at.batch == self.epoch_steps:  # else the run ends here, by max_steps
+            self.at = Position(self.at.phase, self.at.epoch + 1, 0, self.at.step)
+        if scores:
+            self.scores = scores
+            self._keep_best(scores)
+        self._answer()
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def _step(self, batches: Sequence[Batch]) -> None:
+        """Take every optimizer step that the task asks for on one global batch, cut into micro-batches."""
+        streams: list[Any] = [None] * len(batches)
+        while True:
+            network = None
+            for i, batch in enumerate(batches):
+                with self._context(sync=i == len(batches) - 1):
+                    if streams[i] is None:
+                        streams[i] = self.task.updates(self.nets, self._place(batch), self.carry)
+                    update: Update | None = next(streams[i], None)
+                    if update is None:
+                        continue
+                    network = update.network
+                    self._backward(update, len(batches))
+            if network is None:
+                break
+            self._apply(network)
+        if len(batches) > 1 and self.carry:
+            raise InputError(
+                f"train.accumulation is {len(batches)}, but this task carries state between batches; set it to 1"
+            )
+
+    def _context(self, *, sync: bool) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        stack.enter_context(self._autocast())
+        if not sync:
+            for net in self.nets.values():
+                if isinstance(net, DistributedDataParallel):
+                    stack.enter_context(net.no_sync())
+        return stack
+
+    def _backward(self, update: Update, parts: int) -> None:
+        self.watch.see(update.loss, self.at.step + 1)
+        self.meter.add(f"train/{'' if update.network == 'model' else update.network + '_'}loss", update.loss)
+        for name, value in update.log.items():
+            self.meter.add(name, value)
+        with torch.autocast(self.world.device.type, enabled=False):
+            self.scaler.scale(update.loss / parts).backward()  # type: ignore[no-untyped-call]
+
+    def _apply(self, role: str) -> None:
+        """Unscale, clip and step one network's optimizer."""
+        net, optimizer = self.bare[role], self.optimizers[role]
+        self.scaler.unscale_(optimizer)
+        if self.fresh:
+            self.world.check_equal(gradient_norm(net), f"the gradient of {role!r}")
+            self.fresh = False
+        if self.train.clip_value is not None:
+            nn.utils.clip_grad_value_(net.parameters(), self.train.clip_value)
+        if self.train.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(net.parameters(), self.train.clip_norm)
+            self.meter.add(f"train/{'' if role == 'model' else role + '_'}grad_norm", norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        for each in self.optimizers.values():
+            each.zero_grad(set_to_none=True)
+        if role in self.averages:
+            self.averages[role].update_parameters(net)
+
+    def _place(self, batch: Batch) -> Batch:
+        return placed(batch, self.world.device, channels_last=self.train.channels_last)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=DTYPES[self.train.precision])
+
+    # ------------------------------------------------------------------------------------------------ scores, lines
+
+    def _evaluate(self) -> dict[str, float]:
+        """Score the networks, and their moving averages under "<split>_ema" names."""
+        self.world.share_buffers(self.bare)
+        scores = self._evaluate_nets(self.bare)
+        if self.averages:
+            averaged = {role: self.averages[role].module for role in self.bare}
+            scores |= {re.sub("^([^/]+)", r"\1_ema", k): v for k, v in self._evaluate_nets(averaged).items()}
+        return scores
+
+    def _evaluate_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, float]:
+        scores = evaluate(
+            self.task, nets, self.world, seed=self.train.seed + 1_000_003 * (self.at.step + 1), place=self._place,
+            autocast=self._autocast, stop=lambda: self.asked.pending == STOP,
+        )  # fmt: skip
+        if scores is None:
+            self._save()
+            raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
+        return scores
+
+    def _log(self, scores: Mapping[str, float] | None = None, *, epoch_end: bool = False) -> None:
+        self._check_finite()
+        lr, decay = first_lr(next(iter(self.optimizers.values())))
+        values: dict[str, float] = {**self.meter.read(self.world), "lr": lr, "weight_decay_step": decay}
+        loss = values.get("train/loss")
+        values |= self._read_probes(layers=epoch_end)
+        self._write({**values, **(scores or {})})
+        self.progress.show(self.at.step, epoch=self.epoch, loss=loss, lr=lr)
+        if self.record is not None:
+            self.record.time(
+                {
+                    "step": self.at.step, "seconds": round(self.progress.seconds(), 2),
+                    "examples_per_s": round(self.progress.rate(self.at.step), 1),
+                }
+            )  # fmt: skip
+        if scores:
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
+            self.progress.say(f"epoch {self.epoch:.0f}/{sum(p.epochs for p in self.phases)}  {shown}")
+
+    def _write(self, values: Mapping[str, float]) -> None:
+        line = {"step": self.at.step, "epoch": round(self.epoch, 6), **values}
+        if self.record is not None:
+            self.record.log(line)
+        for sink in self.sinks:
+            sink.log(line)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs trained so far, fractional, over all phases."""
+        return self._epochs_before() + self.at.epoch + self.at.batch / self.epoch_steps
+
+    def _epochs_before(self) -> int:
+        return sum(phase.epochs for phase in self.phases[: self.at.phase])
+
+    def _total_steps(self) -> int:
+        total = sum(phase.epochs for phase in self.phases) * self.epoch_steps
+        return min(total, self.train.max_steps or total)
+
+    def _out_of_steps(self) -> bool:
+        return self.train.max_steps is not None and self.at.step >= self.train.max_steps
+
+    # ------------------------------------------------------------------------------------------------ saving
+
+    def _answer(self) -> None:
+        """Save when it is time or a signal asked for it; stop when one asked for that. Collective."""
+        due = self.world.main and time.monotonic() - self.saved_at >= 60 * self.train.checkpoint_minutes
+        request = self.world.highest(max(self.asked.pending, SAVE if due else NOTHING))
+        if request == NOTHING:
+            return
+        self._save()
+        if request == STOP:
+            raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
+        self.asked.pending = NOTHING
+
+    def _save(self) -> None:
+        self._check_finite()
+        state.save(self, "last")
+        self.saved_at = time.monotonic()
+
+    def _keep_best(self, scores: Mapping[str, float]) -> None:
+        """Save the weights when the task's monitored score (of the averaged weights, if kept) is the best so far."""
+        monitor = re.sub("^([^/]+)", r"\1_ema", self.task.monitor) if self.averages else self.task.monitor
+        if monitor not in scores:
+            raise RuntimeError(f"the task monitors {monitor!r} and scores only {sorted(scores)}")
+        if self.best.score is None or scores[monitor] > self.best.score:
+            self.best = Best(scores[monitor], self._epochs_before() + self.at.epoch)
+            state.save(self, "best")
+
+    def _check_finite(self) -> None:
+        bad = self.watch.bad_step(self.world)
+        if bad is None:
+            return
+        kept = checkpoint.latest(self.folder / "checkpoints")
+        lr, _ = first_lr(next(iter(self.optimizers.values())))
+        raise RunFailed(
+            f"the loss is not finite at step {bad} (epoch {(bad - 1) / self.epoch_steps:.2f}); lower opt.lr (now {lr:g}), "
+            f"or clip with train.clip_norm\nLast good checkpoint: {kept or 'none was due yet'}"
+        )

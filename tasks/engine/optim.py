@@ -1,0 +1,110 @@
+"""Parameter rules, building optimizers, applying schedules."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tasks.base import InputError
+from tasks.engine.schedules import Schedule
+
+ParamGroups = list[dict[str, Any]]
+OptimizerFactory = Callable[[ParamGroups], Optimizer]
+Rule = Mapping[str, Any]  # {"match": regex, "lr_scale": 100, "weight_decay": 0, ...}
+
+
+def parameter_groups(name: str, network: nn.Module, rules: Sequence[Rule]) -> ParamGroups:
+    """Split a network's parameters into groups by regular expressions over "network.parameter"; first match wins.
+
+    Parameters that no rule matches form the first group with the optimizer's own values. A rule's other entries
+    override the optimizer's, and `lr_scale` multiplies the learning rate.
+
+    Raises:
+        InputError: A rule without `match` or a broken expression.
+    """
+    groups: ParamGroups = [{"params": [], "rule": ""}]
+    for rule in rules:
+        if "match" not in rule:
+            raise InputError(f"opt_groups holds a rule without `match`: {dict(rule)}")
+        groups.append({"params": [], "rule": rule["match"], **{k: v for k, v in rule.items() if k != "match"}})
+    try:
+        patterns = [re.compile(rule["match"]) for rule in rules]
+    except re.error as error:
+        raise InputError(f"opt_groups: {error.pattern!r} is not a regular expression ({error})") from None
+    for parameter_name, parameter in network.named_parameters():
+        hits = (i for i, p in enumerate(patterns, 1) if p.search(f"{name}.{parameter_name}"))
+        groups[next(hits, 0)]["params"].append(parameter)
+    return groups
+
+
+def check_rules(networks: Mapping[str, nn.Module], rules: Sequence[Rule]) -> None:
+    """Refuse a rule that matches no parameter: it is a typing error and would be ignored in silence."""
+    names = [f"{role}.{name}" for role, net in networks.items() for name, _ in net.named_parameters()]
+    for rule in rules:
+        if not any(re.search(rule["match"], name) for name in names):
+            raise InputError(f"opt_groups: {rule['match']!r} matches no parameter; names look like {names[0]!r}")
+
+
+def build_optimizer(factory: OptimizerFactory, groups: ParamGroups) -> Optimizer:
+    """Call the optimizer, turning its complaints into the option to change, and keep each group's initial values.
+
+    Raises:
+        InputError: A rate or decay that is not a finite number, or whatever the optimizer itself refuses.
+    """
+    given = dict(getattr(factory, "keywords", {}))
+    for key in ("lr", "weight_decay"):
+        for value in [given.get(key), *(group.get(key) for group in groups)]:
+            # torch.optim checks `lr < 0`, which lets NaN through.
+            if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"opt.{key} is {value}; it must be finite and at least 0")
+    scales = [group.pop("lr_scale", 1.0) for group in groups]
+    kept = [(group, scale) for group, scale in zip(groups, scales, strict=True) if group["params"]]
+    try:
+        optimizer = factory([group for group, _ in kept])
+    except (ValueError, TypeError) as error:
+        called = getattr(factory, "func", factory)
+        raise InputError(f"opt: {getattr(called, '__name__', called)} refuses its arguments: {error}") from None
+    for group, (_, scale) in zip(optimizer.param_groups, kept, strict=True):
+        group["lr"] = group["lr"] * scale
+    return optimizer
+
+
+def apply_schedules(optimizer: Optimizer, schedules: Mapping[str, Schedule], *, epoch: float, epochs: float) -> None:
+    """Set each scheduled entry of each group to its own initial value times the schedule's multiplier.
+
+    The initial value is kept in the group as `initial_<entry>`, as torch's own schedulers do, so that it is saved
+    with the optimizer.
+    """
+    for entry, schedule in schedules.items():
+        multiplier = schedule(epoch, epochs)
+        for group in optimizer.param_groups:
+            if entry not in group:
+                raise InputError(f"schedule: the optimizer's groups have no entry {entry!r} to schedule")
+            value = group[entry]
+            initial = group.setdefault(f"initial_{entry}", value.clone() if isinstance(value, Tensor) else value)
+            if isinstance(value, Tensor):
+                value.copy_(initial * multiplier)
+            else:
+                group[entry] = initial * multiplier
+
+
+def first_lr(optimizer: Optimizer) -> tuple[float, float]:
+    """Return the first group's learning rate and its lr x weight_decay, what one step takes off a plain weight."""
+    group = optimizer.param_groups[0]
+    lr = float(group["lr"])
+    return lr, lr * float(group.get("weight_decay", 0.0))
+
+
+def gradient_norm(network: nn.Module) -> Tensor:
+    """Return the global L2 norm of a network's gradients, 0-d, float32."""
+    grads = [p.grad for p in network.parameters() if p.grad is not None]
+    if not grads:
+        return torch.zeros(())
+    norms: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g.float()) for g in grads]))
+    return norms

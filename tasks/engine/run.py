@@ -1,0 +1,181 @@
+"""One run from its configuration to its last line: record, task, trainer, loggers, pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adamp import scale_invariant_parameters
+from tasks.base import InputError, Task
+from tasks.engine.checkpoint import seed_generators
+from tasks.engine.config import Train, check_division
+from tasks.engine.distributed import World, joined
+from tasks.engine.loop import Phase, RunFailed, Trainer
+from tasks.engine.optim import Rule
+from tasks.engine.records import RunRecord, Sink, now
+from tasks.engine.signals import Stopped
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Plan:
+    """Everything a run needs, with nothing made yet: a finished run must cost neither data nor networks.
+
+    Attributes:
+        experiment: Name of the experiment.
+        name: Name of the run, unique within the experiment, from the configuration alone.
+        folder: Where the run lives.
+        config: The resolved configuration as plain containers.
+        train: The engine's options.
+        rules: Parameter rules.
+        make_task: Builds data and networks.
+        make_phases: Builds the phases.
+        make_sinks: Builds the loggers, on process 0.
+        draw: Draws the pictures of a run's folder and returns the page; None draws nothing.
+    """
+
+    experiment: str
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    train: Train
+    rules: Sequence[Rule]
+    make_task: Callable[[], Task]
+    make_phases: Callable[[], Sequence[Phase]]
+    make_sinks: Callable[[], Sequence[Sink]]
+    draw: Callable[[Path], Path] | None = None
+
+
+def run(plan: Plan) -> dict[str, float]:
+    """Run, resume or skip one run, and return its last scores.
+
+    Raises:
+        InputError: Something the user gave is wrong.
+        RunFailed: The loss is not finite; recorded with the status "failed".
+        Stopped: A signal asked to stop; the same call resumes.
+    """
+    train = plan.train
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
+    with joined(train.device, timeout_minutes=train.timeout_minutes) as world:
+        check_division(train, world.size)
+        record = world.on_main(lambda: RunRecord(plan.folder, name=plan.name, config=plan.config, processes=world.size))
+        try:
+            if world.share(record is not None and record.finished):
+                scores = world.share(record.record["scores"] if record is not None else None)
+                if record is not None:
+                    _say_end(plan, record.record, "was finished before")
+                return dict(scores)
+            return _run(plan, world, record)
+        finally:
+            if record is not None:
+                record.close()
+
+
+def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]:
+    seed_generators(plan.train.seed)  # the same weights on every process
+    task = plan.make_task()
+    probed = _scale_invariant(task, world, record)
+    if record is not None:
+        record.update(data=task.describe(), model=_model_facts(task, probed))
+    sinks: Sequence[Sink] = plan.make_sinks() if record is not None else ()
+    trainer = Trainer(
+        task, plan.make_phases(), plan.train, plan.rules, plan.folder, world,
+        name=f"{plan.experiment}/{plan.name}", record=record, sinks=sinks, probed=probed or {},
+    )  # fmt: skip
+    if record is not None:
+        for sink in sinks:
+            sink.start(record.record, plan.folder)
+        _say_start(plan, world, record.record, trainer)
+    try:
+        scores = trainer.fit()
+    except BaseException as error:
+        if record is not None:
+            _close(plan, record, sinks, trainer, error)
+        raise
+    if record is not None:
+        _close(plan, record, sinks, trainer, None)
+        _say_end(plan, record.record, "finished")
+    return scores
+
+
+def _close(plan: Plan, record: RunRecord, sinks: Sequence[Sink], trainer: Trainer, error: BaseException | None) -> None:
+    """Write the last word of a run, however it ended, and draw it."""
+    status = "finished"
+    if error is not None:
+        status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+    try:
+        record.update(
+            status=status, ended=now(), error=None if error is None else str(error) or type(error).__name__,
+            steps=trainer.at.step, epochs=round(trainer.epoch, 4), scores=trainer.scores, best=vars(trainer.best),
+            resumed_from=record.record["resumed_from"] + trainer.resumed_from, notices=trainer.task.notices(),
+            checkpoint="checkpoints/last.pt",
+        )  # fmt: skip
+        if plan.draw is not None:
+            plan.draw(plan.folder)
+    except Exception as trouble:
+        # A picture or a full disk must not hide what ended the run, nor turn a good run into a failed one.
+        log.warning("the run's last record or picture could not be written: %s", trouble)
+    for sink in sinks:
+        sink.finish(record.record, plan.folder)
+
+
+def _scale_invariant(task: Task, world: World, record: RunRecord | None) -> dict[str, list[str]] | None:
+    """Return network role -> names of its scale-invariant parameters, found once a run by rescaling."""
+    known = record.record.get("model", {}).get("scale_invariant") if record is not None else None
+    if world.main and known is None:
+        inputs = task.example_inputs()
+        known = {role: sorted(scale_invariant_parameters(task.networks[role], batch)) for role, batch in inputs.items()}
+    found: dict[str, list[str]] = world.share(known)
+    return found
+
+
+def _model_facts(task: Task, probed: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
+    sizes = {role: {n: p.numel() for n, p in net.named_parameters()} for role, net in task.networks.items()}
+    total = sum(sum(named.values()) for named in sizes.values())
+    share = None
+    if probed:
+        share = sum(sizes[role][name] for role, names in probed.items() for name in names) / total
+    return {"parameters": total, "scale_invariant_share": share, "scale_invariant": dict(probed or {})}
+
+
+def _say_start(plan: Plan, world: World, record: Mapping[str, Any], trainer: Trainer) -> None:
+    data, model = record["data"], record["model"]
+    share = model["scale_invariant_share"]
+    print(f"run      {plan.experiment}/{plan.name}")
+    print(f"folder   {plan.folder}")
+    print(
+        f"device   {world.device.type}, {world.size} process{'es' if world.size > 1 else ''}; {record['hardware']['machine']}"
+    )
+    sizes = f"{data.get('train_examples', '?')} training and {data.get('val_examples', '?')} validation examples"
+    print(f"data     {data.get('name', '?')}: {sizes}")
+    invariant = f", {100 * share:.2f} % scale-invariant" if share is not None else ""
+    print(f"network  {model['parameters']:,} parameters{invariant}")
+    epochs = sum(phase.epochs for phase in trainer.phases)
+    print(
+        f"length   {epochs} epochs x {trainer.epoch_steps} steps of {plan.train.batch_size} examples",
+        flush=True,
+    )
+
+
+def _say_end(plan: Plan, record: Mapping[str, Any], how: str) -> None:
+    scores = ", ".join(f"{key} {value:.4g}" for key, value in record.get("scores", {}).items())
+    best = record.get("best") or {}
+    kept = f" (best {best['score']:.4g} at epoch {best['epoch']})" if best.get("score") is not None else ""
+    print(f"{plan.experiment}/{plan.name} {how} on {record['data'].get('name', '?')}: {scores}{kept}")
+    print(f"checkpoint  {plan.folder / 'checkpoints' / 'last.pt'}")
+    figures, page = plan.folder / "figures", plan.folder / "report.html"
+    if page.exists():
+        print(f"pictures    {figures}")
+        print(f"page        {page}", flush=True)
+
+
+__all__ = ["InputError", "Plan", "RunFailed", "Stopped", "run"]

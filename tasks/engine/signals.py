@@ -1,0 +1,64 @@
+"""Signals turned into requests that the loop answers between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+NOTHING, SAVE, STOP = 0, 1, 2  # ordered: the largest request of all processes wins
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can be resumed
+    """The run saved a checkpoint and stopped because a signal asked for it.
+
+    Attributes:
+        code: Exit code for the shell, 128 + signal number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.code = 128 + number
+
+
+class Requests:
+    """The strongest request seen so far.
+
+    Attributes:
+        pending: NOTHING, SAVE or STOP.
+        number: Signal that asked to stop.
+    """
+
+    def __init__(self) -> None:
+        self.pending = NOTHING
+        self.number = int(signal.SIGTERM)
+
+    def ask_to_stop(self, number: int, frame: Any = None) -> None:
+        """SIGINT, SIGTERM: save and stop. A second Ctrl-C stops at once, without saving."""
+        if self.pending == STOP and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.pending, self.number = STOP, number
+
+    def ask_to_save(self, number: int, frame: Any = None) -> None:
+        """SIGUSR1: save and go on."""
+        self.pending = max(self.pending, SAVE)
+
+
+@contextmanager
+def requests() -> Iterator[Requests]:
+    """Listen to SIGINT, SIGTERM and SIGUSR1 while the block runs; the handlers before are put back after it."""
+    asked = Requests()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # Python lets only the main thread set handlers
+        return
+    handlers = {
+        signal.SIGINT: asked.ask_to_stop, signal.SIGTERM: asked.ask_to_stop, signal.SIGUSR1: asked.ask_to_save,
+    }  # fmt: skip
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
