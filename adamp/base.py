@@ -1,0 +1,124 @@
+"""What SGDP and AdamP share: argument checks, the step over groups, and loading checkpoints."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def check_number(options: dict[str, Any], name: str, *, below: float = math.inf) -> None:
+    """Raise ValueError unless `0 <= options[name] < below`; a tensor must hold a single number."""
+    value = options[name]
+    try:
+        valid = bool(0 <= value < below) if not isinstance(value, Tensor) else bool(0 <= value.item() < below)
+    except (TypeError, ValueError, RuntimeError):
+        valid = False  # not a number, or a tensor of several
+    if not valid:
+        bound = f"0 <= {name}" + (f" < {below:g}" if below < math.inf else " and finite")
+        raise ValueError(f"{name}={value!r} is not valid: it must be one number with {bound}")
+
+
+def check_bool(options: dict[str, Any], name: str) -> None:
+    """Raise ValueError unless `options[name]` is a bool."""
+    if not isinstance(options[name], bool):
+        raise ValueError(f"{name}={options[name]!r} is not valid: it must be True or False")
+
+
+def descend(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None) -> None:
+    """Set `w <- w - (step_size u + decay w)` in place; no decay where it is None.
+
+    Algebraically `(1 - decay) w - step_size u`, but rounded once: in float32 `1 - decay` is exactly 1 for a
+    decay below 2^-25, which AdamP reaches with lr 1e-3, weight_decay 1e-4 and wd_ratio 0.1.
+    """
+    step = update * step_size
+    if decay is not None:
+        step = step + weight * decay
+    weight.sub_(step)
+
+
+class ProjectedOptimizer(Optimizer):
+    """Base of the optimizers that project their update. Subclasses check their options and step one group."""
+
+    def _check(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for an option out of range; `options` are a group's and the defaults."""
+        for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
+            check_number(options, name)
+        for name in ("nesterov", "maximize"):
+            check_bool(options, name)
+        mark = options["scale_invariant"]
+        if not (isinstance(mark, bool) or mark == "auto"):
+            raise ValueError(f"scale_invariant={mark!r} is not valid: it must be 'auto', True or False")
+
+    @abstractmethod
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Make one step with the parameters of a group that have a gradient."""
+
+    @abstractmethod
+    def _upgrade_state(self, state: dict[str, Any]) -> None:
+        """Turn one parameter's state of an older checkpoint into the present layout, in place."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as `torch.optim.Optimizer.add_param_group`, after checking its options.
+
+        Raises:
+            ValueError: If an option is out of range, or `scale_invariant=True` marks a vector.
+        """
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["scale_invariant"] is True:
+            for param in group["params"]:
+                if param.ndim < 2:
+                    self.param_groups.pop()
+                    raise ValueError(
+                        f"scale_invariant=True marks a parameter of shape {tuple(param.shape)}: only parameters "
+                        "of two or more dimensions are projected; put it in a group with 'auto' or False"
+                    )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        current = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        for index, group in enumerate(self.param_groups):
+            # A checkpoint that does not know an option leaves it as this optimizer was built.
+            known = current[index] if index < len(current) else self.defaults
+            for name, default in self.defaults.items():
+                group.setdefault(name, known.get(name, default))
+        for param_state in self.state.values():
+            self._upgrade_state(param_state)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step with every parameter that has a gradient.
+
+        Args:
+            closure: Reevaluates the model and returns the loss; called once, with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: If a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            grads = [param.grad for param in params]
+            for param, grad in zip(params, grads, strict=True):
+                if grad.layout is not torch.strided:
+                    raise RuntimeError(
+                        f"{type(self).__name__} does not support sparse gradients (parameter of shape "
+                        f"{tuple(param.shape)}); build the embedding with sparse=False"
+                    )
+            if group["maximize"]:
+                grads = [-grad for grad in grads]
+            self._step_group(group, params, grads)
+        return loss

@@ -1,0 +1,80 @@
+"""The oscillation metric Q: how much longer a weight's path is than its displacement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamp.precision import working
+
+_RESOLUTION = 2.0**-24  # of float32
+
+
+class OscillationWindow:
+    """Path length and displacement of every entry of some parameters over a window of consecutive steps.
+
+    For entry i, `l_i = Σ_t |w_i(t+1) - w_i(t)|` and `d_i = |w_i(end) - w_i(start)|`. A window gives three
+    values: the mean and the median of `q_i = l_i / d_i` over the entries that moved, and `Σ l_i / Σ d_i`. The
+    mean is the metric of the AdaRem paper (Fig. 2); few entries with tiny `d_i` dominate it, which is why the
+    other two are there. An entry that came back to its start counts with `q_i = 2^24`, the most that float32 resolves.
+
+    Args:
+        num_steps: Length of a window, 0 for none.
+        parameters: The parameters to follow.
+
+    Reference:
+        "Adaptive Gradient Method with Resilience and Momentum", §4.
+    """
+
+    def __init__(self, num_steps: int, parameters: list[Tensor]) -> None:
+        self._num_steps = num_steps
+        self._parameters = parameters
+        self._done = 0  # steps of the window under way
+        self._start: list[Tensor] = []  # empty between windows
+        self._path: list[Tensor] = []
+        self._before: list[Tensor] = []
+
+    def before_step(self, *, may_start: bool) -> None:
+        """Note where the weights are; open a window if none is under way and one may start here."""
+        if not self._start and not (may_start and self._num_steps):
+            return
+        self._before = [working(p).clone() for p in self._parameters]
+        if not self._start:
+            self._done = 0
+            self._start = [w.clone() for w in self._before]
+            self._path = [torch.zeros_like(w) for w in self._before]
+
+    def after_step(self) -> Tensor | None:
+        """Add the step to the paths; at the window's end close it and return mean, median and ratio, (3,)."""
+        if not self._before:
+            return None
+        for p, before, path in zip(self._parameters, self._before, self._path, strict=True):
+            path.add_((working(p) - before).abs_())
+        self._before = []
+        self._done += 1
+        if self._done < self._num_steps:
+            return None
+        values = self._values()
+        self._start, self._path = [], []
+        return values
+
+    def _values(self) -> Tensor:
+        device = self._start[0].device
+        ends = (working(p) for p in self._parameters)
+        moved = torch.cat([(w - s).abs().flatten().to(device) for w, s in zip(ends, self._start, strict=True)])
+        path = torch.cat([x.flatten().to(device) for x in self._path])
+        q = path / torch.maximum(moved, path * _RESOLUTION)  # NaN for 0 / 0, left out below
+        return torch.stack([q.nanmean(), q.nanmedian(), path.sum() / moved.sum()])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the window under way."""
+        return {"done": self._done, "start": list(self._start), "path": list(self._path)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a window under way."""
+        self._done = state["done"]
+        for key in ("start", "path"):
+            tensors = [x.to(p.device, copy=True) for x, p in zip(state[key], self._parameters, strict=False)]
+            setattr(self, f"_{key}", tensors)

@@ -1,0 +1,335 @@
+"""What an optimizer's step does to the weights: norms, effective steps, cosines, projections and oscillation.
+
+Letters: `L` probed parameters, `R` rows (output filters), `F` filters of all probed parameters together, `w0`
+and `w1` the weight before and after a step, `g` its gradient, `d = w1 - w0`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from adamp.oscillation import OscillationWindow
+from adamp.precision import working
+from adamp.projection import NONE, RowSums, cosine, decide, row_dot, threshold
+
+_NORM = ("norm/mean", "norm/min", "norm/median", "norm/max")
+_STEP = ("effective_step/mean", "effective_step/min", "effective_step/median", "effective_step/max")
+_GRAD = ("cosine/mean", "cosine/max", "margin/max", "projected/share")
+_LAYER_GRAD = ("cosine", "projected")
+
+
+class ProbeHandle:
+    """Detaches a probe from its optimizer; also a context manager that does so at its end."""
+
+    def __init__(self, probe: NormProbe, hooks: list[RemovableHandle]) -> None:
+        self._probe, self._hooks = probe, hooks
+
+    def remove(self) -> None:
+        """Detach the probe. What it has recorded stays; it can then be attached again."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._probe._handle is self:
+            self._probe._handle = None
+
+    def __enter__(self) -> ProbeHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+@dataclass
+class _Mean:
+    """Running sums of a vector of values, entry by entry over the steps at which the entry was there."""
+
+    total: Tensor
+    counts: list[int] = field(default_factory=list)
+
+    def add(self, values: Tensor, present: list[bool]) -> None:
+        self.total = self.total + values
+        self.counts = [count + seen for count, seen in zip(self.counts, present, strict=True)]
+
+    def reset(self) -> None:
+        self.total = torch.zeros_like(self.total)
+        self.counts = [0] * len(self.counts)
+
+
+class NormProbe:
+    """Records around any torch optimizer's step how the direction and the norm of each filter change.
+
+    On every k-th step (the first is one) the weights are copied before the step and compared after it. Per
+    output filter, that is per index of the first dimension:
+
+    - `norm`: `‖w1‖`, weight decay included.
+    - `effective_step`: `‖w1/‖w1‖ - w0/‖w0‖‖`, the effective step size of §2.2 measured exactly, decay
+      included; 0 for a filter that is zero before or after.
+    - `cosine`: `|cos(g, w0)|` as in the scale-invariance test; `margin`: the greatest cosine of a parameter
+      over the test's threshold `delta / sqrt(row length)`: the channel view fires below 1.
+    - `projected`: the share of parameters that the optimizer projects, by its own options `delta`, `eps` and
+      `scale_invariant`; for an optimizer without the test, the share that the test would project.
+    - `oscillation`: see `adamp.oscillation.OscillationWindow`; only with `oscillation_window > 0`.
+
+    Nothing is read back from the device before `read`. A step that gradient scaling skips is not seen, unless
+    a fused optimizer skips it on the device: then it counts as a step of length 0.
+
+    Args:
+        named_parameters: Pairs (name, parameter), e.g. `model.named_parameters()`. Vectors and scalars have
+            no filters and are left out.
+        every: Sample every k-th step, at least 1.
+        delta: Threshold of the test for optimizers without one.
+        eps: Lower bound of the norms in the test for optimizers without one.
+        oscillation_window: Steps over which oscillation is measured; 0 turns it off. It takes the memory of
+            two more copies of the weights.
+
+    Raises:
+        ValueError: If an option is out of range, a name comes twice or no parameter has two dimensions.
+
+    Example:
+        >>> layer = torch.nn.Linear(4, 3)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> probe = NormProbe(layer.named_parameters(), every=1)
+        >>> handle = probe.attach(optimizer)
+        >>> sorted(probe.read())
+        ['norm/max', 'norm/mean', 'norm/median', 'norm/min']
+        >>> layer(torch.ones(2, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> probe.read()["effective_step/mean"] > 0
+        True
+        >>> handle.remove()
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        *,
+        every: int = 10,
+        delta: float = 0.1,
+        eps: float = 1e-8,
+        oscillation_window: int = 0,
+    ) -> None:
+        if not every >= 1:
+            raise ValueError(f"every={every!r} is not valid: it must be at least 1 step")
+        if not 0 < delta < math.inf:
+            raise ValueError(f"delta={delta!r} is not valid: it must be above 0 and finite")
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"eps={eps!r} is not valid: it must be at least 0 and finite")
+        if not oscillation_window >= 0:
+            raise ValueError(f"oscillation_window={oscillation_window!r} is not valid: it must be at least 0 steps")
+        pairs = [(name, p) for name, p in named_parameters if p.ndim > 1 and p.numel() > 0]
+        self._parameters = dict(pairs)
+        if len(self._parameters) < len(pairs):
+            raise ValueError("named_parameters has the same name twice")
+        if not pairs:
+            raise ValueError("named_parameters has no parameter of two or more dimensions, so no filters to measure")
+        self._every, self._delta, self._eps = every, delta, eps
+        self._device = pairs[0][1].device
+        wide = any(working(p).dtype == torch.float64 for _, p in pairs)
+        self._dtype = torch.float64 if wide else torch.float32
+        self._step = 0
+        self._handle: ProbeHandle | None = None
+        self._before: dict[str, Tensor] = {}
+        self._sampling = False
+        self._window = OscillationWindow(oscillation_window, list(self._parameters.values()))
+        self._oscillation = self._mean(3)
+        size = len(self._parameters)
+        self._summary = self._mean(len(_STEP) + len(_GRAD))
+        self._layers = {name: self._mean(size) for name in ("effective_step", *_LAYER_GRAD)}
+        self._norms: Tensor | None = None  # (4 + L,) of the last sample since the last read
+
+    def _mean(self, size: int) -> _Mean:
+        return _Mean(torch.zeros(size, dtype=self._dtype, device=self._device), [0] * size)
+
+    def attach(self, optimizer: Optimizer) -> ProbeHandle:
+        """Measure the steps of an optimizer from now on; return a handle whose `remove` ends it.
+
+        Raises:
+            RuntimeError: If the probe is attached already.
+        """
+        if self._handle is not None:
+            raise RuntimeError("the probe is attached already; call remove() of its handle first")
+        hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._handle = ProbeHandle(self, hooks)
+        return self._handle
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._sampling = self._step % self._every == 0
+        if self._sampling:
+            for name, p in self._parameters.items():
+                if name not in self._before:
+                    self._before[name] = torch.empty_like(working(p), memory_format=torch.preserve_format)
+                self._before[name].copy_(working(p))
+        self._window.before_step(may_start=self._sampling)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._sampling:
+            self._sample(optimizer)
+            self._sampling = False
+        values = self._window.after_step()
+        if values is not None:
+            self._oscillation.add(values.to(self._device, self._dtype), [True] * 3)
+        self._step += 1
+
+    def _sample(self, optimizer: Optimizer) -> None:
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        size = len(self._parameters)
+        norms, steps, cosines, margins, projected = [], [], [], [], []
+        has_grad = [False] * size
+        layer_cosine, layer_projected = self._zeros(size), self._zeros(size)
+        for index, (name, p) in enumerate(self._parameters.items()):
+            w0, w1 = self._before[name], working(p)
+            ww0 = row_dot(w0, w0)
+            if p.grad is not None and p.grad.layout is torch.strided:
+                has_grad[index] = True
+                g = working(p.grad)
+                sums = RowSums(row_dot(w0, g), ww0, row_dot(g, g))
+                cos, margin, fired = self._test(sums, w0.numel(), groups.get(p, {}))
+                cosines.append(self._flat(cos))
+                margins.append(margin)
+                projected.append(fired)
+                layer_cosine[index], layer_projected[index] = cos.mean(), fired
+            norm, step = _norm_and_turn(w0, w1, ww0)
+            norms.append(self._flat(norm))
+            steps.append(self._flat(step))
+
+        summary = self._zeros(len(_STEP) + len(_GRAD))
+        summary[: len(_STEP)] = _mean_min_median_max(torch.cat(steps))
+        if cosines:
+            cos = torch.cat(cosines)
+            summary[len(_STEP) :] = torch.stack(
+                [cos.mean(), cos.max(), self._stack(margins).max(), self._stack(projected).mean()]
+            )
+        self._summary.add(summary, [True] * len(_STEP) + [bool(cosines)] * len(_GRAD))
+        self._layers["effective_step"].add(torch.stack([x.mean() for x in steps]), [True] * size)
+        self._layers["cosine"].add(layer_cosine, has_grad)
+        self._layers["projected"].add(layer_projected, has_grad)
+        self._norms = _norm_values(norms)
+
+    def _test(self, sums: RowSums, num_weights: int, group: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        # The optimizer's own rule, or what AdamP's would be at this probe's delta and eps.
+        own = {"delta", "wd_ratio"} <= group.keys()
+        delta, eps = (group["delta"], group["eps"]) if own else (self._delta, self._eps)
+        mark = group.get("scale_invariant", "auto")
+        cos = cosine(sums, eps=eps)
+        limit = threshold(delta or self._delta, num_weights // cos.shape[0])
+        fired = decide(sums, num_weights, delta=delta, eps=eps, scale_invariant=mark) > NONE
+        return cos, cos.max() / limit, fired
+
+    def _zeros(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=self._dtype, device=self._device)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.reshape(-1).to(self._device, self._dtype)
+
+    def _stack(self, values: list[Tensor]) -> Tensor:
+        return torch.stack([x.to(self._device, self._dtype) for x in values])
+
+    def measure(self) -> Tensor:
+        """Return the present norms, (4 + L,): mean, min, median, max over all filters, then each layer's mean."""
+        with torch.no_grad():
+            rows = (row_dot(w, w).sqrt() for w in (working(p) for p in self._parameters.values()))
+            return _norm_values([self._flat(x) for x in rows])
+
+    def read(self, layers: bool = False) -> dict[str, float]:
+        """Return the averages over the steps sampled since the last read, and start new ones.
+
+        One transfer from the device. Norms are those of the last sample, or, if nothing was sampled since,
+        the present ones; what was not measured is left out.
+
+        Args:
+            layers: Also return `norm/<name>`, `effective_step/<name>`, `cosine/<name>` and `projected/<name>`
+                of each parameter, averaged since the last read with `layers`.
+
+        Returns:
+            `norm/{mean,min,median,max}`, `effective_step/{mean,min,median,max}`, `cosine/{mean,max}`,
+            `margin/max`, `projected/share` and `oscillation/{mean,median,ratio}`.
+        """
+        names = list(self._parameters)
+        keys = [*_NORM, *(f"norm/{name}" for name in names)]
+        counts = [1] * len(_NORM) + [int(layers)] * len(names)
+        parts = [self.measure() if self._norms is None else self._norms]
+        means = [(self._summary, [*_STEP, *_GRAD])]
+        means.append((self._oscillation, ["oscillation/mean", "oscillation/median", "oscillation/ratio"]))
+        if layers:
+            means += [(mean, [f"{key}/{name}" for name in names]) for key, mean in self._layers.items()]
+        for mean, mean_keys in means:
+            keys += mean_keys
+            counts += mean.counts
+            parts.append(mean.total)
+            mean.reset()
+        self._norms = None
+        values = torch.cat(parts).tolist()
+        return {key: value / n for key, value, n in zip(keys, values, counts, strict=True) if n}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything a resumed run needs to go on as if it had not stopped."""
+        means = {"summary": self._summary, "oscillation": self._oscillation, **self._layers}
+        return {
+            "names": list(self._parameters),
+            "step": self._step,
+            "norms": self._norms,
+            "totals": {key: mean.total for key, mean in means.items()},
+            "counts": {key: list(mean.counts) for key, mean in means.items()},
+            "window": self._window.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of a probe of the same parameters.
+
+        Raises:
+            ValueError: If the state is of other parameters.
+        """
+        if state["names"] != list(self._parameters):
+            raise ValueError(
+                f"the probe's state is of {len(state['names'])} parameters with other names or order "
+                f"than the {len(self._parameters)} probed here"
+            )
+        self._step = state["step"]
+        norms = state["norms"]
+        self._norms = None if norms is None else norms.to(self._device, self._dtype, copy=True)
+        means = {"summary": self._summary, "oscillation": self._oscillation, **self._layers}
+        for key, mean in means.items():
+            mean.total = state["totals"][key].to(self._device, self._dtype, copy=True)
+            mean.counts = list(state["counts"][key])
+        self._window.load_state_dict(state["window"])
+
+
+def _norm_and_turn(w0: Tensor, w1: Tensor, ww0: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `‖w1‖` and `‖w1/‖w1‖ - w0/‖w0‖‖` of each row; overwrites `w0` with `d`.
+
+    With a = w1·d the squared distance is 2 (‖d‖² ‖w1‖² - a²) / (‖w0‖ ‖w1‖ (‖w0‖ ‖w1‖ + w0·w1)). The direct
+    form, 2 - 2 cos, cannot resolve steps below 3e-4 in float32; it is used beyond a right angle, where this
+    one fails.
+    """
+    d = torch.sub(w1, w0, out=w0)
+    ww1, dd, a = row_dot(w1, w1), row_dot(d, d), row_dot(w1, d)
+    norms = ww0.sqrt() * ww1.sqrt()
+    dot = ww1 - a  # w0·w1
+    near = 2 * (dd - a * (a / ww1)).clamp(min=0) * (ww1 / norms) / (norms + dot)
+    far = 2 - 2 * (dot / norms).clamp(min=-1)
+    squared = torch.where(dot > 0, near, far)
+    return ww1.sqrt(), torch.where(norms == 0, 0, squared).sqrt()
+
+
+def _mean_min_median_max(x: Tensor) -> Tensor:
+    return torch.stack([x.mean(), x.min(), x.median(), x.max()])
+
+
+def _norm_values(norms: list[Tensor]) -> Tensor:
+    means = torch.stack([x.mean() for x in norms])
+    return torch.cat([_mean_min_median_max(torch.cat(norms)), means])

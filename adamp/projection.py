@@ -1,0 +1,231 @@
+"""The scale-invariance test and the radial projection: the one place of both formulas.
+
+Letters: `R` rows (output channels, the first dimension), `C` entries a row, `w` weight, `g` gradient, `u`
+    update.
+
+Nothing here reads a value back to the host, writes in place or needs contiguous memory: decisions are 0-d
+tensors and both outcomes are selected by `torch.where`. Half precision is computed in float32, a complex
+weight as its real and imaginary parts (rows of `2 C` real numbers).
+
+Reference:
+    Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", eqs.
+    9-11, Algorithms 1 and 2. https://arxiv.org/abs/2006.08217
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adamp.precision import as_real, working
+
+View = Callable[[Tensor], Tensor]
+Mark = bool | Literal["auto"]
+
+NONE, CHANNEL, LAYER = 0, 1, 2  # the values of a decision
+
+
+class RowSums(NamedTuple):
+    """Inner products of the rows of a weight and its gradient, each (R, 1, ..., 1)."""
+
+    wg: Tensor
+    ww: Tensor
+    gg: Tensor
+
+
+class Projection(NamedTuple):
+    """What `project` returns.
+
+    Attributes:
+        update: The update without its radial part where the test fired, else as given.
+        ratio: 0-d, factor of the weight decay: `wd_ratio` where the test fired, else 1; in the update's
+            dtype.
+        decision: 0-d integer: 0 not projected, 1 row by row, 2 as one vector.
+    """
+
+    update: Tensor
+    ratio: Tensor
+    decision: Tensor
+
+
+def channel_view(x: Tensor) -> Tensor:
+    """Return `x` as one row an output channel, (R, C); a copy where strides forbid a view.
+
+    Example:
+        >>> channel_view(torch.zeros(8, 3, 5, 5)).shape
+        torch.Size([8, 75])
+    """
+    return x.reshape(x.shape[:1].numel(), x.shape[1:].numel())
+
+
+def layer_view(x: Tensor) -> Tensor:
+    """Return `x` as a single row, (1, R C); a copy where strides forbid a view.
+
+    Example:
+        >>> layer_view(torch.zeros(8, 3, 5, 5)).shape
+        torch.Size([1, 600])
+    """
+    return x.reshape(1, x.numel())
+
+
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each pair of rows, (R, 1, ..., 1); at least two dimensions.
+
+    Product and sum rather than a matrix product, which a GPU may round to TF32.
+    """
+    return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)
+
+
+def row_sums(weight: Tensor, grad: Tensor) -> RowSums:
+    """Return the inner products that the test needs, each (R, 1, ..., 1), of real `weight` and `grad`."""
+    return RowSums(row_dot(weight, grad), row_dot(weight, weight), row_dot(grad, grad))
+
+
+def cosine(sums: RowSums, *, eps: float) -> Tensor:
+    """Return |cos(w, g)| of each row; each norm is clamped to at least `eps` on its own."""
+    return sums.wg.abs() / sums.ww.sqrt().clamp(min=eps) / sums.gg.sqrt().clamp(min=eps)
+
+
+def threshold(delta: float, row_length: int) -> float:
+    """Return what every row's cosine must stay below, `delta / sqrt(row length)` (eq. 11)."""
+    return delta / math.sqrt(max(row_length, 1))
+
+
+def _is_orthogonal(sums: RowSums, row_length: int, *, delta: float, eps: float) -> Tensor:
+    # A NaN cosine compares false, so that row, and with it the tensor, counts as not orthogonal.
+    return (cosine(sums, eps=eps) < threshold(delta, row_length)).all()
+
+
+def _radial_coefficient(wu: Tensor, ww: Tensor, *, eps: float) -> Tensor:
+    # c with p (p·u) = c w, where p = w / (‖w‖ + eps); 0 for a zero row.
+    return wu / (ww.sqrt() + eps).square()
+
+
+def is_scale_invariant(weight: Tensor, grad: Tensor, *, delta: float, view: View, eps: float) -> Tensor:
+    """Test that every row of the weight is orthogonal to its gradient, `max_k |cos(g_k, w_k)| < delta / sqrt(C)`.
+
+    A scale-invariant weight is orthogonal to its gradient (eq. 4); eq. 11 turns this into a test. One row at
+    or above the threshold rejects the tensor. A zero gradient or a zero weight has cosine 0 and passes, NaN
+    does not.
+
+    Args:
+        weight: The weight, any shape.
+        grad: Its gradient as backward left it (no weight decay, no momentum), same shape.
+        delta: Threshold before the division by `sqrt(C)`; the paper uses 0.1.
+        view: `channel_view` to test each output channel, `layer_view` to test the tensor as one vector.
+        eps: Lower bound of each norm in the cosine.
+
+    Returns:
+        0-d bool tensor.
+
+    Example:
+        >>> w, g = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[-4.0, 3.0], [0.0, 2.0]])
+        >>> is_scale_invariant(w, g, delta=0.1, view=channel_view, eps=1e-8)
+        tensor(True)
+        >>> is_scale_invariant(w, g + w, delta=0.1, view=channel_view, eps=1e-8)
+        tensor(False)
+    """
+    w, g = view(working(weight)), view(working(grad))
+    return _is_orthogonal(row_sums(w, g), w.shape[1], delta=delta, eps=eps)
+
+
+def remove_radial(update: Tensor, weight: Tensor, *, view: View, eps: float) -> Tensor:
+    """Project the update on the tangent space of the weight, row by row: `u_k - p_k (p_k·u_k)` (eq. 10).
+
+    `p_k = w_k / (‖w_k‖ + eps)`; a zero row leaves its update as it is.
+
+    Args:
+        update: The direction to project, any shape.
+        weight: The weight, same shape.
+        view: `channel_view` to project each output channel, `layer_view` to project the tensor as one vector.
+        eps: Added to each norm.
+
+    Returns:
+        The projected update, in the update's shape and dtype.
+
+    Example:
+        >>> remove_radial(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]]), view=channel_view, eps=0.0)
+        tensor([[0., 1.]])
+    """
+    w, u = view(working(weight)), view(working(update))
+    tangent = u - _radial_coefficient(row_dot(w, u), row_dot(w, w), eps=eps) * w
+    tangent = tangent.reshape(as_real(update).shape)
+    return (torch.view_as_complex(tangent) if update.is_complex() else tangent).to(update.dtype)
+
+
+def decide(sums: RowSums, num_weights: int, *, delta: float, eps: float, scale_invariant: Mark) -> Tensor:
+    """Decide for one tensor of at least two dimensions: first by its rows, then as one vector.
+
+    Args:
+        sums: Inner products of its rows.
+        num_weights: Its number of entries, R C.
+        delta: See `is_scale_invariant`.
+        eps: See `is_scale_invariant`.
+        scale_invariant: "auto" for the test, True for 1 and False for 0 without it.
+
+    Returns:
+        0-d integer: 0 leave the update alone, 1 project row by row, 2 project as one vector.
+    """
+    if scale_invariant != "auto":
+        return torch.full((), CHANNEL if scale_invariant else NONE, device=sums.wg.device)
+    rows = sums.wg.shape[0]
+    channel = _is_orthogonal(sums, num_weights // max(rows, 1), delta=delta, eps=eps)
+    whole = RowSums(*(x.sum() for x in sums))
+    layer = _is_orthogonal(whole, num_weights, delta=delta, eps=eps)
+    return torch.where(channel, CHANNEL, torch.where(layer, LAYER, NONE))
+
+
+def project(
+    update: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    *,
+    delta: float,
+    eps: float,
+    wd_ratio: float,
+    scale_invariant: Mark = "auto",
+) -> Projection:
+    """Remove the radial part of an update if the weight is scale-invariant, as SGDP and AdamP do.
+
+    The gradient decides (eq. 11), the update is projected. The channel view is tried first, then the layer
+    view; the paper's formula names one cosine, the order is that of the authors' code. Vectors and scalars
+    are never projected.
+
+    Args:
+        update: What is to be subtracted from the weight, before the learning rate; same shape as `weight`.
+        weight: The weight before this step and before its decay.
+        grad: The gradient as backward left it.
+        delta: Threshold of the test, see `is_scale_invariant`. 0 turns the test off.
+        eps: Clamps the norms of the test, is added to the norm of the projection.
+        wd_ratio: Factor of the weight decay of projected tensors.
+        scale_invariant: "auto" decides by the test; True always projects row by row; False never projects.
+
+    Returns:
+        The update, the decay's factor and the decision.
+
+    Example:
+        >>> w, g = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> result = project(torch.tensor([[1.0, 1.0]]), w, g, delta=0.1, eps=0.0, wd_ratio=0.1)
+        >>> result.update, result.ratio, result.decision
+        (tensor([[0., 1.]]), tensor(0.1000), tensor(1))
+    """
+    matrix = weight.ndim > 1  # before a complex vector becomes a real matrix
+    u, w, g = working(update), working(weight), working(grad)
+    one = torch.ones((), dtype=u.dtype, device=u.device)  # u's dtype: a float32 ratio costs float64 weights 6e-8
+    if not matrix or scale_invariant is False:
+        return Projection(update, one, torch.full((), NONE, device=u.device))
+
+    ww, wu = row_dot(w, w), row_dot(w, u)
+    sums = RowSums(row_dot(w, g), ww, row_dot(g, g)) if scale_invariant == "auto" else RowSums(ww, ww, ww)
+    decision = decide(sums, w.numel(), delta=delta, eps=eps, scale_invariant=scale_invariant)
+    by_row = _radial_coefficient(wu, ww, eps=eps)
+    by_layer = _radial_coefficient(wu.sum(), ww.sum(), eps=eps)
+    fired = decision > NONE
+    tangent = u - torch.where(decision == CHANNEL, by_row, by_layer) * w
+    u = torch.where(fired, tangent, u)
+    projected = torch.view_as_complex(u) if update.is_complex() else u
+    return Projection(projected.to(update.dtype), torch.where(fired, one * wd_ratio, one), decision)

@@ -1,0 +1,148 @@
+"""SGDP: stochastic gradient descent with momentum whose update is projected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from adamp.base import ProjectedOptimizer, check_bool, check_number, descend
+from adamp.precision import store, working
+from adamp.projection import Mark, project
+
+
+class SGDP(ProjectedOptimizer):
+    r"""SGD with momentum that does not let the update lengthen scale-invariant weights.
+
+    For each parameter with gradient `g`, momentum `μ` and learning rate `η` (Algorithm 1 of the paper)::
+
+        b <- μ b + (1 - dampening) g            b starts at 0
+        u  = g + μ b if nesterov else b
+        q  = Π_w(u), r = wd_ratio               if w is found scale-invariant (eq. 11), else q = u, r = 1
+        w <- w - η q - η weight_decay r / (1 - μ) w
+
+    `Π_w` removes the part of the update along each output channel of `w`, see `adamp.projection.project`.
+
+    Where the paper and the authors' package differ: `wd_ratio` and the division of the decoupled decay by
+    `1 - μ` are in the package only, and followed here; the division gives it the strength of SGD's coupled
+    decay. Without Nesterov the package writes the projected update into the momentum buffer; the paper does
+    not, nor do we by default (`project_buffer`). The decay is rounded once together with the step, so a decay
+    too small for the package's `w * (1 - x)` in float32 still acts. At momentum 0 there is no buffer.
+
+    Args:
+        params: Parameters, or groups of them; every option below can be set for each group.
+        lr: Learning rate η, a float or a 0-d tensor.
+        momentum: μ, at least 0; below 1 where weight decay is used.
+        weight_decay: Decoupled weight decay per unit of lr, at least 0.
+        dampening: Taken off the gradient's weight in the buffer, at least 0.
+        nesterov: Use Nesterov's update.
+        eps: Guards the norms in the test and in the projection.
+        delta: Threshold of the scale-invariance test, times 1/sqrt(row length). 0 turns it off.
+        wd_ratio: Factor of the weight decay of parameters found scale-invariant.
+        maximize: Ascend instead of descending.
+        scale_invariant: "auto" tests each parameter at each step; True always projects row by row; False
+            never projects. Vectors and scalars are never projected.
+        project_buffer: Without Nesterov, keep the projected update as the momentum buffer, as the authors'
+            package does.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+        >>> optimizer = SGDP([weight], lr=0.1, momentum=0.9, nesterov=True)
+        >>> torch.nn.functional.cosine_similarity(weight, torch.tensor([[1.0, 0.0]])).sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([[2.9757, 4.0182]])
+
+    Reference:
+        Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights",
+        ICLR 2021. https://arxiv.org/abs/2006.08217
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        eps: float = 1e-8,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        maximize: bool = False,
+        scale_invariant: Mark = "auto",
+        project_buffer: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "eps": eps,
+            "delta": delta,
+            "wd_ratio": wd_ratio,
+            "maximize": maximize,
+            "scale_invariant": scale_invariant,
+            "project_buffer": project_buffer,
+        }
+        self._check(defaults)
+        super().__init__(params, defaults)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        super()._check(options)
+        check_number(options, "momentum")
+        check_number(options, "dampening")
+        check_bool(options, "project_buffer")
+        if options["weight_decay"] > 0 and not options["momentum"] < 1:
+            raise ValueError(
+                f"momentum={options['momentum']!r} is not valid with weight_decay={options['weight_decay']!r}: "
+                "the decay is divided by 1 - momentum, so momentum must be below 1"
+            )
+
+    def _upgrade_state(self, state: dict[str, Any]) -> None:
+        if "momentum" in state:  # the name in the authors' package
+            state["momentum_buffer"] = state.pop("momentum")
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        for param, grad in zip(params, grads, strict=True):
+            _single_tensor_sgdp(param, grad, self.state[param], group)
+
+
+def _single_tensor_sgdp(param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    momentum, lr, weight_decay = group["momentum"], group["lr"], group["weight_decay"]
+    w, g = working(param), working(grad)
+    buffer = None
+    if momentum == 0:
+        # No buffer: 0 times an infinite entry would keep it NaN for ever after one bad gradient.
+        state.pop("momentum_buffer", None)
+        update = g if group["nesterov"] else g * (1 - group["dampening"])
+    else:
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        buffer = working(state["momentum_buffer"])
+        buffer.mul_(momentum).add_(g, alpha=1 - group["dampening"])
+        update = g + momentum * buffer if group["nesterov"] else buffer
+
+    result = project(
+        update,
+        w,
+        g,
+        delta=group["delta"],
+        eps=group["eps"],
+        wd_ratio=group["wd_ratio"],
+        scale_invariant=group["scale_invariant"] if param.ndim > 1 else False,
+    )
+    decay = lr * weight_decay / (1 - momentum) * result.ratio if weight_decay > 0 else None
+    descend(w, result.update, step_size=lr, decay=decay)
+    store(param, w)
+    if buffer is not None:
+        if group["project_buffer"] and not group["nesterov"]:
+            buffer.copy_(result.update)
+        store(state["momentum_buffer"], buffer)
