@@ -1,0 +1,173 @@
+"""Small tasks that take every shape the engine must carry, on seeded vectors. Legend: B examples, D features, K classes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import adamp
+from tasks.base import Shard, Task, Update
+from tasks.engine.config import Train
+from tasks.engine.distributed import World
+from tasks.engine.loop import Phase, Trainer
+from tasks.engine.records import RunRecord
+from tasks.engine.schedules import cosine
+
+EXAMPLES, D, K = 48, 8, 3
+CPU = World(0, 1, torch.device("cpu"))
+
+
+class Toy(Task):
+    """Classify seeded vectors; with dropout, so that the generators matter, and batch norm, so that buffers do."""
+
+    monitor = "val/top1"
+
+    def __init__(self, *, batch_size: int = 12, seed: int = 0, norm: bool = True, dropout: float = 0.2) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.x = torch.randn(EXAMPLES, D, generator=generator)
+        self.y = (self.x @ torch.randn(D, K, generator=generator)).argmax(1)
+        self.batch_size, self.seed = batch_size, seed
+        torch.manual_seed(seed)
+        hidden = [nn.Linear(D, 16, bias=False), nn.BatchNorm1d(16) if norm else nn.Identity(), nn.ReLU()]
+        self.networks: Mapping[str, nn.Module] = {
+            "model": nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(16, K))
+        }
+        self.before_step: Callable[[], None] = lambda: None
+
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Any]:
+        order = torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(1000 * self.seed + epoch))
+        steps = [order[i : i + self.batch_size] for i in range(0, EXAMPLES - self.batch_size + 1, self.batch_size)]
+        mine = [step.chunk(shard.count)[shard.index] for step in steps[start:]]
+        return [(self.x[part], self.y[part]) for step in mine for part in step.chunk(shard.parts)]
+
+    def eval_batches(self, shard: Shard) -> Mapping[str, list[Any]]:
+        batches = list(zip(self.x.split(10), self.y.split(10), strict=True))
+        return {"val": batches[shard.index :: shard.count]}
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+        self.before_step()
+        x, y = batch
+        yield Update(F.cross_entropy(nets["model"](x), y))
+
+    def predict(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Any:
+        x, y = batch
+        logits = nets[next(iter(nets))](x)
+        return (logits.argmax(1) == y).tolist(), F.cross_entropy(logits, y, reduction="none").tolist()
+
+    def score(self, split: str, records: Sequence[Any]) -> dict[str, float]:
+        hits = [hit for record in records for hit in record[0]]
+        losses = [loss for record in records for loss in record[1]]
+        return {f"{split}/top1": 100 * sum(hits) / len(hits), f"{split}/loss": sum(losses) / len(losses)}
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "toy", "train_examples": EXAMPLES, "val_examples": EXAMPLES}
+
+
+class Turns(Toy):
+    """Two networks by turns, two steps of one for each of the other, as ReBias asks."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.networks = {"target": self.networks["model"], "biased": nn.Linear(D, K)}
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+        self.before_step()
+        x, y = batch
+        for _ in range(2):
+            yield Update(F.cross_entropy(nets["biased"](x), y), network="biased")
+        with torch.no_grad():
+            biased = nets["biased"](x)
+        loss = F.cross_entropy(nets["target"](x), y)
+        yield Update(loss, network="target", log={"train/agreement": (biased.argmax(1) == y).float().mean()})
+
+
+class Memory(Toy):
+    """Carries a state from batch to batch, as a language model's memory."""
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+        self.before_step()
+        x, y = batch
+        memory: Tensor = carry.get("memory", torch.zeros(D))
+        carry["memory"] = 0.9 * memory + x.mean(0)
+        yield Update(F.cross_entropy(nets["model"](x + memory), y))
+
+
+class Attack(Toy):
+    """Perturbs its input through the gradient, as adversarial training does, with a random start, in eval mode."""
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+        self.before_step()
+        x, y = batch
+        net = nets["model"]
+        net.eval()
+        moved = (x + 0.1 * torch.randn_like(x)).requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(net(moved), y), moved)
+        net.train()
+        yield Update(F.cross_entropy(net(x + 0.1 * grad.sign()), y))
+
+
+def sgdp(groups: Any) -> torch.optim.Optimizer:
+    return adamp.SGDP(groups, lr=0.1, momentum=0.9, weight_decay=1e-3)
+
+
+def adam(groups: Any) -> torch.optim.Optimizer:
+    return adamp.AdamP(groups, lr=1e-2, weight_decay=1e-2)
+
+
+def one_phase(epochs: int = 3) -> list[Phase]:
+    return [Phase(epochs, sgdp, {"lr": cosine})]
+
+
+def two_phases() -> list[Phase]:
+    """A warm-up of the head, then the Adam family, then SGDP from the best weights."""
+    return [
+        Phase(1, adam, trainable=r"\.4\."),
+        Phase(1, None, {"lr": cosine}),
+        Phase(1, sgdp, {"lr": cosine}, start_from="best"),
+    ]
+
+
+def options(**values: Any) -> Train:
+    return Train(**{"epochs": 3, "batch_size": 12, "log_every": 3, "probe_every": 2, "oscillation_window": 2,
+                    "checkpoint_minutes": 1e9, "progress": False, "device": "cpu"} | values)  # fmt: skip
+
+
+def trainer(
+    task: Task, folder: Path, *, phases: list[Phase] | None = None, world: World = CPU, rules: Any = (), **values: Any
+) -> Trainer:
+    record = None
+    if world.main:
+        record = RunRecord(folder, name="toy", config={"experiment_name": "toys"}, processes=world.size)
+    return Trainer(
+        task, phases or one_phase(), options(**values), rules, folder, world, name="toys/toy", record=record
+    )
+
+
+def weights(made: Trainer) -> dict[str, Tensor]:
+    nets = {**made.bare, **{f"{role}_ema": net for role, net in made.averages.items()}}
+    return {f"{role}.{name}": value.clone() for role, net in nets.items() for name, value in net.state_dict().items()}
+
+
+def close(made: Trainer) -> None:
+    if made.record is not None:
+        made.record.close()
+
+
+def kill_at(step: int, number: int = signal.SIGTERM) -> Callable[[], None]:
+    """Return a hook that sends this process a signal at the n-th batch it sees."""
+    seen = 0
+
+    def hook() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            os.kill(os.getpid(), number)
+
+    return hook
