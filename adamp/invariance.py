@@ -17,7 +17,7 @@ _FACTOR = 3.0  # weights are multiplied by factors between 1 / 3 and 3
 
 def scale_invariant_parameters(
     model: nn.Module, example_batch: Any, *, per_filter: bool = False, seed: int = 0
-) -> dict[str, bool]:
+) -> set[str]:
     """Find the parameters whose scale does not change what the model computes in training mode.
 
     This is the structural truth that the optimizers' test estimates from gradients (§2.1 of the paper): a
@@ -36,8 +36,8 @@ def scale_invariant_parameters(
         seed: Of the random values and of dropout.
 
     Returns:
-        Name -> whether it is scale-invariant, for every parameter. Those of fewer than two dimensions count
-        as not invariant: the optimizers never project them.
+        The names of the scale-invariant parameters. Those of fewer than two dimensions are never among them:
+        the optimizers never project vectors.
 
     Raises:
         ValueError: If batch norm sees two values a channel or fewer, or the outputs hold no floating-point
@@ -45,14 +45,12 @@ def scale_invariant_parameters(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-        >>> invariant = scale_invariant_parameters(model, torch.randn(16, 4))
-        >>> invariant["0.weight"], invariant["2.weight"]
-        (True, False)
+        >>> scale_invariant_parameters(model, torch.randn(16, 4))
+        {'0.weight'}
     """
     probe = _Rescaling(model, example_batch, per_filter=per_filter, seed=seed)
     candidates = [name for name, p in probe.parameters.items() if p.ndim > 1 and p.numel() > 0]
-    invariant = set(probe.invariant(probe.used(candidates)))
-    return {name: name in invariant for name in probe.parameters}
+    return set(probe.invariant(probe.used(candidates)))
 
 
 class _Rescaling:

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from adamp.movement import Movement, MovementMeter, row_norms, turn
 from adamp.oscillation import OscillationWindow
 from adamp.precision import working
-from adamp.projection import NONE, RowSums, cosine, decide, row_dot, threshold
+from adamp.projection import NONE, RowSums, cosine, decide, threshold
 
 _NORM = ("norm/mean", "norm/min", "norm/median", "norm/max")
 _STEP = ("effective_step/mean", "effective_step/min", "effective_step/median", "effective_step/max")
@@ -57,7 +58,12 @@ class _Mean:
     counts: list[int] = field(default_factory=list)
 
     def add(self, values: Tensor, present: list[bool]) -> None:
-        self.total = self.total + values
+        """Add the values of the entries that are there: all of the vector, or only these in order."""
+        if len(values) == len(present):
+            self.total = self.total + values
+        else:
+            where = [index for index, seen in enumerate(present) if seen]
+            self.total = self.total.index_add(0, torch.tensor(where, device=self.total.device), values)
         self.counts = [count + seen for count, seen in zip(self.counts, present, strict=True)]
 
     def reset(self) -> None:
@@ -139,6 +145,7 @@ class NormProbe:
         self._step = 0
         self._handle: ProbeHandle | None = None
         self._before: dict[str, Tensor] = {}
+        self._meter = MovementMeter()
         self._sampling = False
         self._window = OscillationWindow(oscillation_window, list(self._parameters.values()))
         self._oscillation = self._mean(3)
@@ -188,43 +195,38 @@ class NormProbe:
     def _sample(self, optimizer: Optimizer) -> None:
         groups = {p: group for group in optimizer.param_groups for p in group["params"]}
         size = len(self._parameters)
-        norms, steps, cosines, margins, projected = [], [], [], [], []
+        movements, cosines, margins, projected = [], [], [], []
         has_grad = [False] * size
-        layer_cosine, layer_projected = self._zeros(size), self._zeros(size)
         for index, (name, p) in enumerate(self._parameters.items()):
-            w0, w1 = self._before[name], working(p)
-            ww0 = row_dot(w0, w0)
-            if p.grad is not None and p.grad.layout is torch.strided:
+            g = working(p.grad) if p.grad is not None and p.grad.layout is torch.strided else None
+            rows = self._meter(self._before[name], working(p), g)
+            movements.append(self._stack(list(rows)))
+            if g is not None:
                 has_grad[index] = True
-                g = working(p.grad)
-                sums = RowSums(row_dot(w0, g), ww0, row_dot(g, g))
-                cos, margin, fired = self._test(sums, w0.numel(), groups.get(p, {}))
-                cosines.append(self._flat(cos))
+                cos, margin, fired = self._test(rows, p.numel(), groups.get(p, {}))
+                cosines.append(cos.to(self._device, self._dtype))
                 margins.append(margin)
                 projected.append(fired)
-                layer_cosine[index], layer_projected[index] = cos.mean(), fired
-            norm, step = _norm_and_turn(w0, w1, ww0)
-            norms.append(self._flat(norm))
-            steps.append(self._flat(step))
 
+        every_filter = Movement(*torch.cat(movements, dim=1))
+        steps, norms = turn(every_filter), every_filter.ww1.sqrt()
         summary = self._zeros(len(_STEP) + len(_GRAD))
-        summary[: len(_STEP)] = _mean_min_median_max(torch.cat(steps))
+        summary[: len(_STEP)] = _mean_min_median_max(steps)
         if cosines:
-            cos = torch.cat(cosines)
-            summary[len(_STEP) :] = torch.stack(
-                [cos.mean(), cos.max(), self._stack(margins).max(), self._stack(projected).mean()]
-            )
+            cos, fired = torch.cat(cosines), self._stack(projected)
+            summary[len(_STEP) :] = torch.stack([cos.mean(), cos.max(), self._stack(margins).max(), fired.mean()])
+            self._layers["cosine"].add(torch.stack([x.mean() for x in cosines]), has_grad)
+            self._layers["projected"].add(fired, has_grad)
         self._summary.add(summary, [True] * len(_STEP) + [bool(cosines)] * len(_GRAD))
-        self._layers["effective_step"].add(torch.stack([x.mean() for x in steps]), [True] * size)
-        self._layers["cosine"].add(layer_cosine, has_grad)
-        self._layers["projected"].add(layer_projected, has_grad)
-        self._norms = _norm_values(norms)
+        self._layers["effective_step"].add(self._layer_means(steps), [True] * size)
+        self._norms = self._norm_values(norms)
 
-    def _test(self, sums: RowSums, num_weights: int, group: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def _test(self, rows: Movement, num_weights: int, group: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         # The optimizer's own rule, or what AdamP's would be at this probe's delta and eps.
         own = {"delta", "wd_ratio"} <= group.keys()
         delta, eps = (group["delta"], group["eps"]) if own else (self._delta, self._eps)
         mark = group.get("scale_invariant", "auto")
+        sums = RowSums(wg=rows.wg, ww=rows.ww0, gg=rows.gg)
         cos = cosine(sums, eps=eps)
         limit = threshold(delta or self._delta, num_weights // cos.shape[0])
         fired = decide(sums, num_weights, delta=delta, eps=eps, scale_invariant=mark) > NONE
@@ -233,17 +235,21 @@ class NormProbe:
     def _zeros(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=self._dtype, device=self._device)
 
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.reshape(-1).to(self._device, self._dtype)
-
     def _stack(self, values: list[Tensor]) -> Tensor:
         return torch.stack([x.to(self._device, self._dtype) for x in values])
 
     def measure(self) -> Tensor:
         """Return the present norms, (4 + L,): mean, min, median, max over all filters, then each layer's mean."""
         with torch.no_grad():
-            rows = (row_dot(w, w).sqrt() for w in (working(p) for p in self._parameters.values()))
-            return _norm_values([self._flat(x) for x in rows])
+            norms = [row_norms(working(p)).to(self._device, self._dtype) for p in self._parameters.values()]
+            return self._norm_values(torch.cat(norms))
+
+    def _norm_values(self, norms: Tensor) -> Tensor:
+        return torch.cat([_mean_min_median_max(norms), self._layer_means(norms)])
+
+    def _layer_means(self, values: Tensor) -> Tensor:
+        rows = [p.shape[0] for p in self._parameters.values()]
+        return torch.stack([x.mean() for x in torch.split(values, rows)])
 
     def read(self, layers: bool = False) -> dict[str, float]:
         """Return the averages over the steps sampled since the last read, and start new ones.
@@ -309,27 +315,5 @@ class NormProbe:
         self._window.load_state_dict(state["window"])
 
 
-def _norm_and_turn(w0: Tensor, w1: Tensor, ww0: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `‖w1‖` and `‖w1/‖w1‖ - w0/‖w0‖‖` of each row; overwrites `w0` with `d`.
-
-    With a = w1·d the squared distance is 2 (‖d‖² ‖w1‖² - a²) / (‖w0‖ ‖w1‖ (‖w0‖ ‖w1‖ + w0·w1)). The direct
-    form, 2 - 2 cos, cannot resolve steps below 3e-4 in float32; it is used beyond a right angle, where this
-    one fails.
-    """
-    d = torch.sub(w1, w0, out=w0)
-    ww1, dd, a = row_dot(w1, w1), row_dot(d, d), row_dot(w1, d)
-    norms = ww0.sqrt() * ww1.sqrt()
-    dot = ww1 - a  # w0·w1
-    near = 2 * (dd - a * (a / ww1)).clamp(min=0) * (ww1 / norms) / (norms + dot)
-    far = 2 - 2 * (dot / norms).clamp(min=-1)
-    squared = torch.where(dot > 0, near, far)
-    return ww1.sqrt(), torch.where(norms == 0, 0, squared).sqrt()
-
-
 def _mean_min_median_max(x: Tensor) -> Tensor:
     return torch.stack([x.mean(), x.min(), x.median(), x.max()])
-
-
-def _norm_values(norms: list[Tensor]) -> Tensor:
-    means = torch.stack([x.mean() for x in norms])
-    return torch.cat([_mean_min_median_max(torch.cat(norms)), means])
