@@ -130,4 +130,4 @@ class ImageNet(Task):
         return self.data.describe()
 
     def notices(self) -> dict[str, int]:
-        return {"corrupt_images": len(self._corrupt)} if len(self._corrupt) else {}
+        return {"corrupt_images": self._corrupt.count} if self._corrupt.count else {}

@@ -30,7 +30,7 @@ class ScaledResNet(ResNet):
         width: float,
     ) -> None:
         channels = 64 * width
-        if not (channels >= 1 and channels == int(channels)):
+        if not (channels >= 1 and channels % 1 == 0):  # inf % 1 is NaN
             raise InputError(f"model.width={width}: 64 * width must be a whole number, at least 1")
         if not num_classes >= 1:
             raise InputError(f"model.num_classes={num_classes}: must be at least 1")

@@ -92,8 +92,8 @@ class ImageFolderSet(ImageSet):
     def _decode(self, split: Split, index: int) -> Image.Image:
         path = self._splits[split].path(index)
         try:
-            with path.open("rb") as file:
-                return Image.open(file).convert("RGB")
+            with Image.open(path) as image:
+                return image.convert("RGB")
         except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
             raise UnreadableImageError(f"{path}: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -30,7 +31,7 @@ def parse_idx(content: bytes, name: str) -> NDArray[np.uint8]:
     if len(content) < header:
         raise InputError(f"{name}: truncated, {len(content)} bytes are less than its header of {header}")
     shape = struct.unpack(f">{content[3]}I", content[4:header])
-    expected = int(np.prod(shape, dtype=np.int64))
+    expected = math.prod(shape)
     if len(content) - header != expected:
         kind = "truncated" if len(content) - header < expected else "too long"
         raise InputError(f"{name}: {kind}, {len(content) - header} bytes of data where its header says {expected}")
@@ -59,7 +60,9 @@ def decompress(path: Path, *, sha256: str | None = None) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if sha256 is not None and hashlib.sha256(compressed).hexdigest() != sha256:
         raise InputError(f"{path}: sha256 differs from manifest.json; the file is damaged ({len(compressed)} bytes)")
+    if not compressed:  # gzip takes nothing for an archive of nothing
+        raise InputError(f"{path}: not a complete gzip file (0 bytes)")
     try:
         return gzip.decompress(compressed)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a complete gzip file ({error or 'empty'})") from error
+        raise InputError(f"{path}: not a complete gzip file ({error})") from error

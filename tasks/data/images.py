@@ -5,6 +5,7 @@ Shapes: C channels (always 3 on the way out), H W pixels of a stored picture, S 
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
@@ -161,4 +162,4 @@ class RandomView:
         """Return a view of `image`, a PIL image or a uint8 tensor (C, H, W), as the same kind."""
         box = self._crop.make_params([image])
         image = v2.functional.resized_crop(image, **box, size=self.size, interpolation=BILINEAR, antialias=True)
-        return v2.functional.horizontal_flip(image) if torch.rand(()) < 0.5 else image
+        return v2.functional.horizontal_flip(image) if random.random() < 0.5 else image

@@ -68,7 +68,9 @@ class CorruptImages:
         self._data = data
         self._seen: dict[Split, dict[int, None]] = {"train": {}, "val": {}}
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Number of different pictures met so far."""
         return sum(len(seen) for seen in self._seen.values())
 
     def limit(self, split: Split) -> int:
