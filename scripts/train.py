@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     return Plan(
         experiment=cfg.experiment_name, name=name, folder=Path(cfg.paths.runs) / cfg.experiment_name / name,
         config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
-        make_phases=make_phases, make_sinks=lambda: list(make(cfg.logger).values()) if cfg.get("logger") else [], draw=draw,
+        make_phases=make_phases, make_sinks=lambda: list(make(cfg.get("logger") or {}).values()), draw=draw,
     )  # fmt: skip
 
 
@@ -137,6 +137,8 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, InputError):
             return str(cause)
         cause = cause.__cause__
+    if isinstance(error.__cause__, OmegaConfBaseException):  # the wrapper repeats the override, the cause says why
+        error = error.__cause__
     text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
     if found := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search path", text):
         group, value, known = found.groups()
@@ -148,37 +150,48 @@ def explain(error: BaseException) -> str:
     return text[:400]
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def hydra_main(cfg: DictConfig) -> None:
-    """Hydra's entry point."""
-    run_config(cfg)
+def guarded(call: Callable[[], None]) -> int:
+    """Call, say an expected error in a line or two on standard error, and return the exit code it stands for.
+
+    Stopping by signal is passed on as SystemExit: it ends a sweep too, where a failed cell does not.
+    """
+    try:
+        call()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        _say(f"error: {explain(error)}")
+        return 2
+    except RunFailed as error:
+        _say(f"failed: {error}")
+        return 1
+    except Stopped as error:
+        _say(f"{error}; a checkpoint is saved, the same command goes on from it")
+        raise SystemExit(error.code) from None
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from the last checkpoint")
+        raise SystemExit(130) from None
+    return 0
+
+
+def _say(message: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Run the command line and return the exit code."""
-    speaks = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if speaks else logging.ERROR,
-        format="%(levelname)s: %(message)s",
-        stream=sys.stderr,
-    )
+    """Run the command line and return the exit code: the highest of a sweep's cells."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for noisy in ("matplotlib", "PIL", "torch", "urllib3", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        hydra_main()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        message, code = f"error: {explain(error)}", 2
-    except RunFailed as error:
-        message, code = f"failed: {error}", 1
-    except Stopped as error:
-        message, code = f"{error}; a checkpoint is saved, the same command goes on from it", error.code
-    except KeyboardInterrupt:
-        message, code = "stopped; the same command goes on from the last checkpoint", 130
-    else:
-        return 0
-    if speaks:
-        print(message, file=sys.stderr)
-    return code
+    codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+    def hydra_main(cfg: DictConfig) -> None:
+        # Errors end here: Hydra would print its own report around them.
+        codes.append(guarded(lambda: run_config(cfg)))
+
+    codes.append(guarded(hydra_main))
+    return max(codes)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -375,7 +376,7 @@ class Trainer:
             )  # fmt: skip
         if scores:
             shown = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
-            self.progress.say(f"epoch {self.epoch:.0f}/{sum(p.epochs for p in self.phases)}  {shown}")
+            self.progress.say(f"epoch {self.epoch:.4g}/{sum(p.epochs for p in self.phases)}  {shown}")
 
     def _write(self, values: Mapping[str, float]) -> None:
         line = {"step": self.at.step, "epoch": round(self.epoch, 6), **values}
@@ -423,7 +424,7 @@ class Trainer:
         if monitor not in scores:
             raise RuntimeError(f"the task monitors {monitor!r} and scores only {sorted(scores)}")
         if self.best.score is None or scores[monitor] > self.best.score:
-            self.best = Best(scores[monitor], self._epochs_before() + self.at.epoch)
+            self.best = Best(scores[monitor], math.ceil(self.epoch))
             state.save(self, "best")
 
     def _check_finite(self) -> None:
@@ -433,6 +434,7 @@ class Trainer:
         kept = checkpoint.latest(self.folder / "checkpoints")
         lr, _ = first_lr(next(iter(self.optimizers.values())))
         raise RunFailed(
-            f"the loss is not finite at step {bad} (epoch {(bad - 1) / self.epoch_steps:.2f}); lower opt.lr (now {lr:g}), "
-            f"or clip with train.clip_norm\nLast good checkpoint: {kept or 'none was due yet'}"
+            f"the loss is not finite at step {bad} (epoch {(bad - 1) / self.epoch_steps:.2f}); "
+            f"lower opt.lr (now {lr:g}), or clip with train.clip_norm\n"
+            f"Last good checkpoint: {kept or 'none was due yet'}"
         )

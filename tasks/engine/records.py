@@ -128,6 +128,8 @@ class RunRecord:
         self._make_folder()
         self._lock = self._take_lock()
         stored = self._read()
+        if stored and stored.get("status") != "finished" and not any((folder / "checkpoints").glob("*.pt")):
+            stored = None  # it never saved anything: start anew
         if stored and (changed := differing_keys(dict(config), stored.get("config", {}))):
             shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
             raise InputError(
@@ -254,9 +256,13 @@ class RunRecord:
         return self._metrics.tell()
 
     def close(self) -> None:
-        """Close the files and give up the folder."""
+        """Close the files and give up the folder; one in which nothing was written goes."""
         for file in (getattr(self, "_metrics", None), getattr(self, "_timing", None)):
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()
+        if not self.path.exists():
+            with contextlib.suppress(OSError):
+                (self.folder / ".lock").unlink()
+                self.folder.rmdir()
         self._lock.close()

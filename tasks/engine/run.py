@@ -152,9 +152,8 @@ def _say_start(plan: Plan, world: World, record: Mapping[str, Any], trainer: Tra
     share = model["scale_invariant_share"]
     print(f"run      {plan.experiment}/{plan.name}")
     print(f"folder   {plan.folder}")
-    print(
-        f"device   {world.device.type}, {world.size} process{'es' if world.size > 1 else ''}; {record['hardware']['machine']}"
-    )
+    many = f"{world.size} processes" if world.size > 1 else "1 process"
+    print(f"device   {world.device.type}, {many}; {record['hardware']['machine']}")
     sizes = f"{data.get('train_examples', '?')} training and {data.get('val_examples', '?')} validation examples"
     print(f"data     {data.get('name', '?')}: {sizes}")
     invariant = f", {100 * share:.2f} % scale-invariant" if share is not None else ""
