@@ -105,6 +105,7 @@ class FashionMnist(ImageSet):
         self.licence = "MIT (Zalando SE)"
         self._view = RandomView(image_size, crop_scale)
         manifest = read_manifest(folder)
+        self._source = f"{manifest.get('source')}, version {manifest.get('package_version')}"
         self._images: dict[Split, Tensor] = {}
         self._labels: dict[Split, list[int]] = {}
         for split in FILES:
@@ -121,6 +122,9 @@ class FashionMnist(ImageSet):
         size = [self.image_size, self.image_size]
         image = v2.functional.resize(self._images["val"][index], size, BILINEAR, antialias=True)
         return image.expand(3, -1, -1), self._labels["val"][index]
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "source": self._source}
 
 
 def read_split(folder: Path, split: Split, manifest: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

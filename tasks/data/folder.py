@@ -66,7 +66,7 @@ class ImageFolderSet(ImageSet):
         self.root = check_root(root)
         self.name = name
         self.image_size = image_size
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = mean, std
         self.licence = licence
         self.max_corrupt = max_corrupt
         self._view = RandomView(image_size, crop_scale)
@@ -137,7 +137,11 @@ def list_images(folder: Path) -> list[str]:
                 subfolders.remove(name)
             entered.add(real)
         walked.append((current, sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))))
-    return [os.path.relpath(Path(current, name), folder) for current, names in sorted(walked) for name in names]
+    found: list[str] = []
+    for current, names in sorted(walked):
+        prefix = os.path.relpath(current, folder)
+        found += names if prefix == "." else [f"{prefix}/{name}" for name in names]
+    return found
 
 
 def check_root(root: str | None) -> Path:
@@ -161,7 +165,10 @@ def check_classes(root: Path) -> tuple[str, ...]:
     """Return the sorted class folders, the same in train and val, or raise InputError naming what differs."""
     found: dict[str, set[str]] = {}
     for split in ("train", "val"):
-        found[split] = {entry.name for entry in os.scandir(root / split) if entry.is_dir()}
+        try:
+            found[split] = {entry.name for entry in os.scandir(root / split) if entry.is_dir()}
+        except OSError as error:
+            raise InputError(f"data_root={root}: {split}/ cannot be read ({error.strerror})") from error
         if not found[split]:
             raise InputError(f"data_root={root}: {split}/ has no class folders; expected {split}/<class>/*.JPEG")
     for one, other in (("train", "val"), ("val", "train")):

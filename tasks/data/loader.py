@@ -118,7 +118,9 @@ class _TrainBatches(Dataset[_Loaded]):
     def __getitem__(self, number: int) -> _Loaded:
         step, part = divmod(number, self._shard.parts)
         first = step * self._batch_size + (self._shard.index * self._shard.parts + part) * self._micro_size
-        images, labels, unreadable = [], [], []
+        images: list[Tensor] = []
+        labels: list[int] = []
+        unreadable: list[tuple[int, str]] = []
         with forked_generators():
             for index in self._order[first : first + self._micro_size].tolist():
                 image, label = self._load(index, unreadable)
@@ -153,7 +155,9 @@ class _EvalBatches(Dataset[_Loaded]):
     def __getitem__(self, number: int) -> _Loaded:
         size = self._data.image_size
         first = number * self._batch_size
-        images, labels, unreadable = [torch.empty(0, 3, size, size, dtype=torch.uint8)], [], []
+        images = [torch.empty(0, 3, size, size, dtype=torch.uint8)]
+        labels: list[int] = []
+        unreadable: list[tuple[int, str]] = []
         with forked_generators():
             for index in range(first, min(first + self._batch_size, self._data.num_examples["val"])):
                 try:

@@ -61,6 +61,7 @@ def test_a_set_describes_itself_by_the_name_really_used(tmp_path):
     assert (facts["train_examples"], facts["val_examples"], facts["classes"]) == (40, 20, 10)
     assert facts["image_size"] == 64
     assert "Zalando" in facts["licence"]
+    assert facts["source"] == "made up, version 0"
     json.dumps(facts)  # it goes into run.json
 
 

@@ -128,6 +128,17 @@ def test_a_split_without_class_folders_is_refused(tmp_path, split):
         ImageFolderSet(str(tmp_path))
 
 
+def test_a_split_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    write_image_folder(tmp_path)
+
+    def scandir(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"data_root=.*train/ cannot be read \(Permission denied\)"):
+        ImageFolderSet(str(tmp_path))
+
+
 def test_an_empty_class_is_named(tmp_path):
     write_image_folder(tmp_path)
     for path in (tmp_path / "train" / "n00000001").iterdir():
