@@ -1,0 +1,1 @@
+"""Commands of the suite, run as `python scripts/<name>.py` from the repository root."""

@@ -1,0 +1,120 @@
+"""The drawing board of all figures: colours, type, safe texts, and one way of writing a figure to disk."""
+
+from __future__ import annotations
+
+import csv
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# One colour an optimizer in every figure: Okabe and Ito's colour-blind-safe set.
+COLOURS = {
+    "gd": "#8a8f98", "sgd": "#2a7fb8", "sgdp": "#e69f00", "adam": "#cc79a7", "adamw": "#d55e00",
+    "adamp": "#009e73", "adarem": "#56b4e9", "adarem_s": "#8a6642", "rmsprop": "#7b68c8",
+    "adabound": "#a8a000",
+}  # fmt: skip
+SPARE = ("#b2182b", "#1b7837", "#c51b7d", "#35978f", "#bf812d", "#5e4fa2")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
+INK = "#1c2024"  # text and axes; the page replaces it by the reader's text colour
+MAX_POINTS = 400  # drawn in a line; the CSV holds them all
+
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "figure.titlesize": 11,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.25, "grid.linewidth": 0.6,
+    "axes.linewidth": 0.8, "lines.linewidth": 1.5, "legend.frameon": False, "svg.fonttype": "path",
+    "axes.titlelocation": "left", "figure.titleweight": "bold", "pdf.fonttype": 42,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on disk: `<stem>.svg`, `.png` and `.csv` beside each other."""
+
+    stem: str
+    title: str
+    caption: str
+    svg: Path
+
+
+def colour(opt_name: str) -> str:
+    """Return an optimizer's colour, the same in every figure; unknown names get one of the spare colours."""
+    return COLOURS.get(opt_name, SPARE[zlib.crc32(opt_name.encode()) % len(SPARE)])
+
+
+def plain(text: str, *, limit: int = 70) -> str:
+    """Make a name from a run folder safe to draw: no mathematics, no unknown glyphs, not too long."""
+    shown = "".join(c if c.isprintable() and (ord(c) < 0x500 or c in "‖Δŵ…×") else "?" for c in text)
+    shown = shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+    return shown.replace("\\", "/").replace("$", r"\$")
+
+
+@contextmanager
+def canvas(
+    title: str, *, rows: int = 1, columns: int, size: tuple[float, float]
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield an empty figure and its axes, row by row; `size` is in inches."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        # A bold letter of the title takes about 0.09 inches.
+        figure.suptitle(plain(title, limit=int(size[0] / 0.09)), x=0.005, ha="left")
+        yield figure, list(axes.flat)
+
+
+def save(figure: Figure, path: Path, title: str, *, caption: str, rows: Iterable[Sequence[Any]]) -> Drawn:
+    """Write `path` (an .svg), the same as .png, and the numbers behind it as .csv.
+
+    Args:
+        figure: What to write.
+        path: Ends in .svg; its folder is made.
+        title: What the figure shows, for the page.
+        caption: How to read it, for the page.
+        rows: (group, run, seed, metric, step, epoch, value).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Fixed salt, no date: the same numbers give the same bytes, and ids differ between a page's figures.
+    with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
+        # Lay out once, not at each of the two drawings: that is most of the time a figure takes.
+        if (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
+            figure.set_layout_engine(None)
+        undated = {"Date": None, "Creator": None}
+        figure.savefig(path, dpi=110, transparent=True, metadata=undated)
+        figure.savefig(path.with_suffix(".png"), dpi=140, facecolor="white")
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["group", "run", "seed", "metric", "step", "epoch", "value"])
+        writer.writerows(rows)
+    return Drawn(path.stem, title, caption, path)
+
+
+def thin(x: Sequence[float], y: Sequence[float], *, mean: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most MAX_POINTS points: means of neighbours, or every k-th and the last."""
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    step = math.ceil(len(xs) / MAX_POINTS)
+    if step <= 1:
+        return xs, ys
+    if mean:
+        edges = np.arange(0, len(xs), step)
+        counts = np.diff([*edges, len(xs)])
+        return np.add.reduceat(xs, edges) / counts, np.add.reduceat(ys, edges) / counts
+    keep = np.unique([*range(0, len(xs), step), len(xs) - 1])
+    return xs[keep], ys[keep]
+
+
+def drawable(values: np.ndarray, log: bool) -> np.ndarray:
+    """Return values with NaN for what an axis cannot show: not finite, astronomical, on a log axis not positive."""
+    shown = np.abs(values) < 1e100  # matplotlib's own arithmetic overflows on what a diverged run can log
+    return np.where(shown & ((values > 0) if log else True), values, np.nan)
