@@ -70,7 +70,7 @@ class OscillationWindow:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the window under way."""
-        return {"done": self._done, "start": list(self._start), "path": list(self._path)}
+        return {"done": self._done, "start": list(self._start), "path": [x.clone() for x in self._path]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a window under way."""

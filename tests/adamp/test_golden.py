@@ -1,0 +1,68 @@
+"""Stored trajectories, so that no change of the code changes the numbers unnoticed.
+
+`golden.json` was written by the plain loops of `reference.py`: `python -m tests.adamp.test_golden` writes it anew.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from adamp import SGDP, AdamP
+from tests.adamp import reference
+
+PATH = Path(__file__).with_name("golden.json")
+SHAPES = {"channel": (2, 3), "layer": (2, 2, 2), "none": (3, 2), "vector": (3,)}
+SGDP_OPTIONS = {
+    "lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 1e-3, "eps": 1e-8, "delta": 0.1, "wd_ratio": 0.1,
+    "nesterov": False,
+}  # fmt: skip
+ADAMP_OPTIONS = {
+    "lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "delta": 0.1, "wd_ratio": 0.1,
+    "nesterov": False,
+}  # fmt: skip
+CASES = {
+    "sgdp": (SGDP, reference.sgdp_step, SGDP_OPTIONS),
+    "sgdp-nesterov": (SGDP, reference.sgdp_step, {**SGDP_OPTIONS, "nesterov": True}),
+    "sgdp-project-buffer": (SGDP, reference.sgdp_step, {**SGDP_OPTIONS, "project_buffer": True}),
+    "adamp": (AdamP, reference.adamp_step, ADAMP_OPTIONS),
+    "adamp-nesterov": (AdamP, reference.adamp_step, {**ADAMP_OPTIONS, "nesterov": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_stored_trajectory_is_replayed(case):
+    cls, _, options = CASES[case]
+    stored = json.loads(PATH.read_text())[case]
+    params = [nn.Parameter(torch.tensor(x["start"], dtype=torch.float64)) for x in stored.values()]
+    optimizer = cls(params, **options)
+    for step in range(4):
+        for p, x in zip(params, stored.values(), strict=True):
+            p.grad = torch.tensor(x["grads"][step], dtype=torch.float64)
+        optimizer.step()
+        for p, x in zip(params, stored.values(), strict=True):
+            expected = torch.tensor(x["weights"][step], dtype=torch.float64)
+            torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-13)
+
+
+def _write():
+    golden = {}
+    for case, (_, step_by_hand, options) in CASES.items():
+        generator = torch.Generator().manual_seed(0)
+        golden[case] = {}
+        for kind, shape in SHAPES.items():
+            w = torch.randn(shape, generator=generator, dtype=torch.float64)
+            record, state = {"start": w.tolist(), "grads": [], "weights": []}, {}
+            for _ in range(4):
+                g = reference.gradient(w, kind if w.ndim > 1 else "none", generator)
+                w = step_by_hand(w, g, state, **options)
+                record["grads"].append(g.tolist())
+                record["weights"].append(w.tolist())
+            golden[case][kind] = record
+    PATH.write_text(json.dumps(golden) + "\n")
+
+
+if __name__ == "__main__":
+    _write()

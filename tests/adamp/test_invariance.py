@@ -1,0 +1,134 @@
+"""The structural truth about scale invariance, found by rescaling."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adamp import layers, scale_invariant_parameters
+
+
+def batch(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def conv_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(16, 5)
+    )  # fmt: skip
+
+
+def test_only_weights_before_a_normalisation_are_invariant():
+    assert scale_invariant_parameters(conv_net(), batch(4, 3, 6, 6)) == {"0.weight"}
+
+
+def test_the_model_and_the_random_state_stay_untouched():
+    model = conv_net().eval()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    scale_invariant_parameters(model, batch(4, 3, 6, 6))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert model[1].eps == 1e-5
+    assert not model[1]._forward_pre_hooks
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_zero_weights_are_not_taken_for_invariant():
+    model = conv_net()
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[5].weight)
+    nn.init.zeros_(model[3].weight)
+    assert scale_invariant_parameters(model, batch(4, 3, 6, 6)) == {"0.weight"}
+
+
+def test_a_parameter_without_effect_is_not_invariant():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = conv_net(), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    assert scale_invariant_parameters(Net(), batch(4, 3, 6, 6)) == {"used.0.weight"}
+
+
+def test_dropout_does_not_disturb():
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    assert scale_invariant_parameters(model, batch(16, 5)) == {"0.weight"}
+
+
+def test_layer_norm_makes_the_whole_invariant_but_not_its_rows():
+    model = nn.Sequential(nn.Linear(5, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
+    assert scale_invariant_parameters(model, batch(16, 5)) == {"0.weight"}
+    assert scale_invariant_parameters(model, batch(16, 5), per_filter=True) == set()
+    model[1] = nn.BatchNorm1d(8)
+    assert scale_invariant_parameters(model, batch(16, 5), per_filter=True) == {"0.weight"}
+
+
+@pytest.mark.parametrize("kind", ["wn", "ws"])
+def test_normalised_layers_are_invariant(kind):
+    model = layers.convert(nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.Flatten(), nn.Linear(96, 2)), kind)
+    assert scale_invariant_parameters(model, batch(2, 3, 6, 6), per_filter=True) == {"0.weight"}
+
+
+class Tokens(nn.Module):
+    """Integer input, two arguments, a dictionary of outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Embedding(7, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, tokens, scale):
+        return {"logits": [self.out(self.norm(self.embed(tokens) * scale))], "mask": tokens > 2}
+
+
+def test_inputs_may_be_several_and_outputs_nested():
+    tokens = torch.tensor([[0, 1, 2, 3], [3, 4, 5, 6]])
+    assert scale_invariant_parameters(Tokens(), (tokens, torch.tensor(2.0))) == {"embed.weight"}
+
+
+def test_a_batch_too_small_for_batch_norm_is_refused():
+    with pytest.raises(ValueError, match="more than two"):
+        scale_invariant_parameters(conv_net(), batch(2, 3, 3, 3))
+
+
+def test_outputs_without_numbers_are_refused():
+    class Labels(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).argmax(1)
+
+    with pytest.raises(ValueError, match="no floating-point"):
+        scale_invariant_parameters(Labels(3, 4), batch(2, 3))
+
+    class Detached(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    with pytest.raises(ValueError, match="do not depend"):
+        scale_invariant_parameters(Detached(3, 4), batch(2, 3))
+
+
+def share(name):
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)()
+    sizes = {key: p.numel() for key, p in model.named_parameters()}
+    found = scale_invariant_parameters(model, batch(4, 3, 32, 32))
+    assert all("conv" in key or "downsample.0" in key for key in found)
+    return sum(sizes[key] for key in found), sum(sizes.values())
+
+
+def test_resnet18_has_the_share_of_the_paper():
+    invariant, total = share("resnet18")
+    assert (invariant, total) == (11_166_912, 11_689_512)
+    assert round(100 * invariant / total, 2) == 95.53
+
+
+@pytest.mark.slow
+def test_resnet50_has_the_share_of_the_paper():
+    invariant, total = share("resnet50")
+    assert (invariant, total) == (23_454_912, 25_557_032)
+    assert round(100 * invariant / total, 2) == 91.77
