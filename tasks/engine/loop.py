@@ -138,6 +138,7 @@ class Trainer:
         self.meter, self.carry, self.watch = Meter(), Carry(), FiniteWatch(self.world.device)
         self.resumed_from: list[int] = []
         self.notes: list[str] = []
+        self.notices: dict[str, int] | None = None  # over all processes, once the run is done
         self.saved_at = time.monotonic()
         shard = self.world.shard(self.train.accumulation)
         self.epoch_steps = len(self.task.train_batches(0, shard)) // self.train.accumulation
@@ -162,6 +163,8 @@ class Trainer:
                 self._total_steps(), done=self.at.step, batch_size=self.train.batch_size,
                 shown=self.world.main and self.train.progress,
             )  # fmt: skip
+            for note in self.notes:
+                self.progress.say(note)
             try:
                 self._run(found)
             finally:
@@ -182,6 +185,11 @@ class Trainer:
                 break
             self.at = Position(self.at.phase + 1, 0, 0, self.at.step)
         self._save()
+        self.notices = self._gather_notices()
+
+    def _gather_notices(self) -> dict[str, int]:
+        counts = self.world.gather(self.task.notices()) or []
+        return {key: sum(each.get(key, 0) for each in counts) for key in sorted(set().union(*counts))}
 
     def _enter(self, phase: Phase, found: checkpoint.State | None) -> None:
         """Make a phase's optimizers, wrappers and probes; then, when resuming inside it, put their state back."""

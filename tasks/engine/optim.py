@@ -23,31 +23,32 @@ def parameter_groups(name: str, network: nn.Module, rules: Sequence[Rule]) -> Pa
     """Split a network's parameters into groups by regular expressions over "network.parameter"; first match wins.
 
     Parameters that no rule matches form the first group with the optimizer's own values. A rule's other entries
-    override the optimizer's, and `lr_scale` multiplies the learning rate.
-
-    Raises:
-        InputError: A rule without `match` or a broken expression.
+    override the optimizer's, and `lr_scale` multiplies the learning rate. The rules have passed `check_rules`.
     """
     groups: ParamGroups = [{"params": [], "rule": ""}]
     for rule in rules:
-        if "match" not in rule:
-            raise InputError(f"opt_groups holds a rule without `match`: {dict(rule)}")
         groups.append({"params": [], "rule": rule["match"], **{k: v for k, v in rule.items() if k != "match"}})
-    try:
-        patterns = [re.compile(rule["match"]) for rule in rules]
-    except re.error as error:
-        raise InputError(f"opt_groups: {error.pattern!r} is not a regular expression ({error})") from None
     for parameter_name, parameter in network.named_parameters():
-        hits = (i for i, p in enumerate(patterns, 1) if p.search(f"{name}.{parameter_name}"))
+        hits = (i for i, rule in enumerate(rules, 1) if re.search(rule["match"], f"{name}.{parameter_name}"))
         groups[next(hits, 0)]["params"].append(parameter)
     return groups
 
 
 def check_rules(networks: Mapping[str, nn.Module], rules: Sequence[Rule]) -> None:
-    """Refuse a rule that matches no parameter: it is a typing error and would be ignored in silence."""
+    """Refuse rules that cannot be meant: ignored in silence, a typing error would change the run.
+
+    Raises:
+        InputError: A rule has no `match`, its expression is broken, or it matches no parameter.
+    """
     names = [f"{role}.{name}" for role, net in networks.items() for name, _ in net.named_parameters()]
     for rule in rules:
-        if not any(re.search(rule["match"], name) for name in names):
+        if "match" not in rule:
+            raise InputError(f"opt_groups holds a rule without `match`: {dict(rule)}")
+        try:
+            hit = any(re.search(rule["match"], name) for name in names)
+        except re.error as error:
+            raise InputError(f"opt_groups: {rule['match']!r} is not a regular expression ({error})") from None
+        if not hit:
             raise InputError(f"opt_groups: {rule['match']!r} matches no parameter; names look like {names[0]!r}")
 
 

@@ -127,7 +127,16 @@ class RunRecord:
         self.folder, self.path = folder, folder / "run.json"
         self._make_folder()
         self._lock = self._take_lock()
-        stored = self._read()
+        self._metrics: IO[bytes] | None = None
+        self._timing: IO[bytes] | None = None
+        try:
+            self._begin(name, config, processes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, name: str, config: Mapping[str, Any], processes: int) -> None:
+        stored, folder = self._read(), self.folder
         if stored and stored.get("status") != "finished" and not any((folder / "checkpoints").glob("*.pt")):
             stored = None  # it never saved anything: start anew
         if stored and (changed := differing_keys(dict(config), stored.get("config", {}))):
@@ -152,8 +161,6 @@ class RunRecord:
         )  # fmt: skip
         self._wall_before = float(self.record["wall_time_s"])
         self._begun = datetime.now(UTC)
-        self._metrics: IO[bytes] | None = None
-        self._timing: IO[bytes] | None = None
 
     @property
     def finished(self) -> bool:
@@ -177,6 +184,7 @@ class RunRecord:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
+            lock.close()
             raise InputError(
                 f"{self.folder} is being run by process {holder} now; wait for it, or use tag=NAME"
             ) from None
@@ -257,7 +265,7 @@ class RunRecord:
 
     def close(self) -> None:
         """Close the files and give up the folder; one in which nothing was written goes."""
-        for file in (getattr(self, "_metrics", None), getattr(self, "_timing", None)):
+        for file in (self._metrics, self._timing):
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()

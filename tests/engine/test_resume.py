@@ -23,7 +23,9 @@ CASES: dict[str, tuple[Callable[[], Task], dict[str, Any]]] = {
 }
 
 
-def run(case: str, folder: Path, before_step: Callable[[], None] | None = None) -> tuple[dict[str, torch.Tensor], bytes]:
+def run(
+    case: str, folder: Path, before_step: Callable[[], None] | None = None
+) -> tuple[dict[str, torch.Tensor], bytes]:
     make, values = CASES[case]
     values = dict(values)
     phases = values.pop("phases", toys.one_phase)()

@@ -1,4 +1,4 @@
-"""Small tasks that take every shape the engine must carry, on seeded vectors. Legend: B examples, D features, K classes."""
+"""Small tasks that take every shape the engine must carry, on seeded vectors. D features, K classes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tasks.engine.schedules import cosine
 
 EXAMPLES, D, K = 48, 8, 3
 CPU = World(0, 1, torch.device("cpu"))
+OPEN: list[RunRecord] = []  # closed after each test by tests/engine/conftest.py
 
 
 class Toy(Task):
@@ -145,9 +146,8 @@ def trainer(
     record = None
     if world.main:
         record = RunRecord(folder, name="toy", config={"experiment_name": "toys"}, processes=world.size)
-    return Trainer(
-        task, phases or one_phase(), options(**values), rules, folder, world, name="toys/toy", record=record
-    )
+        OPEN.append(record)
+    return Trainer(task, phases or one_phase(), options(**values), rules, folder, world, name="toys/toy", record=record)
 
 
 def weights(made: Trainer) -> dict[str, Tensor]:

@@ -1,0 +1,109 @@
+"""The files of a run: whole, honest, and one process at a time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.base import InputError
+from tasks.engine.config import decisive, differing_keys
+from tasks.engine.records import RunRecord, config_hash
+
+CONFIG: dict[str, Any] = {
+    "experiment_name": "e", "opt_name": "sgd", "scale_name": "mini", "opt": {"lr": 0.1}, "data_root": "/a",
+    "train": {"seed": 3, "num_workers": 0}, "data": {"name": "x", "root": "/a"},
+}  # fmt: skip
+
+
+def record(folder: Path, config: dict[str, Any] = CONFIG) -> RunRecord:
+    return RunRecord(folder, name="r", config=config)
+
+
+def finish(folder: Path) -> None:
+    made = record(folder)
+    made.open(0)
+    made.update(status="finished", scores={"val/top1": 1.0}, data={"name": "x"})
+    made.close()
+
+
+def test_the_record_holds_what_a_reviewer_asks_for(tmp_path: Path) -> None:
+    finish(tmp_path / "r")
+    stored = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert stored["config"] == CONFIG and stored["seed"] == 3 and stored["config_hash"] == config_hash(CONFIG)
+    assert len(stored["git"]["commit"] or "0" * 40) == 40 and isinstance(stored["git"]["dirty"], bool | None)
+    assert {"python", "torch", "adamp"} <= stored["versions"].keys()
+    assert stored["hardware"]["cores"] >= 1 and stored["hardware"]["machine"]
+    assert stored["wall_time_s"] >= 0 and stored["peak_memory_mib"] > 0
+
+
+def test_a_finished_run_with_the_same_configuration_is_finished(tmp_path: Path) -> None:
+    finish(tmp_path / "r")
+    before = (tmp_path / "r" / "run.json").read_bytes()
+    again = record(tmp_path / "r", {**CONFIG, "data_root": "/elsewhere", "gpus": 4})
+    assert again.finished
+    again.close()
+    assert (tmp_path / "r" / "run.json").read_bytes() == before
+
+
+def test_a_changed_configuration_lists_its_keys_and_keeps_the_run(tmp_path: Path) -> None:
+    finish(tmp_path / "r")
+    before = (tmp_path / "r" / "run.json").read_bytes()
+    with pytest.raises(InputError, match=r"opt\.lr: 0\.1 -> 0\.2; opt\.momentum: absent -> 0\.9") as error:
+        record(tmp_path / "r", {**CONFIG, "opt": {"lr": 0.2, "momentum": 0.9}})
+    assert "tag=NAME" in str(error.value) and len(str(error.value).splitlines()) == 2
+    assert (tmp_path / "r" / "run.json").read_bytes() == before
+
+
+def test_a_run_that_saved_nothing_may_start_anew_with_another_configuration(tmp_path: Path) -> None:
+    made = record(tmp_path / "r")
+    made.update(status="failed", error="no data")
+    made.close()
+    again = record(tmp_path / "r", {**CONFIG, "opt": {"lr": 0.2}})
+    assert not again.finished
+    again.close()
+
+
+def test_two_processes_cannot_run_the_same_folder(tmp_path: Path) -> None:
+    first = record(tmp_path / "r")
+    with pytest.raises(InputError, match=r"is being run by process \d+ now"):
+        record(tmp_path / "r")
+    first.close()
+
+
+def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path: Path) -> None:
+    record(tmp_path / "r").close()
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_broken_record_is_named_and_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"half": ')
+    with pytest.raises(InputError, match=r"run\.json is not readable JSON"):
+        record(folder)
+    assert (folder / "run.json").read_text() == '{"half": '
+
+
+def test_lines_are_readable_while_the_run_runs_and_hold_no_nan(tmp_path: Path) -> None:
+    made = record(tmp_path / "r")
+    made.open(0)
+    made.log({"step": 1, "train/loss": float("nan"), "lr": 0.1})
+    line = json.loads((tmp_path / "r" / "metrics.jsonl").read_text())
+    assert line == {"step": 1, "train/loss": None, "lr": 0.1}
+    offset = made.offset()
+    made.log({"step": 2})
+    made.close()
+    again = record(tmp_path / "r")
+    again.open(offset)
+    again.log({"step": 2, "again": 1})
+    again.close()
+    lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2] and "again" in lines[1]
+
+
+def test_what_decides_a_result_leaves_out_where_and_how_fast() -> None:
+    keys = decisive(CONFIG).keys()
+    assert "opt.lr" in keys and "train.seed" in keys
+    assert not keys & {"data_root", "data.root", "train.num_workers"}
+    assert differing_keys({**CONFIG, "train": {"seed": 3, "num_workers": 8}}, CONFIG) == []

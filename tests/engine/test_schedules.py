@@ -1,0 +1,56 @@
+"""Schedules are multipliers of each group's own value."""
+
+import pytest
+import torch
+
+from tasks.base import InputError
+from tasks.engine.optim import apply_schedules
+from tasks.engine.schedules import constant, cosine, step
+
+
+def test_cosine_goes_from_one_to_final() -> None:
+    assert cosine(0, 100) == 1.0
+    assert cosine(50, 100) == pytest.approx(0.5)
+    assert cosine(100, 100) == pytest.approx(0.0)
+    assert cosine(100, 100, final=0.1) == pytest.approx(0.1)
+
+
+def test_cosine_warms_up_linearly() -> None:
+    assert cosine(0, 100, warmup_epochs=5) == 0.0
+    assert cosine(2.5, 100, warmup_epochs=5) == 0.5
+    assert cosine(5, 100, warmup_epochs=5) == 1.0
+
+
+@pytest.mark.parametrize(("epoch", "value"), [(0, 1), (29.99, 1), (30, 0.1), (60, 0.01), (90, 0.001), (99.9, 0.001)])
+def test_step_drops_at_30_60_and_90_percent(epoch: float, value: float) -> None:
+    assert step(epoch, 100) == pytest.approx(value)
+
+
+def test_step_drops_at_the_same_share_of_a_short_run() -> None:
+    # 0.3 of 10 epochs is not a float; the drop still comes at epoch 3
+    assert [step(epoch, 10) for epoch in (2, 3)] == pytest.approx([1, 0.1])
+
+
+def test_schedules_start_from_each_groups_own_value_every_time() -> None:
+    a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 100.0}])
+    for epoch in (10, 20, 50):
+        apply_schedules(optimizer, {"lr": cosine}, epoch=epoch, epochs=100)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 50.0])
+
+
+def test_a_tensor_rate_is_changed_in_place() -> None:
+    rate = torch.tensor(1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=rate)
+    for epoch in (0, 50):
+        apply_schedules(optimizer, {"lr": cosine}, epoch=epoch, epochs=100)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(0.5)
+
+
+def test_any_entry_of_a_group_can_be_scheduled_and_an_unknown_one_is_refused() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0, momentum=0.8)
+    apply_schedules(optimizer, {"momentum": lambda epoch, epochs: 0.5, "lr": constant}, epoch=0, epochs=1)
+    assert optimizer.param_groups[0]["momentum"] == 0.4
+    with pytest.raises(InputError, match="no entry 'lam'"):
+        apply_schedules(optimizer, {"lam": constant}, epoch=0, epochs=1)
