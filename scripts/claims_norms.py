@@ -16,11 +16,11 @@ from pathlib import Path
 
 if __package__:
     from scripts.groups import digest, flatten, setting
-    from scripts.options import command
+    from scripts.options import command, results
     from scripts.runs import ReadError, Run, load_runs, number
 else:  # started as `python scripts/claims_norms.py`: this folder itself is on the path
     from groups import digest, flatten, setting
-    from options import command
+    from options import command, results
     from runs import ReadError, Run, load_runs, number
 
 USAGE = """
@@ -239,7 +239,7 @@ def provenance(chosen: Runs, left_out: Sequence[str], *, words: Sequence[str]) -
     facts = {
         "experiment": run.experiment,
         "data set, scale": f"{run.data}, {run.scale}",
-        "epochs": joined([f"{run.epochs:g}" for run in runs if run.epochs is not None]),
+        "epochs": joined([f"{run.epochs_done:g}" for run in runs if run.epochs_done is not None]),
         "learning rates": ", ".join(f"{opt} {chosen[opt, min(s for _, s in chosen)].lr:g}" for opt in OPTIMIZERS),
         "seeds": joined([run.seed for run in runs]),
         "commit (+: with uncommitted changes)": joined([run.commit for run in runs]),
@@ -254,7 +254,8 @@ def provenance(chosen: Runs, left_out: Sequence[str], *, words: Sequence[str]) -
 
 def main(words: Sequence[str]) -> int:
     """Check the claims, print and write the table."""
-    options = {"experiment": "imagenet-resnet18", "runs": "results/runs", "out": "results/tables/claims-norms.md"}
+    options = {"experiment": "imagenet-resnet18", "runs": results("runs")}
+    options["out"] = results("tables", "claims-norms.md")
     options["seeds"] = "0,1,2"
     wanted: dict[str, str] = {}
     for word in words:

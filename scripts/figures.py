@@ -198,7 +198,8 @@ def _draw_group(axis: Axes, group: Group, panel: Panel, style: dict[str, Any], *
     every: dict[str, Any] = {"markevery": 0.13, "markersize": 4}
     if epochs:
         x, mean = thin(epochs, values.mean(axis=0), mean=panel.binned)
-        axis.plot(x, drawable(mean, panel.log), label=next(labels), **every, **style)
+        line = style if len(x) > 1 else {**style, "marker": style["marker"] or "o"}  # a line of one point is invisible
+        axis.plot(x, drawable(mean, panel.log), label=next(labels), **every, **line)
         if len(values) > 1:
             low, high = (thin(epochs, edge(axis=0), mean=panel.binned)[1] for edge in (values.min, values.max))
             low, high = drawable(low, panel.log), drawable(high, panel.log)
@@ -208,6 +209,7 @@ def _draw_group(axis: Axes, group: Group, panel: Panel, style: dict[str, Any], *
         if alone and not run.finished:
             x, y = thin(epochs, alone, mean=panel.binned)
             own = {**style, **every, "linewidth": 0.8, "alpha": 0.6}
+            own["marker"] = style["marker"] or ("" if len(x) > 1 else "o")
             axis.plot(x, drawable(y, panel.log), label=next(labels, "_again"), **own)
 
 

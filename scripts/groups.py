@@ -103,8 +103,9 @@ def _label(groups: list[list[Run]]) -> list[Group]:
         extra = [key for key in differing if key not in ("opt.weight_decay", "opt.lr")]
         parts = [own["optimizer"], f"wd={short(runs[0].weight_decay)}"]
         parts += [f"lr={short(runs[0].lr)}"] if "opt.lr" in differing else []
-        parts += [f"{key.rpartition('.')[2]}={short(own[key])}" for key in extra[:3]]
-        labels.append(", ".join(parts))
+        # The same option can stand in two places, e.g. data.image_size and task.data.image_size.
+        named = dict.fromkeys(f"{key.rpartition('.')[2]}={short(own[key])}" for key in extra)
+        labels.append(", ".join([*parts, *list(named)[:3]]))
     made = [
         Group(
             label if labels.count(label) == 1 else f"{label} [{digest(own)}]",

@@ -109,7 +109,7 @@ def draw_comparison(groups: Sequence[Group], folder: Path, *, prefix: str, title
         rows = math.ceil(len(maps) / columns)
         height = rows * min(max(2.2, 1.0 + 0.11 * max(len(entry[2]) for entry in maps)), 8) + 0.5
         norm = _scale([entry[4] for entry in maps])
-        size = (3.0 + 2.0 * columns, height)
+        size = (max(7.2, 3.0 + 2.0 * columns), height)
         with canvas(f"{heading} · {title}", rows=rows, columns=columns, size=size) as (figure, axes):
             for place, (axis, (group, _, layers, epochs, values)) in enumerate(zip(axes, maps, strict=False)):
                 mesh = _heat(axis, layers, epochs, values, norm)

@@ -189,7 +189,8 @@ def _mark_best(lines: Sequence[Line], score: str) -> list[Line]:
 def markdown(experiment: str, made: Sequence[Section]) -> str:
     """Return the tables of one experiment, or a line that says that there are none yet."""
     if not made:
-        return f"No runs recorded yet; `make {experiment}` makes one, `make tables` fills this table.\n"
+        made_by = f"`make {experiment}` makes one, `python scripts/tables.py --readme` fills this table"
+        return f"No runs recorded yet; {made_by}.\n"
     return "\n".join(_markdown_section(section) for section in made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,6 +11,11 @@ if __package__:
     from scripts.runs import ReadError
 else:  # started as `python scripts/report.py`: this folder itself is on the path
     from runs import ReadError
+
+
+def results(*parts: str) -> str:
+    """Return a path in the folder of results, which the environment variable ADAMP_RESULTS moves, as for training."""
+    return "/".join([os.environ.get("ADAMP_RESULTS", "results"), *parts])
 
 
 def parse(argv: Sequence[str], *, options: Mapping[str, str], flags: Sequence[str] = ()) -> dict[str, str]:

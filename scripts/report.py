@@ -22,14 +22,14 @@ if __package__:
     from scripts.board import INK, Drawn
     from scripts.figures import draw_comparison, draw_run
     from scripts.groups import sections
-    from scripts.options import command, parse
+    from scripts.options import command, parse, results
     from scripts.runs import ReadError, Run, experiments, load_run, load_runs
 else:  # started as `python scripts/report.py`: this folder itself is on the path
     import views
     from board import INK, Drawn
     from figures import draw_comparison, draw_run
     from groups import sections
-    from options import command, parse
+    from options import command, parse, results
     from runs import ReadError, Run, experiments, load_run, load_runs
 
 USAGE = """
@@ -176,7 +176,7 @@ def slug(text: str) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Write what the command line asks for; print each page's path."""
-    options = {"experiment": "", "run": "", "runs": "results/runs", "out": "results/reports"}
+    options = {"experiment": "", "run": "", "runs": results("runs"), "out": results("reports")}
     values: dict[str, Any] = parse(words, options=options)
     if values["run"]:
         print(write_run_report(Path(values["run"])))

@@ -120,6 +120,12 @@ class Run:
         return asked if asked is not None else number(self.record.get("epochs"))
 
     @property
+    def epochs_done(self) -> float | None:
+        """The epochs trained so far; fewer than asked for where the run was cut short by a number of steps."""
+        recorded = number(self.record.get("epochs"))
+        return recorded if recorded is not None else max((line["epoch"] for line in self.metrics), default=None)
+
+    @property
     def scores(self) -> dict[str, float]:
         """Last value of every score, numbers only."""
         found = {str(key): number(value) for key, value in self.section("scores").items()}

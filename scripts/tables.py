@@ -15,12 +15,12 @@ from pathlib import Path
 if __package__:
     from scripts import layout
     from scripts.groups import digest, setting
-    from scripts.options import command, parse
+    from scripts.options import command, parse, results
     from scripts.runs import ReadError, Run, load_runs
 else:  # started as `python scripts/tables.py`: this folder itself is on the path
     import layout
     from groups import digest, setting
-    from options import command, parse
+    from options import command, parse, results
     from runs import ReadError, Run, load_runs
 
 USAGE = """
@@ -71,7 +71,7 @@ def record_row(run: Run) -> Row:
         "seed": run.seed,
         "scale": run.scale,
         "data": run.data,
-        "epochs": run.epochs,
+        "epochs": run.epochs_done,
         "setting": digest(setting(run)),
         "norm_first": first,
         "norm_last": last,
@@ -159,7 +159,10 @@ def _check(values: Mapping[str, str], paper: Sequence[Row]) -> int:
     text = _read(path)
     if rewrite(text, read_rows(Path(values["records"])), paper, only=values["experiment"]) == text:
         return 0
-    print(f"{path} is stale: its tables are not what {values['records']} says; run: make tables", file=sys.stderr)
+    print(
+        f"{path} is stale: its tables are not what {values['records']} says; run: python scripts/tables.py --readme",
+        file=sys.stderr,
+    )
     return 1
 
 
@@ -173,7 +176,7 @@ def _read(path: Path) -> str:
 def main(words: Sequence[str]) -> int:
     """Do what the command line asks for and print each file written."""
     options = {
-        "experiment": "", "runs": "results/runs", "records": "results/records.csv", "out": "results/tables",
+        "experiment": "", "runs": results("runs"), "records": results("records.csv"), "out": results("tables"),
         "paper": "results/paper.csv", "readme": "README.md",
     }  # fmt: skip
     values = parse([word for word in words if word not in ("--readme", "--check")], options=options)

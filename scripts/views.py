@@ -139,8 +139,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         tiles.append(("norm growth", plain_number(run.growth, digits=3), "n² last − n² first"))
     if (loss := run.ends("train/loss")[1]) is not None:
         tiles.append(("training loss, last", plain_number(loss), ""))
-    done = max((line["epoch"] for line in run.metrics), default=None)
-    tiles.append(("epochs done", plain_number(done), f"of {plain_number(run.epochs)}"))
+    tiles.append(("epochs done", plain_number(run.epochs_done), f"of {plain_number(run.epochs)}"))
     rate = run.throughput()
     speed = "" if rate is None else f"{plain_number(rate)} examples/s"
     tiles.append(("wall time", duration(run.record.get("wall_time_s")), speed))
@@ -163,8 +162,8 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         ("machine", run.machine),
         ("processes, cores", f"{hardware.get('processes', NONE)}, {hardware.get('cores', NONE)}"),
         ("versions", ", ".join(f"{name} {value}" for name, value in run.section("versions").items()) or NONE),
-        ("data set", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()) or NONE),
-        ("model", ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in model.items()) or NONE),
+        ("data set", _scalars(facts)),
+        ("model", _scalars(model)),
         ("seed", short(run.seed)),
         ("started, ended (UTC)", f"{run.text('started', NONE)}, {run.text('ended', NONE)}"),
         ("wall time", duration(run.record.get("wall_time_s"))),
@@ -176,6 +175,17 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
         ("last checkpoint", run.text("checkpoint", NONE)),
     ]
     return rows
+
+
+def _scalars(facts: dict[str, Any]) -> str:
+    """Return "classes 10, image size 64" of the entries that are one number or text."""
+    simple = {key: value for key, value in facts.items() if not isinstance(value, dict | list)}
+    return ", ".join(f"{key.replace('_', ' ')} {short_number(value)}" for key, value in simple.items()) or NONE
+
+
+def short_number(value: Any) -> str:
+    """Return a fraction with four digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -228,7 +238,6 @@ def run_row(run: Run, page_folder: Path) -> dict[str, Any]:
     """Return one row of the table of runs; the link leads from `page_folder` to the run's own page."""
     report = run.folder / "report.html"
     versions = run.section("versions")
-    done = max((line["epoch"] for line in run.metrics), default=None)
     return {
         "name": run.name,
         "link": quote(Path(os.path.relpath(report, page_folder)).as_posix()) if report.exists() else "",
@@ -236,7 +245,7 @@ def run_row(run: Run, page_folder: Path) -> dict[str, Any]:
         "status": run.status,
         "seed": short(run.seed),
         "scores": [(key, plain_number(value)) for key, value in run.scores.items()],
-        "epochs": f"{plain_number(done)} of {plain_number(run.epochs)}",
+        "epochs": f"{plain_number(run.epochs_done)} of {plain_number(run.epochs)}",
         "data": run.data,
         "scale": run.scale,
         "commit": run.commit,

@@ -151,3 +151,14 @@ def test_the_layer_matrix_has_nan_where_a_layer_was_not_logged(tmp_path):
 def test_titles_name_experiment_data_set_and_scale(tmp_path, write_run):
     run = runs.load_run(write_run(tmp_path))
     assert re.fullmatch(r"imagenet-resnet18 · digits · scale mini", figures.where(run))
+
+
+@pytest.mark.usefixtures("norms_only")
+def test_a_single_point_is_drawn_as_a_marker(tmp_path, write_run, monkeypatch):
+    for seed, status in enumerate(["finished", "running"]):
+        path = write_run(tmp_path, seed=seed, layers=(), change={"status": status}) / "metrics.jsonl"
+        path.write_text(path.read_text().splitlines()[0] + "\n")
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, *args, **kwargs: kept.append(figure))
+    figures.draw_comparison(groups_of(tmp_path), tmp_path / "out")
+    assert [line.get_marker() for line in kept[0].axes[0].lines] == ["o", "o"]

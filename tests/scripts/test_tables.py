@@ -194,3 +194,15 @@ def test_all_three_formats_have_the_same_rows(place):
     for ending in ("md", "tex"):
         assert text[ending].count("sgdp") == 1 and text[ending].count("70.57 / 70.73") == 1
     assert r"\toprule" in text["tex"] and r"$\pm$" in text["tex"]
+
+
+def test_a_run_cut_short_shows_the_epochs_it_had(tmp_path, write_run):
+    run = runs.load_run(write_run(tmp_path, change={"epochs": 0.25}))
+    assert tables.record_row(run)["epochs"] == "0.25"
+
+
+def test_the_folder_of_results_moves_with_the_environment(tmp_path, write_run, monkeypatch):
+    write_run(tmp_path / "runs")
+    monkeypatch.setenv("ADAMP_RESULTS", str(tmp_path))
+    assert tables.main([]) == 0
+    assert (tmp_path / "records.csv").exists() and (tmp_path / "tables" / "imagenet-resnet18.md").exists()
