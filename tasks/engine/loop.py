@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +157,12 @@ class Trainer:
             RunFailed: The loss is not finite.
             Stopped: A signal asked to stop; a checkpoint was saved.
         """
+        for _ in self.epochs():
+            pass
+        return dict(self.scores)
+
+    def epochs(self) -> Iterator[int]:
+        """Do what `fit` does, one epoch at a time: yields the number of the phase after each."""
         with requests() as self.asked:
             found = state.resume(self)
             self.progress = Progress(
@@ -166,12 +172,11 @@ class Trainer:
             for note in self.notes:
                 self.progress.say(note)
             try:
-                self._run(found)
+                yield from self._phases(found)
             finally:
                 self.progress.close()
-        return dict(self.scores)
 
-    def _run(self, found: checkpoint.State | None) -> None:
+    def _phases(self, found: checkpoint.State | None) -> Iterator[int]:
         while self.at.phase < len(self.phases):
             phase = self.phases[self.at.phase]
             self._enter(phase, found)
@@ -181,6 +186,7 @@ class Trainer:
             while self.at.epoch < phase.epochs and not self._out_of_steps():
                 self._train_epoch(phase)
                 self._end_epoch(phase)
+                yield self.at.phase
             if self._out_of_steps():
                 break
             self.at = Position(self.at.phase + 1, 0, 0, self.at.step)
