@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 
 def check_number(options: dict[str, Any], name: str, *, below: float = math.inf) -> None:
-    """Raise ValueError unless `0 <= options[name] < below`; a tensor must hold a single number."""
+    """Raise ValueError unless `0 <= options[name] < below`; a tensor must be 0-d."""
     value = options[name]
     try:
-        valid = bool(0 <= value < below) if not isinstance(value, Tensor) else bool(0 <= value.item() < below)
+        valid = bool(0 <= value < below) and not (isinstance(value, Tensor) and value.ndim > 0)
     except (TypeError, ValueError, RuntimeError):
         valid = False  # not a number, or a tensor of several
     if not valid:

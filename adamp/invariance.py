@@ -21,8 +21,8 @@ def scale_invariant_parameters(
     """Find the parameters whose scale does not change what the model computes in training mode.
 
     This is the structural truth that the optimizers' test estimates from gradients (§2.1 of the paper): a
-    float64 copy of the model, on the CPU and with a negligible eps in its normalisation layers, is run with
-    parameters multiplied by random factors. Entries that are exactly zero, such as batch norm's biases, are
+    float64 copy of the model, on the CPU and with a negligible `eps` in every module that has this attribute,
+    is run with parameters multiplied by random factors. Entries that are exactly zero, such as batch norm's biases, are
     first moved to random values, so that zero is not taken for invariant. A parameter without any effect on
     the outputs is not invariant. Neither the model nor the global random state is touched.
 

@@ -86,8 +86,9 @@ class NormProbe:
       `scale_invariant`; for an optimizer without the test, the share that the test would project.
     - `oscillation`: see `adamp.oscillation.OscillationWindow`; only with `oscillation_window > 0`.
 
-    Nothing is read back from the device before `read`. A step that gradient scaling skips is not seen, unless
-    a fused optimizer skips it on the device: then it counts as a step of length 0.
+    Nothing is read back from the device before `read`. The probe keeps one copy of the weights. A step that
+    gradient scaling skips is not seen, unless a fused optimizer skips it on the device: then it counts as a
+    step of length 0.
 
     Args:
         named_parameters: Pairs (name, parameter), e.g. `model.named_parameters()`. Vectors and scalars have
@@ -238,13 +239,13 @@ class NormProbe:
     def _stack(self, values: list[Tensor]) -> Tensor:
         return torch.stack([x.to(self._device, self._dtype) for x in values])
 
-    def measure(self) -> Tensor:
-        """Return the present norms, (4 + L,): mean, min, median, max over all filters, then each layer's mean."""
+    def _present_norms(self) -> Tensor:
         with torch.no_grad():
             norms = [row_norms(working(p)).to(self._device, self._dtype) for p in self._parameters.values()]
             return self._norm_values(torch.cat(norms))
 
     def _norm_values(self, norms: Tensor) -> Tensor:
+        """Return mean, min, median and max over all filters, then each layer's mean, (4 + L,)."""
         return torch.cat([_mean_min_median_max(norms), self._layer_means(norms)])
 
     def _layer_means(self, values: Tensor) -> Tensor:
@@ -268,7 +269,7 @@ class NormProbe:
         names = list(self._parameters)
         keys = [*_NORM, *(f"norm/{name}" for name in names)]
         counts = [1] * len(_NORM) + [int(layers)] * len(names)
-        parts = [self.measure() if self._norms is None else self._norms]
+        parts = [self._present_norms() if self._norms is None else self._norms]
         means = [(self._summary, [*_STEP, *_GRAD])]
         means.append((self._oscillation, ["oscillation/mean", "oscillation/median", "oscillation/ratio"]))
         if layers:

@@ -101,8 +101,8 @@ def _is_orthogonal(sums: RowSums, row_length: int, *, delta: float, eps: float) 
 
 
 def _radial_coefficient(wu: Tensor, ww: Tensor, *, eps: float) -> Tensor:
-    # c with p (p·u) = c w, where p = w / (‖w‖ + eps); 0 for a zero row.
-    return wu / (ww.sqrt() + eps).square()
+    # c with p (p·u) = c w, where p = w / (‖w‖ + eps); 0 for a zero row, with eps 0 as well.
+    return torch.where(ww == 0, 0, wu / (ww.sqrt() + eps).square())
 
 
 def is_scale_invariant(weight: Tensor, grad: Tensor, *, delta: float, view: View, eps: float) -> Tensor:

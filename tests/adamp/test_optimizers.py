@@ -319,6 +319,7 @@ BAD = [
     ({"lr": math.inf}, "lr"),
     ({"lr": "0.1"}, "lr"),
     ({"lr": torch.ones(2)}, "lr"),
+    ({"lr": torch.ones(1)}, "lr"),
     ({"eps": -1e-8}, "eps"),
     ({"weight_decay": -1e-4}, "weight_decay"),
     ({"weight_decay": math.nan}, "weight_decay"),

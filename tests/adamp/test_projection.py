@@ -102,6 +102,14 @@ def test_a_zero_row_is_left_alone():
     assert torch.isfinite(result.update).all()
 
 
+@pytest.mark.parametrize("mark", ["auto", True])
+def test_a_zero_row_is_left_alone_without_eps(mark):
+    u, w, g = random_case((4, 10), "channel")
+    w[2] = 0
+    result = project(u, w, g, delta=0.1, eps=0.0, wd_ratio=0.1, scale_invariant=mark)
+    assert torch.isfinite(result.update).all()
+
+
 def test_a_zero_gradient_fires():
     _, w, _ = random_case((4, 10), "none")
     assert decision(w, torch.zeros_like(w)) == 1
