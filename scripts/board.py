@@ -68,8 +68,8 @@ def canvas(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
-        # A bold letter of the title takes about 0.085 inches.
-        figure.suptitle(plain(title, limit=int(size[0] / 0.085)), x=0.005, ha="left")
+        # A bold letter of the title takes about 0.093 inches.
+        figure.suptitle(plain(title, limit=int(size[0] / 0.093)), x=0.005, ha="left")
         yield figure, list(axes.flat)
 
 
