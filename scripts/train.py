@@ -6,6 +6,7 @@ or done before, 1 the run failed, 2 wrong input, 128 + n stopped by signal n (13
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -59,7 +60,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """
     opt = config["opt"]
     words = [
-        str(config["opt_name"]), f"wd={opt.get('weight_decay', 0):g}", f"lr={opt.get('lr', 0):g}",
+        str(config["opt_name"]), f"wd={_number(opt, 'weight_decay')}", f"lr={_number(opt, 'lr')}",
         str(config["scale_name"]), f"seed={config['train']['seed']}",
     ]  # fmt: skip
     for override in sorted(overrides):
@@ -68,7 +69,18 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
             words.append(override.lstrip("+"))
     if config.get("tag"):
         words.append(str(config["tag"]))
-    return re.sub(r"[^\w.,=+-]+", "_", ",".join(words))[:200]
+    name = re.sub(r"[^\w.,=+-]+", "_", ",".join(words))
+    if len(name) <= 200:
+        return name
+    # File systems end at 255 bytes. What is cut off must still tell two runs apart, a tag above all.
+    return f"{name[:189]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def _number(opt: Mapping[str, Any], key: str) -> str:
+    value = opt.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"opt.{key} is {value!r}; it must be a number")
+    return f"{value:.12g}"
 
 
 def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
@@ -185,7 +197,7 @@ def main() -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     codes: list[int] = []
 
-    @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+    @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train")
     def hydra_main(cfg: DictConfig) -> None:
         # Errors end here: Hydra would print its own report around them.
         codes.append(guarded(lambda: run_config(cfg)))
