@@ -120,7 +120,7 @@ def draw_comparison(groups: Sequence[Group], folder: Path, *, prefix: str, title
                 axis.remove()
             text = label + (", log" if isinstance(norm, LogNorm) else "")
             figure.colorbar(mesh, ax=axes[: len(maps)], label=text, pad=0.01, fraction=0.03, aspect=30)
-            caption = "One map a group, its first finished seed, on one colour scale (L2), input at the top. Blank: zero or not logged."
+            caption = "A map a group: its first finished seed, L2, one colour scale, input on top. Blank: zero or none."
             numbers = [row for group, run, *_ in maps for row in _numbers(group.label, run, kind)]
             path = folder / f"{prefix}layers-{kind.replace('_', '-')}.svg"
             drawn.append(save(figure, path, heading, caption=caption, rows=numbers))
