@@ -422,10 +422,10 @@ class Trainer:
         request = self.world.highest(max(self.asked.pending, SAVE if due else NOTHING))
         if request == NOTHING:
             return
+        self.asked.saving = False
         self._save()
         if request == STOP:
             raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
-        self.asked.pending = NOTHING
 
     def _save(self) -> None:
         self._check_finite()

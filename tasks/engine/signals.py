@@ -24,26 +24,34 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
 
 
 class Requests:
-    """The strongest request seen so far.
+    """What signals have asked for so far.
+
+    Two flags rather than one level: a stop that arrives while a save is being answered must outlive the answer.
 
     Attributes:
-        pending: NOTHING, SAVE or STOP.
+        saving: A save was asked for and not yet answered.
+        stopping: A stop was asked for.
         number: Signal that asked to stop.
     """
 
     def __init__(self) -> None:
-        self.pending = NOTHING
+        self.saving = self.stopping = False
         self.number = int(signal.SIGTERM)
+
+    @property
+    def pending(self) -> int:
+        """The strongest request: NOTHING, SAVE or STOP."""
+        return STOP if self.stopping else SAVE if self.saving else NOTHING
 
     def ask_to_stop(self, number: int, frame: Any = None) -> None:
         """SIGINT, SIGTERM: save and stop. A second Ctrl-C stops at once, without saving."""
-        if self.pending == STOP and number == signal.SIGINT:
+        if self.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.pending, self.number = STOP, number
+        self.number, self.stopping = number, True
 
     def ask_to_save(self, number: int, frame: Any = None) -> None:
         """SIGUSR1: save and go on."""
-        self.pending = max(self.pending, SAVE)
+        self.saving = True
 
 
 @contextmanager

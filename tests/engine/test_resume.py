@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tasks.base import InputError, Task
+from tasks.engine import state
 from tasks.engine.signals import Stopped
 from tests.engine import toys
 
@@ -128,3 +129,27 @@ def test_accumulation_is_refused_for_a_task_that_carries_state(tmp_path: Path) -
     with pytest.raises(InputError, match=r"train\.accumulation is 2"):
         made.fit()
     toys.close(made)
+
+
+def test_a_stop_that_arrives_while_a_checkpoint_is_being_written_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, metrics = run("plain", tmp_path / "whole")
+    save, saves = state.save, 0
+
+    def interrupted(made: toys.Trainer, kind: str) -> None:
+        nonlocal saves
+        saves += kind == "last"
+        if saves == 1 and kind == "last":
+            signal.raise_signal(signal.SIGTERM)
+        save(made, kind)
+
+    monkeypatch.setattr(state, "save", interrupted)
+    made = toys.trainer(toys.Toy(), tmp_path / "stopped", checkpoint_minutes=0)
+    with pytest.raises(Stopped):
+        made.fit()
+    toys.close(made)
+    assert made.at.step == 2  # asked for during the save after step 1
+    resumed, lines = run("plain", tmp_path / "stopped")
+    assert lines == metrics
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
