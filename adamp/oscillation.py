@@ -34,30 +34,33 @@ class OscillationWindow:
         self._done = 0  # steps of the window under way
         self._start: list[Tensor] = []  # empty between windows
         self._path: list[Tensor] = []
-        self._before: list[Tensor] = []
+        self._last: list[Tensor] = []  # where the step before ended
 
     def before_step(self, *, may_start: bool) -> None:
-        """Note where the weights are; open a window if none is under way and one may start here."""
-        if not self._start and not (may_start and self._num_steps):
+        """Open a window if none is under way and one may start here."""
+        if not self._num_steps or not (self._start or may_start):
             return
-        self._before = [working(p).clone() for p in self._parameters]
         if not self._start:
             self._done = 0
-            self._start = [w.clone() for w in self._before]
-            self._path = [torch.zeros_like(w) for w in self._before]
+            self._start = [working(p).clone() for p in self._parameters]
+            self._path = [torch.zeros_like(w) for w in self._start]
+        if not self._last:  # at a window's start, or when it goes on after loading a state
+            self._last = [working(p).clone() for p in self._parameters]
 
     def after_step(self) -> Tensor | None:
         """Add the step to the paths; at the window's end close it and return mean, median and ratio, (3,)."""
-        if not self._before:
+        if not self._start:
             return None
-        for p, before, path in zip(self._parameters, self._before, self._path, strict=True):
-            path.add_((working(p) - before).abs_())
-        self._before = []
+        now = [working(p) for p in self._parameters]
+        torch._foreach_sub_(self._last, now)
+        torch._foreach_abs_(self._last)
+        torch._foreach_add_(self._path, self._last)
+        torch._foreach_copy_(self._last, now)
         self._done += 1
         if self._done < self._num_steps:
             return None
         values = self._values()
-        self._start, self._path = [], []
+        self._start, self._path, self._last = [], [], []
         return values
 
     def _values(self) -> Tensor:
@@ -78,3 +81,4 @@ class OscillationWindow:
         for key in ("start", "path"):
             tensors = [x.to(p.device, copy=True) for x, p in zip(state[key], self._parameters, strict=False)]
             setattr(self, f"_{key}", tensors)
+        self._last = []

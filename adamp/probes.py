@@ -84,7 +84,8 @@ class NormProbe:
       over the test's threshold `delta / sqrt(row length)`: the channel view fires below 1.
     - `projected`: the share of parameters that the optimizer projects, by its own options `delta`, `eps` and
       `scale_invariant`; for an optimizer without the test, the share that the test would project.
-    - `oscillation`: see `adamp.oscillation.OscillationWindow`; only with `oscillation_window > 0`.
+    - `oscillation`: see `adamp.oscillation.OscillationWindow`; only with `oscillation_window > 0`, and one window
+      between two reads.
 
     Nothing is read back from the device before `read`. The probe keeps one copy of the weights. A step that
     gradient scaling skips is not seen, unless a fused optimizer skips it on the device: then it counts as a
@@ -96,8 +97,8 @@ class NormProbe:
         every: Sample every k-th step, at least 1.
         delta: Threshold of the test for optimizers without one.
         eps: Lower bound of the norms in the test for optimizers without one.
-        oscillation_window: Steps over which oscillation is measured; 0 turns it off. It takes the memory of
-            two more copies of the weights.
+        oscillation_window: Steps over which oscillation is measured, once between two reads; 0 turns it off. While a
+            window is open it takes the memory of three more copies of the weights.
 
     Raises:
         ValueError: If an option is out of range, a name comes twice or no parameter has two dimensions.
@@ -181,7 +182,8 @@ class NormProbe:
                 if name not in self._before:
                     self._before[name] = torch.empty_like(working(p), memory_format=torch.preserve_format)
                 self._before[name].copy_(working(p))
-        self._window.before_step(may_start=self._sampling)
+        # One window between two reads: a window touches every weight at every step of it.
+        self._window.before_step(may_start=self._sampling and not self._oscillation.counts[0])
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

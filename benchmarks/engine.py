@@ -1,7 +1,7 @@
 """What the engine and its probes cost beside a bare loop of the same network and batch.
 
 `make benchmark` or `python benchmarks/engine.py [rounds=15] [steps=20] [threads=1] [width=0.25] [size=64] [batch=64]
-[probe_every=10] [oscillation_window=0] [out=results/benchmarks]`.
+[probe_every=20] [oscillation_window=0] [out=results/benchmarks]`.
 Three loops train the same ResNet18 on the same batches in memory, in turns within one process, so that a drift of the
 machine meets all three: a bare loop (forward, backward, step, schedule, mean loss), the engine without probes, and the
 engine with probes at their default cadence. The ratio of each round is taken first, then its median over rounds.

@@ -39,7 +39,7 @@ class Train:
         eval_epochs: Evaluate every so many epochs, and after the last one.
         log_every: Optimizer steps between two lines of metrics.
         probe_every: Optimizer steps between two samples of norms and effective steps; 0 switches the probes off.
-        oscillation_window: Steps a window of the oscillation measure Q; 0 switches it off.
+        oscillation_window: Steps a window of the oscillation measure Q, one a line of metrics; 0 switches it off.
         checkpoint_minutes: Wall-clock minutes between two checkpoints (one is also written at the end of the run,
             when a signal asks for it, and at each new best score).
         timeout_minutes: How long a process waits for the others before it gives up.
@@ -64,7 +64,7 @@ class Train:
     num_workers: int = 0
     eval_epochs: int = 1
     log_every: int = 50
-    probe_every: int = 10
+    probe_every: int = 20
     oscillation_window: int = 0
     checkpoint_minutes: float = 10.0
     timeout_minutes: float = 30.0

@@ -181,7 +181,13 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     children = []
     for rank in range(processes):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": processes,
+            "LOCAL_WORLD_SIZE": processes,
+            "MASTER_PORT": port,
+        }
         env = {"OMP_NUM_THREADS": threads, **os.environ, "MASTER_ADDR": "127.0.0.1"}
         # A group of its own: Ctrl-C then reaches the copies once, through this process.
         children.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def run(plan: Plan) -> dict[str, float]:
     """
     train = plan.train
     if train.threads is not None:
-        torch.set_num_threads(train.threads)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(train.threads, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))))
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
     with joined(train.device, timeout_minutes=train.timeout_minutes) as world:

@@ -39,26 +39,26 @@ def test_an_entry_that_came_back_stays_finite():
     assert values[0] == pytest.approx((2**24 + 1) / 2)
 
 
-def test_windows_start_at_sampled_steps_and_are_averaged():
+def test_one_window_between_two_reads_starts_at_a_sampled_step():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
     probe = NormProbe(model.named_parameters(), every=4, oscillation_window=3)
     probe.attach(optimizer)
-    weights = [snapshot(model)]
-    for step in range(8):
+    weights, values = [snapshot(model)], []
+    for step in range(13):
         backward(model, seed=step)
         optimizer.step()
         weights.append(snapshot(model))
-    expected = []
-    for first in (0, 4):
+        if step in (5, 11):  # the steps 4 and 8 are sampled; a window opens at 0, and after the first read at 8
+            values.append(probe.read())
+    for first, read in zip((0, 8), values, strict=True):
         window = [torch.cat([x.flatten() for x in w]).double() for w in weights[first : first + 4]]
         path = sum((b - a).abs() for a, b in itertools.pairwise(window))
         moved = (window[-1] - window[0]).abs()
         q = path / moved
-        expected.append([float(q.mean()), float(q.median()), float(path.sum() / moved.sum())])
-    values = probe.read()
-    for k, key in enumerate(("mean", "median", "ratio")):
-        assert values[f"oscillation/{key}"] == pytest.approx(sum(e[k] for e in expected) / 2, rel=1e-3)
+        expected = [float(q.mean()), float(q.median()), float(path.sum() / moved.sum())]
+        found = [read[f"oscillation/{key}"] for key in ("mean", "median", "ratio")]
+        assert found == pytest.approx(expected, rel=1e-3)
     assert "oscillation/mean" not in probe.read()
 
 
