@@ -92,6 +92,8 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     if cfg.experiment_name is None:
         known = ", ".join(sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml")))
         raise InputError(f"no experiment is named; add experiment=NAME, one of: {known}")
+    if not isinstance(cfg.gpus, int) or not cfg.gpus >= 1:
+        raise InputError(f"gpus is {cfg.gpus}; it must be a whole number of processes, at least 1")
     train: Train = OmegaConf.to_object(cfg.train)  # type: ignore[assignment]
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     name = run_name(config, overrides)
@@ -159,6 +161,8 @@ def explain(error: BaseException) -> str:
         return f"{found[1]} is no option here; see the names with --cfg job, or the choices with --help"
     if found := re.search(r"(.*?) full_key: (\S+)", text):
         return f"{found[2]}: {found[1]}"
+    if found := re.search(r"(.*) See https://hydra\.cc/\S*override_grammar", text):
+        return f"an argument cannot be read as key=value: {found[1]}"
     return text[:400]
 
 

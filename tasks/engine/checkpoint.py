@@ -37,7 +37,10 @@ def save(path: Path, state: State) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         kept = f"{path} from before is still valid" if path.exists() else "there was none before"
-        reason = str(error).splitlines()[0]
+        cause: BaseException = error
+        while not isinstance(cause, OSError) and cause.__context__ is not None:
+            cause = cause.__context__
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error).splitlines()[0]
         raise InputError(f"cannot save a checkpoint in {path.parent}: {reason}; {kept}; run again to resume") from None
     if path.exists():
         _keep_previous(path)
