@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/train.py` puts scripts/ there, not the root
@@ -29,9 +29,11 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from tasks.base import InputError  # noqa: E402
 from tasks.engine.config import FREE_KEYS, Train, check_division  # noqa: E402
-from tasks.engine.distributed import spawn  # noqa: E402
-from tasks.engine.loop import Phase  # noqa: E402
-from tasks.engine.run import Plan, RunFailed, Stopped, run  # noqa: E402
+from tasks.engine.outcomes import RunFailed, Stopped  # noqa: E402
+from tasks.engine.plan import Plan  # noqa: E402
+
+if TYPE_CHECKING:  # torch is loaded only by a run that has something left to do
+    from tasks.engine.loop import Phase
 
 ConfigStore.instance().store(group="train", name="options", node=Train)
 
@@ -47,6 +49,8 @@ NAMELESS = (
     "hydra",
     *(f"train.{key}" for key in FREE_KEYS),
 )
+
+DRAWN: set[tuple[Path, str, Path]] = set()  # (runs, experiment, reports) of the runs that ended in this process
 
 
 def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
@@ -65,7 +69,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
     ]  # fmt: skip
     for override in sorted(overrides):
         key = override.split("=", 1)[0].lstrip("+~")
-        if not any(key == k or key.startswith(f"{k}.") or key.startswith(f"{k}/") for k in (*NAMED, *NAMELESS)):
+        if key not in NAMED and not any(key == k or key.startswith((f"{k}.", f"{k}/")) for k in NAMELESS):
             words.append(override.lstrip("+"))
     if config.get("tag"):
         words.append(str(config["tag"]))
@@ -103,6 +107,8 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         return hydra.utils.instantiate(node, _convert_="all")
 
     def make_phases() -> list[Phase]:
+        from tasks.engine.loop import Phase
+
         given = [dict(phase) for phase in cfg.phases] or [{"epochs": train.epochs}]
         return [
             Phase(
@@ -115,14 +121,10 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         ]  # fmt: skip
 
     def draw(folder: Path) -> Path:
-        from scripts.report import (
-            write_experiment_report,
-            write_run_report,
-        )  # matplotlib only when it is needed
+        from scripts.report import write_run_report  # matplotlib is imported only by a run that draws
 
-        page = write_run_report(folder)
-        write_experiment_report(Path(cfg.paths.runs), cfg.experiment_name, Path(cfg.paths.reports))
-        return page
+        DRAWN.add((Path(cfg.paths.runs), cfg.experiment_name, Path(cfg.paths.reports)))
+        return write_run_report(folder)
 
     return Plan(
         experiment=cfg.experiment_name, name=name, folder=Path(cfg.paths.runs) / cfg.experiment_name / name,
@@ -131,17 +133,23 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     )  # fmt: skip
 
 
-def run_config(cfg: DictConfig) -> None:
-    """Run one configuration here, or start its processes."""
+def run_config(cfg: DictConfig) -> int:
+    """Run one configuration here, or start its processes, and return the exit code."""
     overrides = list(HydraConfig.get().overrides.task)
     planned = plan(cfg, overrides)
+    if (record := planned.finished()) is not None:
+        if speaks():
+            planned.say_end(record, "was finished before")
+        return 0
     if cfg.gpus > 1 and "RANK" not in os.environ:
+        from tasks.engine.distributed import spawn
+
         check_division(planned.train, cfg.gpus)
-        code = spawn([sys.executable, str(Path(__file__).resolve()), *overrides], cfg.gpus)
-        if code:
-            raise SystemExit(code)
-        return
+        return spawn([sys.executable, str(Path(__file__).resolve()), *overrides], cfg.gpus)
+    from tasks.engine.run import run
+
     run(planned)
+    return 0
 
 
 def explain(error: BaseException) -> str:
@@ -166,13 +174,13 @@ def explain(error: BaseException) -> str:
     return text[:400]
 
 
-def guarded(call: Callable[[], None]) -> int:
+def guarded(call: Callable[[], int]) -> int:
     """Call, say an expected error in a line or two on standard error, and return the exit code it stands for.
 
     Stopping by signal is passed on as SystemExit: it ends a sweep too, where a failed cell does not.
     """
     try:
-        call()
+        code = call()
     except (InputError, HydraException, OmegaConfBaseException) as error:
         _say(f"error: {explain(error)}")
         return 2
@@ -185,17 +193,35 @@ def guarded(call: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from the last checkpoint")
         raise SystemExit(130) from None
-    return 0
+    if code > 128:  # the processes of this run were stopped by a signal
+        raise SystemExit(code)
+    return code
+
+
+def compare() -> None:
+    """Draw the page that compares all runs of each experiment that ran, once even after a sweep of many cells."""
+    for runs, experiment, reports in sorted(DRAWN):
+        from scripts.report import write_experiment_report
+
+        try:
+            print(f"compare     {write_experiment_report(runs, experiment, reports)}", flush=True)
+        except Exception as trouble:  # the runs are done and recorded; `make report` draws again
+            logging.getLogger(__name__).warning("the page that compares the runs could not be drawn: %s", trouble)
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its run that speaks to the user."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say(message: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         print(message, file=sys.stderr, flush=True)
 
 
 def main() -> int:
     """Run the command line and return the exit code: the highest of a sweep's cells."""
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    level = logging.INFO if speaks() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for noisy in ("matplotlib", "PIL", "torch", "urllib3", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -206,8 +232,13 @@ def main() -> int:
         # Errors end here: Hydra would print its own report around them.
         codes.append(guarded(lambda: run_config(cfg)))
 
-    codes.append(guarded(hydra_main))
-    return max(codes)
+    def whole() -> int:
+        hydra_main()
+        return max(codes, default=0)
+
+    code = guarded(whole)
+    compare()
+    return code
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, broken off at the ninth save, of step 8; step 7's is there too (step 4 ends an epoch: two saves)."""
+    """The same run, broken off at the ninth save, of step 8; step 7's is there too (step 4 saves twice)."""
     folder = tmp_path_factory.mktemp("halfway")
 
     class Broken(BaseException):
