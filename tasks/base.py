@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+if TYPE_CHECKING:  # the interface names torch's types, and needs none of its code
+    from torch import Tensor, nn
 
 Batch = Any  # what a task's loader yields and its losses take: nested tuples, lists, dicts of tensors
 Record = Any  # what `Task.predict` returns for a batch; picklable, on the CPU

@@ -33,16 +33,13 @@ from tasks.engine.optim import (
     gradient_norm,
     parameter_groups,
 )  # fmt: skip
+from tasks.engine.outcomes import RunFailed, Stopped
 from tasks.engine.progress import Progress
 from tasks.engine.records import RunRecord, Sink
 from tasks.engine.schedules import Schedule
-from tasks.engine.signals import NOTHING, SAVE, STOP, Stopped, requests
+from tasks.engine.signals import NOTHING, SAVE, STOP, requests
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class RunFailed(RuntimeError):  # noqa: N818 - "failed" is the status in the record
-    """The run cannot go on, e.g. because its loss is not finite. One or two lines; what was saved before is kept."""
 
 
 @dataclass

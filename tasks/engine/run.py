@@ -4,53 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from adamp import scale_invariant_parameters
-from tasks.base import InputError, Task
+from tasks.base import Task
 from tasks.engine.checkpoint import seed_generators
-from tasks.engine.config import Train, check_division
+from tasks.engine.config import check_division
 from tasks.engine.distributed import World, joined
-from tasks.engine.loop import Phase, RunFailed, Trainer
-from tasks.engine.optim import Rule
+from tasks.engine.loop import Trainer
+from tasks.engine.outcomes import Stopped
+from tasks.engine.plan import Plan
 from tasks.engine.records import RunRecord, Sink, now
-from tasks.engine.signals import Stopped
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Plan:
-    """Everything a run needs, with nothing made yet: a finished run must cost neither data nor networks.
-
-    Attributes:
-        experiment: Name of the experiment.
-        name: Name of the run, unique within the experiment, from the configuration alone.
-        folder: Where the run lives.
-        config: The resolved configuration as plain containers.
-        train: The engine's options.
-        rules: Parameter rules.
-        make_task: Builds data and networks.
-        make_phases: Builds the phases.
-        make_sinks: Builds the loggers, on process 0.
-        draw: Draws the pictures of a run's folder and returns the page; None draws nothing.
-    """
-
-    experiment: str
-    name: str
-    folder: Path
-    config: Mapping[str, Any]
-    train: Train
-    rules: Sequence[Rule]
-    make_task: Callable[[], Task]
-    make_phases: Callable[[], Sequence[Phase]]
-    make_sinks: Callable[[], Sequence[Sink]]
-    draw: Callable[[Path], Path] | None = None
 
 
 def run(plan: Plan) -> dict[str, float]:
@@ -74,7 +43,7 @@ def run(plan: Plan) -> dict[str, float]:
             if world.share(record is not None and record.finished):
                 scores = world.share(record.record["scores"] if record is not None else None)
                 if record is not None:
-                    _say_end(plan, record.record, "was finished before")
+                    plan.say_end(record.record, "was finished before")
                 return dict(scores)
             return _run(plan, world, record)
         finally:
@@ -105,7 +74,7 @@ def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]
         raise
     if record is not None:
         _close(plan, record, sinks, trainer, None)
-        _say_end(plan, record.record, "finished")
+        plan.say_end(record.record, "finished")
     return scores
 
 
@@ -165,18 +134,3 @@ def _say_start(plan: Plan, world: World, record: Mapping[str, Any], trainer: Tra
         f"length   {epochs} epochs x {trainer.epoch_steps} steps of {plan.train.batch_size} examples",
         flush=True,
     )
-
-
-def _say_end(plan: Plan, record: Mapping[str, Any], how: str) -> None:
-    scores = ", ".join(f"{key} {value:.4g}" for key, value in record.get("scores", {}).items())
-    best = record.get("best") or {}
-    kept = f" (best {best['score']:.4g} at epoch {best['epoch']})" if best.get("score") is not None else ""
-    print(f"{plan.experiment}/{plan.name} {how} on {record['data'].get('name', '?')}: {scores}{kept}")
-    print(f"checkpoint  {plan.folder / 'checkpoints' / 'last.pt'}")
-    figures, page = plan.folder / "figures", plan.folder / "report.html"
-    if page.exists():
-        print(f"pictures    {figures}")
-        print(f"page        {page}", flush=True)
-
-
-__all__ = ["InputError", "Plan", "RunFailed", "Stopped", "run"]

@@ -11,18 +11,6 @@ from typing import Any
 NOTHING, SAVE, STOP = 0, 1, 2  # ordered: the largest request of all processes wins
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can be resumed
-    """The run saved a checkpoint and stopped because a signal asked for it.
-
-    Attributes:
-        code: Exit code for the shell, 128 + signal number.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code = 128 + number
-
-
 class Requests:
     """What signals have asked for so far.
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tasks.engine.distributed import World, in_data_order, joined, spawn
-from tasks.engine.signals import Stopped
+from tasks.engine.outcomes import Stopped
 from tests.engine import toys
 
 

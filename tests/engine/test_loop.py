@@ -10,7 +10,8 @@ from torch import nn
 
 from tasks.base import InputError
 from tasks.engine import checkpoint
-from tasks.engine.loop import Phase, RunFailed, Trainer
+from tasks.engine.loop import Phase, Trainer
+from tasks.engine.outcomes import RunFailed
 from tasks.engine.schedules import cosine
 from tests.engine import toys
 

@@ -10,7 +10,7 @@ import torch
 
 from tasks.base import InputError, Task
 from tasks.engine import state
-from tasks.engine.signals import Stopped
+from tasks.engine.outcomes import Stopped
 from tests.engine import toys
 
 CASES: dict[str, tuple[Callable[[], Task], dict[str, Any]]] = {

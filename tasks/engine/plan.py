@@ -1,0 +1,73 @@
+"""What a run needs before anything is made, and whether it has been run before.
+
+Free of torch: a finished run is answered in the time that reading a file takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.base import Task
+from tasks.engine.config import Train, differing_keys
+
+if TYPE_CHECKING:
+    from tasks.engine.loop import Phase
+    from tasks.engine.optim import Rule
+    from tasks.engine.records import Sink
+
+
+@dataclass
+class Plan:
+    """Everything a run needs, with nothing made yet: a finished run must cost neither data nor networks.
+
+    Attributes:
+        experiment: Name of the experiment.
+        name: Name of the run, unique within the experiment, from the configuration alone.
+        folder: Where the run lives.
+        config: The resolved configuration as plain containers.
+        train: The engine's options.
+        rules: Parameter rules.
+        make_task: Builds data and networks.
+        make_phases: Builds the phases.
+        make_sinks: Builds the loggers, on process 0.
+        draw: Draws the pictures of a run's folder and returns the page; None draws nothing.
+    """
+
+    experiment: str
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    train: Train
+    rules: Sequence[Rule]
+    make_task: Callable[[], Task]
+    make_phases: Callable[[], Sequence[Phase]]
+    make_sinks: Callable[[], Sequence[Sink]]
+    draw: Callable[[Path], Path] | None = None
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the record of this very configuration if it has been run to its end, else None.
+
+        Whatever else the folder holds, broken files too, is for `RunRecord` to judge.
+        """
+        try:
+            record = json.loads((self.folder / "run.json").read_text())
+            done = record["status"] == "finished" and not differing_keys(dict(self.config), record["config"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return record if done else None
+
+    def say_end(self, record: Mapping[str, Any], how: str) -> None:
+        """Print the last lines of a run: its scores, and where its checkpoint and pictures are."""
+        scores = ", ".join(f"{key} {value:.4g}" for key, value in record.get("scores", {}).items())
+        best = record.get("best") or {}
+        kept = f" (best {best['score']:.4g} at epoch {best['epoch']})" if best.get("score") is not None else ""
+        print(f"{self.experiment}/{self.name} {how} on {record['data'].get('name', '?')}: {scores}{kept}")
+        print(f"checkpoint  {self.folder / 'checkpoints' / 'last.pt'}")
+        figures, page = self.folder / "figures", self.folder / "report.html"
+        if page.exists():
+            print(f"pictures    {figures}")
+            print(f"page        {page}", flush=True)
