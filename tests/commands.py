@@ -84,6 +84,7 @@ def call(*words: str) -> Done:
         redirect_stderr(err),
     ):
         try:
+            train.DRAWN.clear()
             code = train.main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
