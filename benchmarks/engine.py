@@ -28,7 +28,8 @@ from torch.nn import functional as F  # noqa: E402
 from tasks.base import Shard, Task, Update  # noqa: E402
 from tasks.engine.config import Train  # noqa: E402
 from tasks.engine.distributed import World  # noqa: E402
-from tasks.engine.loop import Phase, Trainer  # noqa: E402
+from tasks.engine.loop import Trainer  # noqa: E402
+from tasks.engine.phases import Phase  # noqa: E402
 from tasks.engine.records import RunRecord, git_state, hardware, now, versions  # noqa: E402
 from tasks.engine.schedules import cosine  # noqa: E402
 from tasks.networks import resnet18  # noqa: E402

@@ -33,7 +33,7 @@ from tasks.engine.outcomes import RunFailed, Stopped  # noqa: E402
 from tasks.engine.plan import Plan  # noqa: E402
 
 if TYPE_CHECKING:  # torch is loaded only by a run that has something left to do
-    from tasks.engine.loop import Phase
+    from tasks.engine.phases import Phase
 
 ConfigStore.instance().store(group="train", name="options", node=Train)
 
@@ -107,7 +107,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         return hydra.utils.instantiate(node, _convert_="all")
 
     def make_phases() -> list[Phase]:
-        from tasks.engine.loop import Phase
+        from tasks.engine.phases import Phase
 
         given = [dict(phase) for phase in cfg.phases] or [{"epochs": train.epochs}]
         return [

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from adamp import NormProbe
 from tasks.base import Batch, Carry, InputError, Task, Update
-from tasks.engine import checkpoint, state
+from tasks.engine import checkpoint, probing, state
 from tasks.engine.config import Train, check_division
 from tasks.engine.distributed import World
 from tasks.engine.evaluate import evaluate
@@ -34,56 +34,12 @@ from tasks.engine.optim import (
     parameter_groups,
 )  # fmt: skip
 from tasks.engine.outcomes import RunFailed, Stopped
+from tasks.engine.phases import Best, Phase, Position
 from tasks.engine.progress import Progress
 from tasks.engine.records import RunRecord, Sink
-from tasks.engine.schedules import Schedule
 from tasks.engine.signals import NOTHING, SAVE, STOP, requests
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class Phase:
-    """A stretch of training with one optimizer and one schedule; most runs have one.
-
-    Attributes:
-        epochs: Passes over the training set.
-        opt: Makes the optimizer of each network from its parameter groups; None goes on with those at hand.
-        schedule: Parameter-group entry -> schedule, e.g. {"lr": cosine}; AdaRem's "lam" can be scheduled too.
-        trainable: Regular expression over "network.parameter"; the rest is frozen. "" trains everything.
-        start_from: "best" starts from the best checkpoint so far, as the second phase of Adam -> SGD does.
-    """
-
-    epochs: int
-    opt: OptimizerFactory | None = None
-    schedule: Mapping[str, Schedule] | None = None
-    trainable: str = ""
-    start_from: Literal["last", "best"] = "last"
-
-
-@dataclass
-class Position:
-    """Where a run stands.
-
-    Attributes:
-        phase: Index of the phase.
-        epoch: Epochs of this phase that are trained and evaluated.
-        batch: Steps taken in the epoch after those; equal to the epoch's length while it waits for its evaluation.
-        step: Steps taken in all: global batches, each of which a task may turn into several updates.
-    """
-
-    phase: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-
-
-@dataclass
-class Best:
-    """The best score so far and the epoch that reached it (counted from 1, over all phases)."""
-
-    score: float | None = None
-    epoch: int = 0
 
 
 @dataclass
@@ -178,7 +134,7 @@ class Trainer:
             phase = self.phases[self.at.phase]
             self._enter(phase, found)
             if self.at.step == 0 and found is None:
-                self._write(self._read_probes(layers=True))
+                self._write(probing.read(self.probes, layers=True))
             found = None
             while self.at.epoch < phase.epochs and not self._out_of_steps():
                 self._train_epoch(phase)
@@ -208,7 +164,7 @@ class Trainer:
                 role: build_optimizer(factory, parameter_groups(role, net, self.rules))
                 for role, net in self.bare.items()
             }
-            self.probes = self._attach_probes()
+            self.probes = probing.attach(self.bare, self.optimizers, self.train, self.probed)
         # Wrapping and compiling may draw random numbers, so the generators are set after them.
         self.nets = {role: self.world.wrap(net) for role, net in self.bare.items()}
         if self.train.compile:
@@ -218,28 +174,6 @@ class Trainer:
             state.put_back_after_wrapping(self, found)
         elif self.at.step == 0:
             checkpoint.seed_generators(self.train.seed, self.world.rank)
-
-    def _attach_probes(self) -> dict[str, NormProbe]:
-        if self.train.probe_every == 0:
-            return {}
-        probes = {}
-        for role, net in self.bare.items():
-            named = dict(net.named_parameters())
-            chosen = self.probed.get(role) or [name for name, p in named.items() if p.ndim > 1]
-            if chosen:
-                probes[role] = NormProbe(
-                    [(name, named[name]) for name in chosen],
-                    every=self.train.probe_every, oscillation_window=self.train.oscillation_window,
-                )  # fmt: skip
-                probes[role].attach(self.optimizers[role])
-        return probes
-
-    def _read_probes(self, *, layers: bool) -> dict[str, float]:
-        values: dict[str, float] = {}
-        for role, probe in self.probes.items():
-            prefix = f"{role}/" if len(self.probes) > 1 else ""
-            values |= {prefix + key: value for key, value in probe.read(layers=layers).items()}
-        return values
 
     def _factory_before(self) -> OptimizerFactory:
         factories = [phase.opt for phase in self.phases[: self.at.phase + 1] if phase.opt is not None]
@@ -375,7 +309,7 @@ class Trainer:
         lr, decay = first_lr(next(iter(self.optimizers.values())))
         values: dict[str, float] = {**self.meter.read(self.world), "lr": lr, "weight_decay_step": decay}
         loss = values.get("train/loss")
-        values |= self._read_probes(layers=epoch_end)
+        values |= probing.read(self.probes, layers=epoch_end)
         self._write({**values, **(scores or {})})
         self.progress.show(self.at.step, epoch=self.epoch, loss=loss, lr=lr)
         if self.record is not None:

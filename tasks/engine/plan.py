@@ -15,8 +15,8 @@ from tasks.base import Task
 from tasks.engine.config import Train, differing_keys
 
 if TYPE_CHECKING:
-    from tasks.engine.loop import Phase
     from tasks.engine.optim import Rule
+    from tasks.engine.phases import Phase
     from tasks.engine.records import Sink
 
 

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tasks.base import InputError
 from tasks.engine import checkpoint
 from tasks.engine.meters import map_tensors
+from tasks.engine.phases import Best, Position
 
 if TYPE_CHECKING:
     from tasks.engine.loop import Trainer
@@ -77,8 +78,6 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
         if trainer.record is not None:
             trainer.record.open(0)
         return None
-    from tasks.engine.loop import Best, Position
-
     trainer.at, trainer.best, trainer.scores = Position(**state["at"]), Best(**state["best"]), state["scores"]
     load_weights(trainer, state)
     trainer.scaler.load_state_dict(state["scaler"])

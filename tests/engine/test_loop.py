@@ -10,8 +10,9 @@ from torch import nn
 
 from tasks.base import InputError
 from tasks.engine import checkpoint
-from tasks.engine.loop import Phase, Trainer
+from tasks.engine.loop import Trainer
 from tasks.engine.outcomes import RunFailed
+from tasks.engine.phases import Phase
 from tasks.engine.schedules import cosine
 from tests.engine import toys
 

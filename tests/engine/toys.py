@@ -16,7 +16,8 @@ import adamp
 from tasks.base import Shard, Task, Update
 from tasks.engine.config import Train
 from tasks.engine.distributed import World
-from tasks.engine.loop import Phase, Trainer
+from tasks.engine.loop import Trainer
+from tasks.engine.phases import Phase
 from tasks.engine.records import RunRecord
 from tasks.engine.schedules import cosine
 

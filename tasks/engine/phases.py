@@ -1,0 +1,54 @@
+"""The stretches a run is made of, and where in them it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.engine.optim import OptimizerFactory
+from tasks.engine.schedules import Schedule
+
+
+@dataclass
+class Phase:
+    """A stretch of training with one optimizer and one schedule; most runs have one.
+
+    Attributes:
+        epochs: Passes over the training set.
+        opt: Makes the optimizer of each network from its parameter groups; None goes on with those at hand.
+        schedule: Parameter-group entry -> schedule, e.g. {"lr": cosine}; AdaRem's "lam" can be scheduled too.
+        trainable: Regular expression over "network.parameter"; the rest is frozen. "" trains everything.
+        start_from: "best" starts from the best checkpoint so far, as the second phase of Adam -> SGD does.
+    """
+
+    epochs: int
+    opt: OptimizerFactory | None = None
+    schedule: Mapping[str, Schedule] | None = None
+    trainable: str = ""
+    start_from: Literal["last", "best"] = "last"
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        phase: Index of the phase.
+        epoch: Epochs of this phase that are trained and evaluated.
+        batch: Steps taken in the epoch after those; equal to the epoch's length while it waits for its evaluation.
+        step: Steps taken in all: global batches, each of which a task may turn into several updates.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+@dataclass
+class Best:
+    """The best score so far and the epoch that reached it (counted from 1, over all phases)."""
+
+    score: float | None = None
+    epoch: int = 0
