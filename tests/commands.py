@@ -67,8 +67,13 @@ def run(words: Sequence[str], env: dict[str, str], *, root: Path = ROOT) -> Done
     return finish(start(words, env, root=root))
 
 
-def call(*words: str) -> Done:
-    """Call the command's `main` in this process, without pictures: seconds saved a call."""
+def call(*words: str, env: dict[str, str] | None = None) -> Done:
+    """Call the command's `main` in this process, without pictures: seconds saved a call.
+
+    Args:
+        words: Its arguments.
+        env: Variables for the processes that it starts.
+    """
     from scripts import train
 
     report: Any = types.ModuleType("scripts.report")
@@ -79,7 +84,7 @@ def call(*words: str) -> Done:
     sys.modules["scripts.report"] = report
     with (
         mock.patch.object(sys, "argv", ["scripts/train.py", *words]),
-        mock.patch.dict(os.environ),
+        mock.patch.dict(os.environ, env or {}, clear=env is not None),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
