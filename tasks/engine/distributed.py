@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -174,8 +175,8 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
     torchrun does the same and prints a page of traceback around a one-line error, which is why the suite starts its
     own processes; a command under torchrun or submitit works too, since only their variables are read.
 
-    Signals sent to this process reach every copy. When one copy fails, the others get SIGTERM, and SIGKILL after
-    `grace_seconds`.
+    Signals sent to this process reach every copy; when it is killed, they save and stop. When one copy fails, the
+    others get SIGTERM, and SIGKILL after `grace_seconds`.
     """
     port = free_port()
     threads = str(max(1, (os.cpu_count() or 1) // processes))
@@ -189,10 +190,9 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
             "MASTER_PORT": port,
         }
         env = {"OMP_NUM_THREADS": threads, **os.environ, "MASTER_ADDR": "127.0.0.1"}
+        env |= {key: str(value) for key, value in place.items()}
         # A group of its own: Ctrl-C then reaches the copies once, through this process.
-        children.append(
-            subprocess.Popen(command, env=env | {k: str(v) for k, v in place.items()}, start_new_session=True)
-        )
+        children.append(subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=_stop_with_parent))
 
     def forward(number: int, frame: Any) -> None:
         for child in children:
@@ -209,6 +209,13 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
                 child.kill()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _stop_with_parent() -> None:
+    """Ask Linux to send this copy SIGTERM when its launcher dies, by kill -9 too: it saves, and gives up the folder."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
