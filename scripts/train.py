@@ -133,6 +133,15 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     )  # fmt: skip
 
 
+def places() -> list[str]:
+    """Return the words of the command line that name further folders of configurations."""
+    config = HydraConfig.get()
+    folders = [
+        f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == "command-line"
+    ]
+    return folders + [word for word in config.overrides.hydra if word.startswith("hydra.searchpath=")]
+
+
 def run_config(cfg: DictConfig) -> int:
     """Run one configuration here, or start its processes, and return the exit code."""
     overrides = list(HydraConfig.get().overrides.task)
@@ -145,7 +154,7 @@ def run_config(cfg: DictConfig) -> int:
         from tasks.engine.distributed import spawn
 
         check_division(planned.train, cfg.gpus)
-        return spawn([sys.executable, str(Path(__file__).resolve()), *overrides], cfg.gpus)
+        return spawn([sys.executable, str(Path(__file__).resolve()), *places(), *overrides], cfg.gpus)
     from tasks.engine.run import run
 
     run(planned)

@@ -115,6 +115,20 @@ def test_a_command_without_an_experiment_lists_those_there_are(tmp_path: Path) -
     assert_clear(commands.call(f"paths.runs={tmp_path}/runs"), "experiment=NAME", "imagenet-resnet18")
 
 
+@pytest.mark.parametrize("word", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
+def test_processes_are_started_with_the_callers_own_folder_of_configurations(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "opt").mkdir()
+    text = (commands.ROOT / "configs" / "opt" / "sgdp.yaml").read_text().replace("sgdp", "newcomer")
+    (tmp_path / "opt" / "newcomer.yaml").write_text(text)
+    started: list[list[str]] = []
+    monkeypatch.setattr("tasks.engine.distributed.spawn", lambda words, processes: started.append(words) or 0)
+    words = [word.format(tmp_path), *commands.options(tmp_path, "opt=newcomer", "gpus=2")]
+    assert commands.call(*words).code == 0
+    assert set(words) <= set(started[0])
+
+
 def full_scale(tmp_path: Path, *words: str) -> list[str]:
     kept = [word for word in commands.TINY if not word.startswith(("data", "train.num_workers"))]
     return [*kept, "scale=full", *words, f"paths.runs={tmp_path}/runs", f"paths.reports={tmp_path}/reports"]
