@@ -1,0 +1,220 @@
+"""Adaptive weight shrink (AWS): weight decay whose strength follows the scale of each filter.
+
+Letters: `R` filters (first dimension), `W` weight, `W_f` one filter, `g` gradient, `η` learning rate.
+
+Reference:
+    Li et al., "Understanding the Disharmony between Weight Normalization Family and Weight Decay", eqs. 20-22.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adamp.base import check_number
+from adamp.hooks import HookHandle, StepArgs, check_matrices, groups_of, refuse_sparse, when_gradients_are_there
+from adamp.precision import as_real, store, working
+
+Kind = Literal["wn", "ws"]
+Coupling = Literal["gradient", "weights"]
+
+
+def shrink_rate(weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0) -> Tensor:
+    """Return γ of each filter: `alpha (‖W_f‖ + eps)` for "wn", `alpha (std(W_f) + eps)` for "ws" (eqs. 20, 22).
+
+    The standard deviation is the population's, `sqrt(mean((W_f - mean(W_f))²))`.
+
+    Args:
+        weight: The weight, (R, ...), real or complex; its filters are its rows.
+        alpha: Strength of the shrink.
+        kind: How the layer normalises the weight: "wn" by its norm, "ws" by its standard deviation.
+        eps: Added to each norm or deviation, as the layer may do.
+
+    Returns:
+        (R, 1, ..., 1) of at least float32, without gradient.
+
+    Example:
+        >>> shrink_rate(torch.tensor([[3.0, 5.0]]), alpha=0.5, kind="ws")
+        tensor([[0.5000]])
+    """
+    w = working(weight.detach())
+    dims = tuple(range(1, w.ndim))
+    centred = w - w.mean(dim=dims, keepdim=True) if kind == "ws" else w
+    size: Tensor = torch.linalg.vector_norm(centred, dim=dims, keepdim=True)
+    if kind == "ws":
+        size = size / w[0].numel() ** 0.5
+    return alpha * (size + eps)
+
+
+def shrink_weights(
+    optimizer: Optimizer,
+    *,
+    alpha: float,
+    params: Iterable[Tensor],
+    kind: Kind = "wn",
+    coupling: Coupling = "gradient",
+    eps: float = 0.0,
+    clamp: float | None = 1.0,
+) -> HookHandle:
+    r"""Let each step of an optimizer shrink some weights in proportion to their own scale (eq. 21).
+
+    For each filter `W_f` of the given parameters, with γ from the weights before the step (`shrink_rate`)::
+
+        W_f <- W_f - η γ_f W_f - (the optimizer's update)       coupling "weights"
+        g_f <- g_f + γ_f W_f                                    coupling "gradient", before the optimizer's step
+
+    For SGD without momentum both are eq. 21. "gradient" is what torch's SGD does with its weight decay: momentum
+    then strengthens the shrink by `1 / (1 - momentum)`. Adam would divide the shrink's size out: use "weights".
+
+    With "gradient" the sum is a new tensor, and after the step `.grad` is again the tensor that backward filled, bit
+    for bit: the shrink leaves no trace in gradients that are accumulated, logged or probed afterwards. "weights"
+    subtracts after the optimizer's update what was computed before it, which holds for closures too. Both need the
+    memory of one copy of the parameters during a step.
+
+    The learning rate is that of the parameter's group at each step. A parameter without gradient is left alone. Take
+    the parameters out of the optimizer's own weight decay: AWS replaces it. Attach before a probe, so that the probe
+    sees the shrink; for SGDP, AdamP and `project_updates`, whose test reads `.grad`, use "weights", attached after
+    `project_updates`. Copies of an optimizer and its state dict carry no hooks: attach anew.
+
+    Args:
+        optimizer: Any torch optimizer.
+        alpha: Strength, at least 0.
+        params: Weights of normalised layers, each in the optimizer and of two or more dimensions.
+        kind: "wn" for weights divided by their norm, "ws" by their standard deviation.
+        coupling: "weights" or "gradient", see above.
+        eps: Added to each norm or deviation, at least 0.
+        clamp: Upper bound of η γ_f. From 1 on a shrink would turn a filter round, from 2 on it diverges. None for
+            none; then a warning says so if the present weights are beyond 2.
+
+    Returns:
+        A handle whose `remove` ends the shrinking; also a context manager.
+
+    Raises:
+        ValueError: If an option is out of range or a parameter does not qualify.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.1)
+        >>> handle = shrink_weights(optimizer, alpha=0.2, params=[weight])
+        >>> weight.grad = torch.zeros(1, 2)
+        >>> optimizer.step()
+        >>> weight.detach()  # times 1 - 0.1 * 0.2 * 5
+        tensor([[2.7000, 3.6000]])
+        >>> weight.grad
+        tensor([[0., 0.]])
+
+    Reference:
+        Li et al., "Understanding the Disharmony between Weight Normalization Family and Weight Decay", eqs. 20-22.
+    """
+    options = {"alpha": alpha, "eps": eps, "clamp": clamp}
+    check_number(options, "alpha")
+    check_number(options, "eps")
+    if clamp is not None:
+        check_number(options, "clamp")
+        if not clamp > 0:
+            raise ValueError(f"clamp={clamp!r} is not valid: it must be above 0, or None")
+    if kind not in ("wn", "ws"):
+        raise ValueError(f"kind={kind!r} is not valid: it must be 'wn' or 'ws'")
+    if coupling not in ("gradient", "weights"):
+        raise ValueError(f"coupling={coupling!r} is not valid: it must be 'gradient' or 'weights'")
+    chosen = check_matrices(params, optimizer)
+    for param in chosen:
+        if kind == "ws" and param.shape[1:].numel() < 2:
+            raise ValueError(
+                f"params holds a weight of shape {tuple(param.shape)}: a filter of one entry has no standard deviation"
+            )
+    shrink = _Shrink(chosen, alpha=alpha, kind=kind, eps=eps, clamp=clamp)
+    if clamp is None:
+        shrink.warn_if_beyond(2.0, optimizer)
+    before = shrink.before_gradient if coupling == "gradient" else shrink.before_weights
+    after = shrink.after_gradient if coupling == "gradient" else shrink.after_weights
+    return HookHandle([optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)])
+
+
+class _Shrink:
+    """The hooks; what they keep lives from a step's beginning to its end."""
+
+    def __init__(self, params: list[Tensor], *, alpha: float, kind: Kind, eps: float, clamp: float | None) -> None:
+        self._params, self._clamp = params, clamp
+        self._options: dict[str, Any] = {"alpha": alpha, "kind": kind, "eps": eps}
+        self._amounts: list[Tensor] = []  # η γ W of each parameter, before the step
+        self._grads: dict[Tensor, tuple[Tensor, Tensor]] = {}  # backward's gradient, and the sum in its place
+
+    def _rate(self, param: Tensor, lr: float | Tensor) -> Tensor:
+        """Return γ of each filter, with `lr γ` at most `clamp`."""
+        gamma = shrink_rate(param, **self._options)
+        if self._clamp is None:
+            return gamma
+        if isinstance(lr, Tensor):
+            return torch.minimum(gamma, (self._clamp / lr).to(gamma.device, gamma.dtype))  # inf at lr 0
+        return gamma.clamp(max=self._clamp / lr) if lr > 0 else gamma
+
+    @torch.no_grad()
+    def warn_if_beyond(self, limit: float, optimizer: Optimizer) -> None:
+        groups = groups_of(optimizer)
+        greatest = max(float((self._rate(p, 1.0) * groups[p]["lr"]).max()) for p in self._params if p.numel())
+        if greatest >= limit:
+            warnings.warn(
+                f"lr x gamma is {greatest:.3g} for the largest filter: from {limit:g} on the shrink overshoots and "
+                "diverges; lower alpha or lr, or set clamp=1",
+                stacklevel=3,
+            )
+
+    @torch.no_grad()
+    def before_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        groups = groups_of(optimizer)
+        self._amounts = []
+        for param in self._params:
+            lr = groups[param]["lr"]
+            self._amounts.append(lr * self._rate(param, lr) * working(param))
+
+    @torch.no_grad()
+    def after_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer under GradScaler skips on the device
+        for param, amount in zip(self._params, self._amounts, strict=True):
+            if param.grad is None:
+                continue
+            refuse_sparse(param.grad, "shrink_weights")
+            if skipped is not None:
+                amount = torch.where(skipped.to(amount.device) > 0, 0, amount)
+            w = working(param).sub_(amount)
+            store(param, w)
+        self._amounts = []
+
+    @torch.no_grad()
+    def before_gradient(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(
+                "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
+            )
+        self._grads.clear()
+        return when_gradients_are_there(
+            args, kwargs, lambda: self._add_to_gradients(optimizer), undo=self._put_gradients_back
+        )
+
+    def _add_to_gradients(self, optimizer: Optimizer) -> None:
+        groups = groups_of(optimizer)
+        for param in self._params:
+            raw = param.grad
+            if raw is None:
+                continue
+            refuse_sparse(raw, "shrink_weights")
+            total = working(raw) + self._rate(param, groups[param]["lr"]) * working(param)
+            total = total.to(as_real(raw).dtype)
+            param.grad = torch.view_as_complex(total) if raw.is_complex() else total
+            self._grads[param] = (raw, param.grad)
+
+    def _put_gradients_back(self) -> None:
+        for param, (raw, total) in self._grads.items():
+            if param.grad is total:
+                param.grad = raw
+        self._grads.clear()
+
+    @torch.no_grad()
+    def after_gradient(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._put_gradients_back()
