@@ -8,6 +8,7 @@ Reference:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -66,10 +67,13 @@ class _ResilientOptimizer(Optimizer):
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        current = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
+            # A checkpoint that does not know an option leaves it as this optimizer was built.
+            known = current[index] if index < len(current) else self.defaults
             for name, default in self.defaults.items():
-                group.setdefault(name, default)
+                group.setdefault(name, known.get(name, default))
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the optimizer that epoch `epoch` begins, counted from 0: λ is raised to `epoch + 1`.
@@ -268,6 +272,9 @@ class AdaRemS(_ResilientOptimizer):
     Raises:
         ValueError: If an option is out of range.
 
+    Warns:
+        UserWarning: At the first step, if no group is marked.
+
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
         >>> optimizer = AdaRemS([{"params": [weight], "scale_invariant": True}], lr=0.1, radius=1.0)
@@ -279,6 +286,8 @@ class AdaRemS(_ResilientOptimizer):
     Reference:
         "Adaptive Gradient Method with Resilience and Momentum", Algorithm 2.
     """
+
+    _warned = False
 
     def __init__(
         self,
@@ -336,6 +345,12 @@ class AdaRemS(_ResilientOptimizer):
         return shared and "alpha" in self.state.get(param, {})
 
     def _update(self, entries: list[_Entry], largest: list[Tensor]) -> None:
+        if not self._warned and not any(group["scale_invariant"] for group in self.param_groups):
+            self._warned = True
+            warnings.warn(
+                "no parameter group of AdaRemS has scale_invariant=True: every parameter makes AdaRem's step",
+                stacklevel=4,
+            )
         shared: list[tuple[_Entry, Tensor]] = []
         for entry, top in zip(entries, largest, strict=True):
             if not entry.group["scale_invariant"]:

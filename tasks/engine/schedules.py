@@ -39,3 +39,8 @@ def step(epoch: float, epochs: float, *, milestones: Sequence[float] = (0.3, 0.6
     """
     # The small slack keeps 29.999999999 / 100 on the later side of 0.3.
     return float(factor ** sum(epoch / epochs >= share - 1e-9 for share in milestones))
+
+
+def epochs_begun(epoch: float, epochs: float) -> float:
+    """Return 1 in the first epoch, 2 in the second and so on: AdaRem's `lam_power`, the exponent of its λ."""
+    return math.floor(epoch) + 1.0

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from adamp import AdaRem
 from tasks.base import InputError
 from tasks.engine.optim import apply_schedules
-from tasks.engine.schedules import constant, cosine, step
+from tasks.engine.schedules import constant, cosine, epochs_begun, step
 
 
 def test_cosine_goes_from_one_to_final() -> None:
@@ -29,6 +30,17 @@ def test_step_drops_at_30_60_and_90_percent(epoch: float, value: float) -> None:
 def test_step_drops_at_the_same_share_of_a_short_run() -> None:
     # 0.3 of 10 epochs is not a float; the drop still comes at epoch 3
     assert [step(epoch, 10) for epoch in (2, 3)] == pytest.approx([1, 0.1])
+
+
+def test_epochs_begun_counts_from_one_and_changes_between_epochs_only() -> None:
+    assert [epochs_begun(epoch, 3) for epoch in (0, 0.99, 1, 2.5)] == [1, 1, 2, 3]
+
+
+def test_it_raises_the_lambda_of_adarem_once_an_epoch() -> None:
+    optimizer = AdaRem([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    for epoch, power in ((0, 1), (0.5, 1), (1, 2), (7.9, 8)):
+        apply_schedules(optimizer, {"lam_power": epochs_begun}, epoch=epoch, epochs=10)
+        assert optimizer.param_groups[0]["lam_power"] == power
 
 
 def test_schedules_start_from_each_groups_own_value_every_time() -> None:

@@ -1,0 +1,365 @@
+"""AdaRem against the rule written by hand, SGD at its limits, and what every optimizer must do."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from adamp import AdaRem, AdaRemS
+from tests.adamp.test_optimizers import backward, make_param, net, run
+from tests.adamp.test_projection import HostReads
+
+SPHERES = {"scale_invariant": True}
+CASES = {
+    "adarem": (AdaRem, {"lr": 0.1, "weight_decay": 1e-2}),
+    "adarem-global": (AdaRem, {"lr": 0.1, "scope": "global"}),
+    "spheres": (AdaRemS, {"lr": 0.1, "weight_decay": 1e-2, **SPHERES}),
+    "spheres-radius": (AdaRemS, {"lr": 0.1, "weight_decay": 1e-2, "radius": 0.5, **SPHERES}),
+    "one-sphere": (AdaRemS, {"lr": 0.1, "weight_decay": 1e-2, "sphere": "global", "scope": "global", **SPHERES}),
+    "spheres-without-slr": (AdaRemS, {"lr": 0.1, "weight_decay": 1e-2, "slr": False, **SPHERES}),
+}
+every_case = pytest.mark.parametrize(("cls", "options"), CASES.values(), ids=CASES.keys())
+
+
+def by_hand(w, g, state, *, lr, beta, lam, power, weight_decay):
+    m = state.get("m", torch.zeros_like(w))
+    top = float(m.abs().max())
+    new = w.clone()
+    for i in range(w.numel()):
+        b = math.copysign(1, g[i]) * float(m[i]) / top if top > 0 and g[i] != 0 else 0.0
+        new[i] = w[i] - lr * (1 + lam**power * b) * g[i] - lr * weight_decay * w[i]
+    state["m"] = beta * m + (1 - beta) * g
+    return new
+
+
+def vectors(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+
+
+def set_grads(params, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.02])
+def test_steps_agree_with_the_rule_written_by_hand(weight_decay):
+    params, states = vectors(7, 5), [{}, {}]
+    optimizer = AdaRem(params, 0.3, beta=0.8, lam=0.9, weight_decay=weight_decay)
+    for step in range(9):
+        optimizer.set_epoch(step // 3)
+        set_grads(params, step)
+        params[0].grad[2] = 0.0
+        options = {"lr": 0.3, "beta": 0.8, "lam": 0.9, "power": step // 3 + 1, "weight_decay": weight_decay}
+        expected = [by_hand(p.detach(), p.grad, s, **options) for p, s in zip(params, states, strict=True)]
+        optimizer.step()
+        for p, e in zip(params, expected, strict=True):
+            torch.testing.assert_close(p.detach(), e, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.02])
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+def test_the_first_step_is_one_of_sgd(weight_decay, scope):
+    ours, theirs = vectors((3, 4), 5), vectors((3, 4), 5)
+    set_grads(ours, 1)
+    set_grads(theirs, 1)
+    AdaRem(ours, 0.3, weight_decay=weight_decay, scope=scope).step()
+    torch.optim.SGD(theirs, 0.3, weight_decay=weight_decay).step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-15)
+
+
+def test_with_lambda_0_every_step_is_one_of_sgd():
+    ours, theirs = vectors((3, 4)), vectors((3, 4))
+    a, b = AdaRem(ours, 0.3, lam=0.0, weight_decay=0.01), torch.optim.SGD(theirs, 0.3, weight_decay=0.01)
+    for step in range(5):
+        set_grads(ours, step)
+        set_grads(theirs, step)
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-14)
+
+
+def test_the_scale_of_the_gradients_does_not_change_the_factor():
+    steps = []
+    for scale in (1.0, 1e-6, 1e-12):
+        (p,) = vectors(6)
+        start = p.detach().clone()
+        optimizer = AdaRem([p], 1.0)
+        for step in range(2):
+            set_grads([p], step)
+            p.grad *= scale
+            optimizer.step()
+        steps.append((p.detach() - start) / scale)
+    torch.testing.assert_close(steps[1], steps[0], rtol=1e-8, atol=1e-8)
+    # At 1e-12 the rounding of the weight itself, 1e-16, is 1e-4 of the step.
+    torch.testing.assert_close(steps[2], steps[0], rtol=0, atol=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.lists(st.floats(-1e3, 1e3, width=32), min_size=4, max_size=4),
+        min_size=2,
+        max_size=5,
+    ),
+    st.floats(0, 0.999),
+    st.floats(0, 0.99),
+)
+def test_no_entry_moves_up_its_gradient_and_the_factor_stays_within_lambda_of_one(grads, lam, beta):
+    p = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    optimizer = AdaRem([p], 1.0, lam=lam, beta=beta)
+    for g in grads:
+        p.data.zero_()
+        p.grad = torch.tensor(g, dtype=torch.float64)
+        optimizer.step()
+        moved = -p.detach()
+        assert (moved * p.grad >= 0).all()
+        slack = 1e-12 * p.grad.abs()
+        assert (moved.abs() >= (1 - lam) * p.grad.abs() - slack).all()
+        assert (moved.abs() <= (1 + lam) * p.grad.abs() + slack).all()
+
+
+def test_the_exponent_starts_at_one_and_follows_the_epochs():
+    (p,) = vectors(2)
+    optimizer = AdaRem([p], 1.0, beta=0.0, lam=0.5)
+    assert optimizer.param_groups[0]["lam_power"] == 1
+    lengths = []
+    for epoch in (0, 0, 1, 2):
+        optimizer.set_epoch(epoch)
+        before = p.detach().clone()
+        p.grad = torch.ones(2, dtype=torch.float64)
+        optimizer.step()
+        lengths.append(float((before - p.detach())[0]))
+    assert lengths == pytest.approx([1.0, 1.5, 1.25, 1.125])
+    for bad in (-1, math.nan, math.inf, "1"):
+        with pytest.raises(ValueError, match="epoch="):
+            optimizer.set_epoch(bad)
+
+
+def test_the_exponent_is_in_the_state_dict():
+    (p,) = vectors(2)
+    optimizer = AdaRem([p], 1.0)
+    optimizer.set_epoch(6)
+    other = AdaRem([p], 1.0)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lam_power"] == 7
+
+
+def test_decay_is_not_scaled_by_the_factor_and_not_part_of_the_momentum():
+    p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = AdaRem([p], 0.5, weight_decay=0.1)
+    for _ in range(2):
+        p.grad = torch.zeros(2, dtype=torch.float64)
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((2,), 0.95**2, dtype=torch.float64))
+    assert torch.equal(optimizer.state[p]["exp_avg"], torch.zeros(2, dtype=torch.float64))
+
+
+def test_global_scope_divides_by_the_largest_momentum_of_all_groups_in_it():
+    params = vectors(1, 1, 1)
+    groups = [{"params": [params[0]]}, {"params": [params[1]]}, {"params": [params[2]], "scope": "tensor"}]
+    optimizer = AdaRem(groups, 1.0, beta=0.0, lam=0.5, scope="global")
+    moved = []
+    for _ in range(2):
+        before = [float(p.detach()) for p in params]
+        for p, slope in zip(params, (4.0, 1.0, 1.0), strict=True):
+            p.grad = torch.tensor([slope], dtype=torch.float64)
+        optimizer.step()
+        moved = [b - float(p.detach()) for p, b in zip(params, before, strict=True)]
+    # m is 4, 1, 1: factors 1 + 0.5 * (1, 1/4, 1)
+    assert moved == pytest.approx([6.0, 1.125, 1.5])
+
+
+def model_groups(model, options):
+    """The net's convolution with the options' marks, all else without."""
+    plain = {"scale_invariant": False} if "scale_invariant" in options else {}
+    conv, *rest = model.parameters()
+    return [{"params": [conv]}, {"params": rest, **plain}]
+
+
+@every_case
+def test_training_lowers_the_loss(cls, options):
+    model = net()
+    optimizer = cls(model_groups(model, options), **options)
+    first = float(backward(model).detach())
+    for _ in range(30):
+        backward(model)
+        optimizer.step()
+    assert float(backward(model).detach()) < 0.8 * first
+
+
+@every_case
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle"])
+def test_a_copy_continues_bitwise_and_independently(cls, options, way, tmp_path):
+    model = net()
+    optimizer = cls(model_groups(model, options), **options)
+    run(model, optimizer, 3)
+    if way == "state_dict":
+        twin = copy.deepcopy(model)
+        other = cls(model_groups(twin, options), **{**options, "lr": 7.0})
+        torch.save(optimizer.state_dict(), tmp_path / "o.pt")
+        other.load_state_dict(torch.load(tmp_path / "o.pt", weights_only=True))
+    else:
+        both = (model, optimizer)
+        twin, other = copy.deepcopy(both) if way == "deepcopy" else pickle.loads(pickle.dumps(both))
+    expected = run(model, optimizer, 3, start=3)
+    assert all(torch.equal(a, b) for a, b in zip(expected, run(twin, other, 3, start=3), strict=True))
+
+
+@every_case
+def test_parameters_without_gradient_stay_and_get_no_state(cls, options):
+    used, unused = make_param((3, 4)), nn.Parameter(torch.ones(3, 4))
+    frozen = nn.Parameter(torch.ones(3, 4), requires_grad=False)
+    optimizer = cls([used, unused, frozen], **options)
+    optimizer.step()
+    optimizer.step()
+    assert torch.equal(unused, torch.ones(3, 4))
+    assert torch.equal(frozen, torch.ones(3, 4))
+    assert set(optimizer.state) == {used}
+
+
+@every_case
+def test_a_closure_runs_with_gradients_enabled_and_its_loss_comes_back(cls, options):
+    param = nn.Parameter(torch.tensor([[1.0, 2.0]]))
+    optimizer = cls([param], **options)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure).item() == 5.0
+
+
+@every_case
+def test_the_gradient_is_never_modified(cls, options):
+    param = make_param((3, 4))
+    kept = param.grad.clone()
+    optimizer = cls([param], **options)
+    for _ in range(3):
+        optimizer.step()
+    assert torch.equal(param.grad, kept)
+
+
+@every_case
+def test_maximize_is_descent_on_the_negated_gradient(cls, options):
+    up, down = make_param((3, 4)), make_param((3, 4))
+    down.grad.neg_()
+    first, second = cls([up], **options, maximize=True), cls([down], **options)
+    for _ in range(2):
+        first.step()
+        second.step()
+    assert torch.equal(up, down)
+
+
+@every_case
+def test_sparse_gradients_are_refused(cls, options):
+    embedding = nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        cls(embedding.parameters(), **options).step()
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_steps_are_those_of_float32_rounded_once(cls, options, dtype):
+    half = make_param((4, 30), dtype=dtype)
+    wide = nn.Parameter(half.detach().float())
+    wide.grad = half.grad.float()
+    a, b = cls([half], **options), cls([wide], **options)
+    a.step()
+    b.step()
+    assert torch.equal(half, wide.to(dtype))
+    assert a.state[half]["exp_avg"].dtype == dtype
+
+
+@every_case
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (0,), (0, 5), (12, 1), (2, 3, 1, 1)])
+def test_every_shape_makes_a_step(cls, options, shape):
+    param = nn.Parameter(torch.ones(shape))
+    param.grad = torch.ones(shape)
+    cls([param], **options).step()
+    assert param.shape == torch.Size(shape)
+    assert torch.isfinite(param).all()
+
+
+@every_case
+def test_other_strides_and_complex_numbers_make_the_same_step(cls, options):
+    plain, last = make_param((4, 5, 3, 3)), make_param((4, 5, 3, 3))
+    last.data = last.data.to(memory_format=torch.channels_last)
+    real = make_param((3, 4, 2), dtype=torch.float64)
+    comp = nn.Parameter(torch.view_as_complex(real.detach().clone()))
+    comp.grad = torch.view_as_complex(real.grad.clone())
+    for param in (plain, last, real, comp):
+        optimizer = cls([param], **options)
+        optimizer.step()
+        optimizer.step()
+    torch.testing.assert_close(last, plain)
+    torch.testing.assert_close(torch.view_as_real(comp), real)
+
+
+@every_case
+def test_tensor_rates_schedulers_and_hooks_work(cls, options):
+    plain, tensor = make_param((3, 4)), make_param((3, 4))
+    cls([plain], **options).step()
+    optimizer = cls([tensor], **{**options, "lr": torch.tensor(options["lr"], dtype=torch.float64)})
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    optimizer.step()
+    schedule.step()
+    torch.testing.assert_close(tensor, plain, rtol=0, atol=1e-7)
+    assert seen == ["before", "after"]
+
+
+@every_case
+def test_a_step_reads_nothing_back_to_the_host(cls, options):
+    optimizer = cls([make_param((3, 4)), make_param((4, 30))], **options)
+    optimizer.step()
+    with HostReads() as reads:
+        optimizer.step()
+    assert reads.count == 0
+
+
+BAD = [
+    {"lr": -1.0}, {"lr": math.nan}, {"lr": "0.1"}, {"weight_decay": -1e-4}, {"beta": 1.0}, {"beta": math.nan},
+    {"lam": 1.0}, {"lam": -0.1}, {"lam": math.nan}, {"scope": "layer"}, {"scope": None}, {"maximize": 1},
+]  # fmt: skip
+BAD_ON_SPHERES = [
+    {"sphere": "row"}, {"radius": 0.0}, {"radius": -1.0}, {"radius": math.nan}, {"slr": 1},
+    {"scale_invariant": "auto"}, {"scale_invariant": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cls", "bad"), [(cls, bad) for cls in (AdaRem, AdaRemS) for bad in BAD] + [(AdaRemS, b) for b in BAD_ON_SPHERES]
+)
+def test_a_bad_option_is_named(cls, bad):
+    (name,) = bad
+    with pytest.raises(ValueError, match=f"^{name}="):
+        cls([make_param((3, 4))], **{"lr": 0.1, **bad})
+    with pytest.raises(ValueError, match=f"^{name}="):
+        cls([{"params": [make_param((3, 4))], **bad}], lr=0.1)
+
+
+def test_an_exponent_below_one_is_refused():
+    with pytest.raises(ValueError, match="lam_power=0 "):
+        AdaRem([{"params": [make_param((3, 4))], "lam_power": 0}], lr=0.1)
+
+
+def test_a_checkpoint_of_adarem_leaves_the_marks_of_adarem_s():
+    p = make_param((3, 4))
+    saved = AdaRem([p], 0.1).state_dict()
+    optimizer = AdaRemS([p], 0.1, scale_invariant=True, radius=2.0)
+    optimizer.load_state_dict(saved)
+    assert (optimizer.param_groups[0]["scale_invariant"], optimizer.param_groups[0]["radius"]) == (True, 2.0)
