@@ -36,7 +36,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV) from requirements.lock: about 5 GB, mostly torch's CUDA libraries; a minute with a fast network."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; use make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@{ $(PY) -m pip install -q 'uv>=0.9,<1' && $(UV) pip install -q --python $(PY) --require-hashes -r requirements.lock; } \
+	@{ $(PY) -m pip install -q 'uv>=0.9,<1' && $(UV) pip install -q --compile-bytecode --python $(PY) --require-hashes -r requirements.lock; } \
 	  || $(PY) -m pip install -q --require-hashes -r requirements.lock
 	@$(PY) -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@

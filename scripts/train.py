@@ -41,6 +41,7 @@ ConfigStore.instance().store(group="train", name="options", node=Train)
 NAMED = ("experiment", "opt", "scale", "train.seed", "opt.lr", "opt.weight_decay", "tag")
 NAMELESS = (
     "data_root",
+    "pictures",
     "logger",
     "launcher",
     "sweep",
@@ -129,7 +130,8 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     return Plan(
         experiment=cfg.experiment_name, name=name, folder=Path(cfg.paths.runs) / cfg.experiment_name / name,
         config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
-        make_phases=make_phases, make_sinks=lambda: list(make(cfg.get("logger") or {}).values()), draw=draw,
+        make_phases=make_phases, make_sinks=lambda: list(make(cfg.get("logger") or {}).values()),
+        draw=draw if cfg.pictures else None,
     )  # fmt: skip
 
 

@@ -46,12 +46,12 @@ def test_the_document_shows_every_file_that_it_speaks_of() -> None:
 
 
 def test_the_new_optimizer_trains_the_new_task_with_nothing_else_changed(
-    tree: Path, tmp_path: Path, quick_environment: dict[str, str]
+    tree: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     words = ["experiment=spirals", "opt=signsgd", "opt.lr=3e-3", "train.epochs=10", "train.threads=1",
              "train.progress=false", "train.device=cpu", f"paths.runs={tmp_path}/runs",
              f"paths.reports={tmp_path}/reports"]  # fmt: skip
-    done = commands.run(words, quick_environment, root=tree)
+    done = commands.run(words, environment, root=tree)
     assert done.code == 0, done.err
     assert "Warning" not in done.err
     (folder,) = (tmp_path / "runs" / "spirals").iterdir()

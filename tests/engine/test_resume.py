@@ -21,6 +21,7 @@ CASES: dict[str, tuple[Callable[[], Task], dict[str, Any]]] = {
     "memory": (toys.Memory, {}),
     "attack": (toys.Attack, {}),
     "bf16": (toys.Toy, {"precision": "bf16"}),
+    "fp16 with loss scaling": (toys.Toy, {"precision": "fp16"}),
 }
 
 

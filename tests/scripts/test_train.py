@@ -15,7 +15,7 @@ import pytest
 from tasks.engine import checkpoint
 from tests import commands
 
-REAL = [word for word in commands.TINY if not word.startswith(("data", "train.epochs"))] + [
+REAL = [word for word in commands.TINY if not word.startswith(("data", "train.epochs", "pictures"))] + [
     "data.image_size=32", "train.max_steps=12", "train.log_every=4", "train.num_workers=1",
 ]  # fmt: skip
 
@@ -29,9 +29,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory, quick_environment: dict[str, str]) -> Path:
+def undisturbed_pair(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed_pair")
-    done = commands.call(*commands.options(folder, "gpus=2"), env=quick_environment)
+    done = commands.call(*commands.options(folder, "gpus=2"), env=environment)
     assert done.code == 0, done.err
     return folder
 
@@ -80,10 +80,10 @@ def test_a_run_says_and_leaves_everything_and_a_second_call_changes_no_file(
 
 
 def test_kill_9_then_ctrl_c_then_the_same_command_changes_no_bit(
-    tmp_path: Path, undisturbed: Path, quick_environment: dict[str, str]
+    tmp_path: Path, undisturbed: Path, environment: dict[str, str]
 ) -> None:
     words = commands.options(tmp_path, "train.checkpoint_minutes=0")
-    process = commands.start(words, quick_environment)
+    process = commands.start(words, environment)
     commands.wait_until(commands.lines(tmp_path, 4), process)
     process.send_signal(signal.SIGSTOP)  # holds it in place while a second process tries the same folder
     second = commands.call(*words)
@@ -119,10 +119,10 @@ def test_kill_9_then_ctrl_c_then_the_same_command_changes_no_bit(
 
 
 def test_two_processes_save_on_sigusr1_stop_on_sigterm_and_resume_without_changing_a_bit(
-    tmp_path: Path, undisturbed_pair: Path, quick_environment: dict[str, str]
+    tmp_path: Path, undisturbed_pair: Path, environment: dict[str, str]
 ) -> None:
     words = commands.options(tmp_path, "gpus=2", "train.checkpoint_minutes=1000")
-    process = commands.start(words, quick_environment)
+    process = commands.start(words, environment)
     commands.wait_until(lambda: any((tmp_path / "runs").glob("*/*/timing.jsonl")), process)
     process.send_signal(signal.SIGUSR1)
     commands.wait_until(commands.checkpoint(tmp_path), process)
@@ -135,7 +135,7 @@ def test_two_processes_save_on_sigusr1_stop_on_sigterm_and_resume_without_changi
     assert "Traceback" not in stopped.err, stopped.err
     assert commands.record(tmp_path)["status"] == "interrupted"
 
-    done = commands.call(*words, env=quick_environment)
+    done = commands.call(*words, env=environment)
     assert done.code == 0, done.err
     assert commands.record(tmp_path)["hardware"]["processes"] == 2
     commands.assert_same_result(tmp_path, undisturbed_pair)
@@ -144,14 +144,14 @@ def test_two_processes_save_on_sigusr1_stop_on_sigterm_and_resume_without_changi
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_twenty_kills_at_random_moments_change_no_bit(
-    processes: int, tmp_path: Path, quick_environment: dict[str, str]
+    processes: int, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     more = ("train.epochs=300", f"gpus={processes}")
-    assert commands.run(commands.options(tmp_path / "whole", *more), quick_environment).code == 0
+    assert commands.run(commands.options(tmp_path / "whole", *more), environment).code == 0
     folder, draw = tmp_path / "killed", random.Random(processes)
     words = commands.options(folder, *more, "train.checkpoint_minutes=0.002")
     for number in [signal.SIGKILL, signal.SIGTERM] * 10:
-        process = commands.start(words, quick_environment)
+        process = commands.start(words, environment)
         if draw.random() < 0.8:  # else anywhere: while Python still loads, too
             _wait_for_growth(folder, process)
         time.sleep(draw.uniform(0, 1.5))
@@ -160,7 +160,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(
         assert done.code in (0, -number, 128 + number), done.err
         if number == signal.SIGKILL and processes > 1:
             _wait_for_orphans(folder)
-    done = commands.run(words, quick_environment)
+    done = commands.run(words, environment)
     assert done.code == 0, done.err
     commands.assert_same_result(tmp_path / "whole", folder)
 
