@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ def evaluate(
                         records.append(task.predict(nets, place(batch), carry))
             if world.highest(int(stopped)):
                 return None
-            shards = world.gather(records)
-            scores |= world.share(task.score(split, in_data_order(shards)) if shards is not None else None)
+            ordered = in_data_order(world.gather(records) or [])
+            scores |= world.share(world.on_main(partial(task.score, split, ordered)))
     finally:
         for name, net in nets.items():
             net.train(modes[name])

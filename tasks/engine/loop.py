@@ -89,7 +89,6 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.train.precision == "fp16")  # type: ignore[attr-defined]
         self.at, self.best, self.scores = Position(), Best(), {}  # type: ignore[var-annotated]
         self.meter, self.carry, self.watch = Meter(), Carry(), FiniteWatch(self.world.device)
-        self.resumed_from: list[int] = []
         self.notes: list[str] = []
         self.notices: dict[str, int] | None = None  # over all processes, once the run is done
         self.saved_at = time.monotonic()

@@ -87,7 +87,7 @@ def _close(plan: Plan, record: RunRecord, sinks: Sequence[Sink], trainer: Traine
         record.update(
             status=status, ended=now(), error=None if error is None else str(error) or type(error).__name__,
             steps=trainer.at.step, epochs=round(trainer.epoch, 4), scores=trainer.scores, best=vars(trainer.best),
-            resumed_from=record.record["resumed_from"] + trainer.resumed_from, checkpoint="checkpoints/last.pt",
+            checkpoint="checkpoints/last.pt",
             notices=trainer.task.notices() if trainer.notices is None else trainer.notices,
         )  # fmt: skip
         if plan.draw is not None:

@@ -97,9 +97,10 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
         trainer.notes.append(f"resumed with {trainer.world.size} processes where {len(saved)} saved: not bitwise")
     trainer.carry = map_tensors(lambda t: t.to(trainer.world.device), own["carry"])
     trainer.meter.restore(own["meter"], trainer.world.device)
+    trainer.notes.append(f"resumed at step {trainer.at.step}, epoch {trainer.epoch:.4g}")
     if trainer.record is not None:
         trainer.record.open(state["metrics_offset"])
-    trainer.resumed_from.append(trainer.at.step)
+        trainer.record.update(resumed_from=[*trainer.record.record["resumed_from"], trainer.at.step])
     return {**state, "own": own}
 
 
