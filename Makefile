@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup test check data report tables benchmark clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup test test-slow test-gpu check data report tables benchmark clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -62,6 +62,12 @@ benchmark: $(READY) ## time the engine against a bare loop, and the probes, inte
 
 test: $(READY) check ## run the checks and the test suite (what CI runs)
 	@$(PY) -m pytest -q
+
+test-slow: $(READY) ## run the tests that take minutes
+	@$(PY) -m pytest -q -m slow
+
+test-gpu: $(READY) ## run the tests that need a CUDA device
+	@$(PY) -m pytest -q -m gpu
 
 check: $(READY) ## format, lint and type checks (what pre-commit runs)
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy
