@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/train.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
+# Threads that wait for each other sleep instead of spinning: on cores that other work shares, a run is otherwise
+# several times slower. It changes no number, and must be said before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach `main`, which says them in a line or two
 
 import hydra  # noqa: E402
