@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 
-import pytest
+# Before anything loads torch: the tests' tensors are tiny, and two threads on a busy core are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """Variables for commands of the suite: one thread, and nothing that the caller's shell says about runs."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMP_", "WANDB_"))}
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         env.pop(name, None)
     env |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     return env
