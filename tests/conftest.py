@@ -7,7 +7,7 @@ import os
 # Before anything loads torch: the tests' tensors are tiny, and two threads on a busy core are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")
