@@ -58,12 +58,13 @@ class Picture:
     svg: Markup
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates of all pages."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _inline(figure: Drawn) -> Picture:
+def inline(figure: Drawn) -> Picture:
     """Return a figure for the page: text in the page's colour, ids that no other figure of the page has."""
     text = figure.svg.read_text(encoding="utf-8")
     text = text[text.index("<svg") :]
@@ -102,8 +103,8 @@ def write_run_report(run_folder: Path) -> Path:
 
 
 def _write_run(run: Run) -> Path:
-    figures = [_inline(figure) for figure in draw_run(run, run.folder / "figures")]
-    page = _environment().get_template("run.html.j2")
+    figures = [inline(figure) for figure in draw_run(run, run.folder / "figures")]
+    page = environment().get_template("run.html.j2")
     path = run.folder / "report.html"
     text = page.render(title=f"{run.name} · {run.experiment}", view=views.RunView.of(run), figures=figures)
     path.write_text(text, encoding="utf-8")
@@ -131,10 +132,10 @@ def write_experiment_report(runs_root: Path, experiment: str, out_root: Path) ->
     places = sections(runs)
     for count, ((data, scale), groups) in enumerate(places.items()):
         prefix = f"{slug(data)}-{slug(scale)}-" + (f"{count}-" if len(places) > 1 else "")
-        figures = [_inline(figure) for figure in draw_comparison(groups, folder / "figures", prefix=prefix)]
+        figures = [inline(figure) for figure in draw_comparison(groups, folder / "figures", prefix=prefix)]
         shown.append(views.section_view(f"{data}, scale {scale}", groups, figures))
     unread = _unread(runs_root / experiment)
-    page = _environment().get_template("experiment.html.j2")
+    page = environment().get_template("experiment.html.j2")
     text = page.render(
         title=f"{experiment} · report",
         experiment=experiment,
