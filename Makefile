@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup test test-slow test-gpu check data report tables benchmark clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +24,7 @@ help: ## this list
 	@echo "Sweeps (one run a cell; finished cells are skipped)"
 	@for f in $(SWEEPS); do printf '  %-22s %s\n' $$f "$$(sed -n '2s/^# *//p' configs/sweep/$$f.yaml)"; done
 	@echo "Tools"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | sort | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1|\2/p' Makefile | sort | awk -F'|' '{printf "%-24s %s\n", $$1, $$2}'
 	@echo
 	@echo "Every option: $(PY) scripts/train.py --help (after make setup)"
 
@@ -56,6 +56,18 @@ tables: $(READY) ## write results/records.csv and results/tables/ from the finis
 
 data: $(READY) ## fetch and verify the full Fashion-MNIST set into the cache (the folder ADAMP_DATA, or ~/.cache/adamp/data)
 	@$(PY) scripts/prepare/fashion_mnist.py $(ARGS)
+
+toy2d: $(READY) ## the AdamP paper's Figure 1 and videos: the published norms and losses, a figure, an animation
+	@$(PY) scripts/toy2d.py $(ARGS)
+
+rosenbrock3d: $(READY) ## the AdamP paper's Figure 3: the published path, peak and norms, and a search of the learning rate
+	@$(PY) scripts/rosenbrock3d.py $(ARGS)
+
+theory: $(READY) ## check every closed-form claim of the three papers, and that wrong versions of it fail
+	@$(PY) scripts/theory.py $(ARGS)
+
+gallery: $(READY) ## one static page with the toys' figures and the claims beside the published numbers
+	@$(PY) scripts/gallery.py $(ARGS)
 
 benchmark: $(READY) ## time the engine against a bare loop, and the probes, interleaved in one run
 	@$(PY) benchmarks/engine.py $(ARGS)
