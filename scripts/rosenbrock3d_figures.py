@@ -25,7 +25,25 @@ HUES = {
 SHOWN = ("momentum", "decay", "in place")  # the methods of the paper's figure
 LIMITS = ((-2.0, 2.0), (-1.0, 3.0))  # of a and b, as in the published figure
 SURFACE = ((-2.35, 2.35), (-1.0, 2.35))  # of a and b: the hemisphere in front, whose pole is at b = 1.5 pi / 2
-TITLE = "Rosenbrock on a hemisphere: paths and norms"
+TITLES = {
+    "maps": "Rosenbrock on a hemisphere: paths and norms",
+    "surface": "Rosenbrock on a hemisphere: the paths in space",
+    "sweep": "Search of the learning rate",
+}
+CAPTIONS = {
+    "maps": (
+        "Grey: log of the loss, least at the star. Below: the norm; bands hold 40 runs whose learning rates differ "
+        "by up to 1e-7 of themselves, the dotted line is the norm at which the published path ends."
+    ),
+    "surface": (
+        "The unit sphere is coloured by the loss, which depends on the direction alone; the dashed ray is the "
+        "optimum. Circle: start; diamond: end. Without projection the path leaves the sphere."
+    ),
+    "sweep": (
+        "Above a rate of about 0.01 neighbouring rates end far apart: the dynamics is chaotic, and the best of a "
+        "search depends on its grid. In the CSV, epoch is the learning rate."
+    ),
+}
 
 
 def _loss_grid(
@@ -62,7 +80,7 @@ def draw_maps(
 ) -> Drawn:
     """Draw each method's path over the loss, the published points on it, and its norm below."""
     grid = _loss_grid(161)
-    with canvas(TITLE, rows=2, columns=len(SHOWN), size=(10.4, 6.4)) as (figure, axes):
+    with canvas(TITLES["maps"], rows=2, columns=len(SHOWN), size=(10.4, 6.4)) as (figure, axes):
         for column, method in enumerate(SHOWN):
             top, bottom = axes[column], axes[column + len(SHOWN)]
             _map(top, grid)
@@ -76,11 +94,9 @@ def draw_maps(
             _draw_norms(bottom, method, paths, near)
         axes[0].legend(loc="lower left")
         axes[3].set_ylabel("norm r")
-        caption = (
-            "Grey: log of the loss, least at the star. Below: the norm; bands hold 40 runs whose learning rates differ "
-            "by up to 1e-7 of themselves, the dotted line is the norm at which the published path ends."
+        return save(
+            figure, folder / "rosenbrock3d-maps.svg", TITLES["maps"], caption=CAPTIONS["maps"], rows=_numbers(paths)
         )
-        return save(figure, folder / "rosenbrock3d-maps.svg", TITLE, caption=caption, rows=_numbers(paths))
 
 
 def _draw_norms(axis: Axes, method: str, paths: Mapping[str, Trajectory], near: Mapping[str, Trajectory]) -> None:
@@ -105,7 +121,7 @@ def _draw_norms(axis: Axes, method: str, paths: Mapping[str, Trajectory], near: 
 def draw_surface(paths: Mapping[str, Trajectory], folder: Path) -> Drawn:
     """Draw the hemisphere, coloured by the loss, with the three paths in space."""
     a, b, loss = _loss_grid(120, SURFACE)
-    title = "Rosenbrock on a hemisphere: the paths in space"
+    title = TITLES["surface"]
     with mpl.rc_context({**STYLE, "axes.grid": True}):
         figure = Figure(figsize=(10.4, 3.9), layout="constrained")
         figure.suptitle(title, x=0.005, ha="left")
@@ -130,20 +146,16 @@ def draw_surface(paths: Mapping[str, Trajectory], folder: Path) -> Drawn:
             axis.set_box_aspect((3.2, 3.2, 2.5), zoom=1.6)
             axis.view_init(elev=22, azim=-78)
             axis.set_axis_off()
-        caption = (
-            "The unit sphere is coloured by the loss, which depends on the direction alone; the dashed ray is the "
-            "optimum. Circle: start; diamond: end. Without projection the path leaves the sphere."
-        )
         rows = [
             [toy.TITLES[method], method, "", metric, step, "", f"{float(paths[method].points[step, k]):.8g}"]
             for method in SHOWN for k, metric in enumerate("xyz") for step in range(0, toy.STEPS + 1, 2)
         ]  # fmt: skip
-        return save(figure, folder / "rosenbrock3d-surface.svg", title, caption=caption, rows=rows)
+        return save(figure, folder / "rosenbrock3d-surface.svg", title, caption=CAPTIONS["surface"], rows=rows)
 
 
 def draw_sweep(found: Mapping[str, Trajectory], rates: Tensor, folder: Path) -> Drawn:
     """Draw the distance to the optimum and the norm at the end over the learning rate."""
-    title = "Search of the learning rate"
+    title = TITLES["sweep"]
     x = rates.numpy()
     rows: list[list[Any]] = []
     with canvas(title, columns=2, size=(10.4, 3.6)) as (figure, (left, right)):
@@ -165,8 +177,4 @@ def draw_sweep(found: Mapping[str, Trajectory], rates: Tensor, folder: Path) -> 
         for axis in (left, right):
             axis.set(xscale="log", xlabel="learning rate")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4)
-        caption = (
-            "Above a rate of about 0.01 neighbouring rates end far apart: the dynamics is chaotic, and the best of a "
-            "search depends on its grid. In the CSV, epoch is the learning rate."
-        )
-        return save(figure, folder / "rosenbrock3d-sweep.svg", title, caption=caption, rows=rows)
+        return save(figure, folder / "rosenbrock3d-sweep.svg", title, caption=CAPTIONS["sweep"], rows=rows)

@@ -38,6 +38,10 @@ FRAME_EVERY, HOLD, FPS = 5, 2.0, 16  # iterations a frame, seconds that the end 
 DPI, COLOURS = 80, 128  # of the animation
 NORM_TICKS = (1, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20)
 TITLE = "Two dimensions: momentum lengthens the weight, the projection does not"
+CAPTION = (
+    "Dots every 25 iterations, diamond: the end. Green line: the direction of least loss; dashed: the unit "
+    "circle, its surroundings in the small picture. The numbers are norms at the last iteration."
+)
 
 
 @dataclass(frozen=True)
@@ -145,11 +149,7 @@ def draw(runs: Sequence[Run2D], paths: Sequence[Trajectory], folder: Path) -> Dr
             _norm_ticks(middle, shown[0].norms.max())
         handles, labels = axes[3].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=4)
-        caption = (
-            "Dots every 25 iterations, diamond: the end. Green line: the direction of least loss; dashed: the unit "
-            "circle, its surroundings in the small picture. The numbers are norms at the last iteration."
-        )
-        return save(figure, folder / "toy2d-paths.svg", TITLE, caption=caption, rows=_numbers(curves))
+        return save(figure, folder / "toy2d-paths.svg", TITLE, caption=CAPTION, rows=_numbers(curves))
 
 
 @dataclass(frozen=True)
