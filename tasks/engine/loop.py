@@ -243,8 +243,9 @@ class Trainer:
         stack.enter_context(self._autocast())
         if not sync:
             for net in self.nets.values():
-                if isinstance(net, DistributedDataParallel):
-                    stack.enter_context(net.no_sync())
+                wrapped = getattr(net, "_orig_mod", net)  # below torch.compile
+                if isinstance(wrapped, DistributedDataParallel):
+                    stack.enter_context(wrapped.no_sync())
         return stack
 
     def _backward(self, update: Update, parts: int) -> None:
