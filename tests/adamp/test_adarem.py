@@ -177,6 +177,15 @@ def test_global_scope_divides_by_the_largest_momentum_of_all_groups_in_it():
     assert moved == pytest.approx([6.0, 1.125, 1.5])
 
 
+@pytest.mark.parametrize(("cls", "options"), [CASES["adarem-global"], CASES["one-sphere"]])
+def test_what_is_taken_over_all_tensors_may_have_several_precisions(cls, options):
+    params = [make_param((3, 4), dtype=dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)]
+    optimizer = cls(params, **options)
+    optimizer.step()
+    optimizer.step()
+    assert all(torch.isfinite(p).all() for p in params)
+
+
 def model_groups(model, options):
     """The net's convolution with the options' marks, all else without."""
     plain = {"scale_invariant": False} if "scale_invariant" in options else {}
