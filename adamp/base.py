@@ -1,4 +1,4 @@
-"""What SGDP and AdamP share: argument checks, the step over groups, and loading checkpoints."""
+"""What the optimizers share: argument checks, the closure, dense gradients, loading checkpoints."""
 
 from __future__ import annotations
 
@@ -42,24 +42,26 @@ def descend(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay:
     weight.sub_(step)
 
 
-class ProjectedOptimizer(Optimizer):
-    """Base of the optimizers that project their update. Subclasses check their options and step one group."""
+def refuse_sparse(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
+    """Raise RuntimeError if a gradient is not a dense tensor."""
+    if grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"{type(optimizer).__name__} does not support sparse gradients (parameter of shape "
+            f"{tuple(param.shape)}); build the embedding with sparse=False"
+        )
 
+
+class CheckedOptimizer(Optimizer):
+    """An optimizer that checks every group's options and loads checkpoints that know fewer of them."""
+
+    @abstractmethod
     def _check(self, options: dict[str, Any]) -> None:
         """Raise ValueError for an option out of range; `options` are a group's and the defaults."""
-        for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
-            check_number(options, name)
-        for name in ("nesterov", "maximize"):
-            check_bool(options, name)
-        mark = options["scale_invariant"]
-        if not (isinstance(mark, bool) or mark == "auto"):
-            raise ValueError(f"scale_invariant={mark!r} is not valid: it must be 'auto', True or False")
 
     @abstractmethod
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        """Make one step with the parameters of a group that have a gradient."""
+    def _step(self) -> None:
+        """Make one step with every parameter that has a gradient."""
 
-    @abstractmethod
     def _upgrade_state(self, state: dict[str, Any]) -> None:
         """Turn one parameter's state of an older checkpoint into the present layout, in place."""
 
@@ -67,19 +69,10 @@ class ProjectedOptimizer(Optimizer):
         """Add a group of parameters, as `torch.optim.Optimizer.add_param_group`, after checking its options.
 
         Raises:
-            ValueError: If an option is out of range, or `scale_invariant=True` marks a vector.
+            ValueError: If an option is out of range.
         """
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if group["scale_invariant"] is True:
-            for param in group["params"]:
-                if param.ndim < 2:
-                    self.param_groups.pop()
-                    raise ValueError(
-                        f"scale_invariant=True marks a parameter of shape {tuple(param.shape)}: only parameters "
-                        "of two or more dimensions are projected; put it in a group with 'auto' or False"
-                    )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         current = self.__dict__.get("param_groups", [])
@@ -109,16 +102,49 @@ class ProjectedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+
+class ProjectedOptimizer(CheckedOptimizer):
+    """Base of the optimizers that project their update. Subclasses check their options and step one group."""
+
+    def _check(self, options: dict[str, Any]) -> None:
+        for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
+            check_number(options, name)
+        for name in ("nesterov", "maximize"):
+            check_bool(options, name)
+        mark = options["scale_invariant"]
+        if not (isinstance(mark, bool) or mark == "auto"):
+            raise ValueError(f"scale_invariant={mark!r} is not valid: it must be 'auto', True or False")
+
+    @abstractmethod
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Make one step with the parameters of a group that have a gradient."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as `torch.optim.Optimizer.add_param_group`, after checking its options.
+
+        Raises:
+            ValueError: If an option is out of range, or `scale_invariant=True` marks a vector.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["scale_invariant"] is True:
+            for param in group["params"]:
+                if param.ndim < 2:
+                    self.param_groups.pop()
+                    raise ValueError(
+                        f"scale_invariant=True marks a parameter of shape {tuple(param.shape)}: only parameters "
+                        "of two or more dimensions are projected; put it in a group with 'auto' or False"
+                    )
+
+    def _step(self) -> None:
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             grads = [param.grad for param in params]
             for param, grad in zip(params, grads, strict=True):
-                if grad.layout is not torch.strided:
-                    raise RuntimeError(
-                        f"{type(self).__name__} does not support sparse gradients (parameter of shape "
-                        f"{tuple(param.shape)}); build the embedding with sparse=False"
-                    )
+                refuse_sparse(self, param, grad)
             if group["maximize"]:
                 grads = [-grad for grad in grads]
             self._step_group(group, params, grads)
-        return loss

@@ -5,15 +5,13 @@ Letters: `w` weight, `g` its gradient, `m` momentum, `λ` strength of the factor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from adamp.base import check_bool, check_number, descend
+from adamp.base import CheckedOptimizer, check_bool, check_number, descend, refuse_sparse
 from adamp.precision import store, working
 
 Scope = Literal["tensor", "global"]
@@ -37,11 +35,10 @@ def check_scope(options: dict[str, Any], name: str) -> None:
         raise ValueError(f"{name}={options[name]!r} is not valid: it must be 'tensor' or 'global'")
 
 
-class ResilientOptimizer(Optimizer):
+class ResilientOptimizer(CheckedOptimizer):
     """What AdaRem and AdaRem-S share: the momentum, the factor of each entry, the epochs' exponent."""
 
     def _check(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range; `options` are a group's and the defaults."""
         check_number(options, "lr")
         check_number(options, "weight_decay")
         check_number(options, "beta", below=1)
@@ -51,24 +48,6 @@ class ResilientOptimizer(Optimizer):
             raise ValueError(f"lam_power={options['lam_power']!r} is not valid: it must be at least 1")
         check_scope(options, "scope")
         check_bool(options, "maximize")
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as `torch.optim.Optimizer.add_param_group`, after checking its options.
-
-        Raises:
-            ValueError: If an option is out of range.
-        """
-        self._check({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        current = self.__dict__.get("param_groups", [])
-        super().__setstate__(state)
-        for index, group in enumerate(self.param_groups):
-            # A checkpoint that does not know an option leaves it as this optimizer was built.
-            known = current[index] if index < len(current) else self.defaults
-            for name, default in self.defaults.items():
-                group.setdefault(name, known.get(name, default))
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the optimizer that epoch `epoch` begins, counted from 0: λ is raised to `epoch + 1`.
@@ -82,23 +61,7 @@ class ResilientOptimizer(Optimizer):
         for group in self.param_groups:
             group["lam_power"] = epoch + 1
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step with every parameter that has a gradient.
-
-        Args:
-            closure: Reevaluates the model and returns the loss; called once, with gradients enabled.
-
-        Returns:
-            What the closure returned, or None.
-
-        Raises:
-            RuntimeError: If a gradient is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _step(self) -> None:
         entries = [
             self._entry(param, group)
             for group in self.param_groups
@@ -111,15 +74,10 @@ class ResilientOptimizer(Optimizer):
             entry.m.mul_(entry.group["beta"]).add_(entry.g, alpha=1 - entry.group["beta"])
             store(entry.param, entry.w)
             store(entry.state["exp_avg"], entry.m)
-        return loss
 
     def _entry(self, param: Tensor, group: dict[str, Any]) -> Entry:
         grad = torch.zeros_like(param) if param.grad is None else param.grad
-        if grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"{type(self).__name__} does not support sparse gradients (parameter of shape "
-                f"{tuple(param.shape)}); build the embedding with sparse=False"
-            )
+        refuse_sparse(self, param, grad)
         state = self.state[param]
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
