@@ -79,6 +79,7 @@ def main(words: Sequence[str]) -> int:
         raise ReadError(f"lr={options['lr']} is not valid: a number above 0")
     if steps is None or not (steps >= 1 and steps == int(steps)):
         raise ReadError(f"steps={options['steps']} is not valid: a whole number, at least 1")
+    toy2d_figures.check_animation(options["animation"])
     torch.set_num_threads(1)  # one order of summation, so the same digits everywhere
     folder = Path(options["out"])
     folder.mkdir(parents=True, exist_ok=True)

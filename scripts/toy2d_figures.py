@@ -228,16 +228,17 @@ def _frames(curves: Sequence[Curve], steps: Sequence[int]) -> list[Image.Image]:
     return frames
 
 
-def animate(runs: Sequence[Run2D], paths: Sequence[Trajectory], folder: Path, *, kind: str) -> Path | None:
-    """Write the animation of path, norm and loss as toy2d.gif or toy2d.mp4; `kind` "none" writes nothing.
-
-    Raises:
-        ReadError: `kind` is unknown, or mp4 is asked for where there is no ffmpeg.
-    """
+def check_animation(kind: str) -> None:
+    """Raise ReadError unless an animation of this kind can be written here."""
     if kind not in ("gif", "mp4", "none"):
         raise ReadError(f"animation={kind} is not valid: gif, mp4 or none")
     if kind == "mp4" and shutil.which("ffmpeg") is None:
         raise ReadError("animation=mp4 needs ffmpeg, which is not installed here; use animation=gif")
+
+
+def animate(runs: Sequence[Run2D], paths: Sequence[Trajectory], folder: Path, *, kind: str) -> Path | None:
+    """Write the animation of path, norm and loss as toy2d.gif or toy2d.mp4; `kind` "none" writes nothing."""
+    check_animation(kind)
     if kind == "none":
         return None
     path = folder / f"toy2d.{kind}"
