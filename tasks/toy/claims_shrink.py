@@ -263,7 +263,7 @@ CLAIMS = (
         (Control("without the gradient: ln(s/1.1) / (ηλ)", partial(_decay_times, gradient=False)),),
     ),
     Claim(
-        "start-scale-aws", "AWS", "Start scale, AWS", "time ≤ 1.05 / (ηα n_eq) from any start",
+        "start-scale-aws", "AWS", "Start scale, AWS", "time ≤ 1.06 / (ηα n_eq) from any start",
         "longest time over the bound, less 1", 0.01, partial(_shrink_times, "wn"),
         (Control("weight decay held to that bound", partial(_shrink_times, "wd")),),
     ),
