@@ -51,8 +51,11 @@ $(SWEEPS): $(READY)
 report: $(READY) ## draw the runs of experiment=NAME (or of all) again, and the page that compares them
 	@$(PY) scripts/report.py $(ARGS)
 
-tables: $(READY) ## write results/records.csv and results/tables/ from the finished runs
-	@$(PY) scripts/tables.py $(ARGS)
+tables: $(READY) ## write results/records.csv, tables and figures of the finished runs, and the table in README.md
+	@$(PY) scripts/report.py $(ARGS)
+	@$(PY) scripts/tables.py --readme $(ARGS)
+	@mkdir -p results/figures; for page in results/reports/*/figures; do name=$$(basename $$(dirname $$page)); \
+	  for figure in $$page/*-norms.png $$page/*-learning.png; do test -f $$figure && cp $$figure results/figures/$$name-$$(basename $$figure); done; done; true
 
 data: $(READY) ## fetch and verify the full Fashion-MNIST set into the cache (the folder ADAMP_DATA, or ~/.cache/adamp/data)
 	@$(PY) scripts/prepare/fashion_mnist.py $(ARGS)
