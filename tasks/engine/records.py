@@ -55,7 +55,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Return {"commit", "dirty"} of the checkout that holds `folder`; nulls outside one."""
+    """Return {"commit", "dirty"} of the checkout that holds `folder`, results/ aside; nulls outside one."""
 
     def git(*words: str) -> str | None:
         try:
@@ -64,7 +64,8 @@ def git_state(folder: Path) -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = git("status", "--porcelain")
+    # Results are what runs write: they do not make a later run's code another one.
+    status = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
