@@ -90,7 +90,7 @@ def _close(plan: Plan, record: RunRecord, sinks: Sequence[Sink], trainer: Traine
             checkpoint="checkpoints/last.pt",
             notices=trainer.task.notices() if trainer.notices is None else trainer.notices,
         )  # fmt: skip
-        if plan.draw is not None:
+        if plan.draw is not None and trainer.at.step > 0:  # before that there is only the error to look at
             plan.draw(plan.folder)
     except Exception as trouble:
         # A picture or a full disk must not hide what ended the run, nor turn a good run into a failed one.
