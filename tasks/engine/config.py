@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from tasks.base import InputError
@@ -132,8 +132,3 @@ def differing_keys(ours: dict[str, Any], stored: dict[str, Any]) -> list[str]:
         for key in sorted(a.keys() | b.keys())
         if a.get(key, missing) != b.get(key, missing)
     ]
-
-
-def option_names() -> tuple[str, ...]:
-    """Return the names of all options, for help texts."""
-    return tuple(field.name for field in fields(Train))

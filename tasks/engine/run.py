@@ -17,7 +17,7 @@ from tasks.engine.distributed import World, joined
 from tasks.engine.loop import Trainer
 from tasks.engine.outcomes import Stopped
 from tasks.engine.plan import Plan
-from tasks.engine.records import RunRecord, Sink, now
+from tasks.engine.records import RunRecord, Sink, now, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,7 @@ def run(plan: Plan) -> dict[str, float]:
     """
     train = plan.train
     if train.threads is not None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(train.threads, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))))
+        torch.set_num_threads(max(1, min(train.threads, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))))
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
     with joined(train.device, timeout_minutes=train.timeout_minutes) as world:

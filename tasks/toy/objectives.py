@@ -9,8 +9,6 @@ Reference:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -66,8 +64,3 @@ def start_3d() -> Tensor:
 def distance_to_optimum(a: Tensor, b: Tensor) -> Tensor:
     """Return how far (a, b) is from (1, 1), same shape."""
     return ((a - OPTIMUM_AB[0]) ** 2 + (b - OPTIMUM_AB[1]) ** 2).sqrt()
-
-
-def angle_to_optimum(w: Tensor) -> Tensor:
-    """Return the angle between rows (..., 2) and the optimum of the cosine loss, in degrees."""
-    return torch.atan2(w[..., 0], -w[..., 1]).abs() * (180 / math.pi)
