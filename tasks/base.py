@@ -7,7 +7,7 @@ Hydra or a logger; the engine knows tasks through this file alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +57,27 @@ class Update:
     log: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def own_rows(rows: Tensor) -> Tensor:
+    """Return the rows as they are: all there are in a run of one process."""
+    return rows
+
+
 class Task(ABC):
     """A benchmark: data, networks, losses and scores.
 
     Attributes:
         networks: Everything trainable, by role. Proxies and loss weights belong here too.
         monitor: The score that picks the best checkpoint, e.g. "val/top1"; greater is better.
+        gather: Maps a shard's rows (b, ...) to those of all processes (b * count, ...), in order of process; set by
+            the engine. For losses that are no mean over examples (a batch's HSIC, pairs, proxies): every process
+            computes the same loss of the gathered rows, and gradients flow back such that, averaged over processes
+            as for any loss, they are exactly those of one process with the whole batch. Collective: all processes
+            call it equally often, with equal shapes.
     """
 
     networks: Mapping[str, nn.Module]
     monitor: str
+    gather: Callable[[Tensor], Tensor] = staticmethod(own_rows)
 
     @abstractmethod
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:

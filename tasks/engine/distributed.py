@@ -89,6 +89,13 @@ class World:
         dist.gather_object(value, gathered)
         return gathered
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Return every process's rows in order of rank, with gradients: see `Task.gather`."""
+        if self.size == 1:
+            return rows
+        gathered: Tensor = _GatherRows.apply(rows, self)  # type: ignore[no-untyped-call]
+        return gathered
+
     def share(self, value: Any) -> Any:
         """Return process 0's value everywhere."""
         if self.size == 1:
@@ -122,6 +129,27 @@ class World:
         bad = self.share(values if values and len({v for v in values if v == v}) > 1 else None)
         if bad:
             raise RuntimeError(f"{what} differs between processes ({bad}): is a forward pass not going through `nets`?")
+
+
+class _GatherRows(torch.autograd.Function):
+    """Concatenates the rows of all processes; backward adds up what every process's loss says about one's own rows.
+
+    With the same loss on each of n processes that sum is n times the loss's gradient, which averaging undoes. Made of
+    all_gather and all_reduce, which every backend has for CPU and GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
+        ctx.first, ctx.num = world.rank * len(rows), len(rows)
+        gathered = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world.size)]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[ctx.first : ctx.first + ctx.num], None
 
 
 def in_data_order(shards: Sequence[Sequence[Any]]) -> list[Any]:

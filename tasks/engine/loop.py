@@ -78,6 +78,7 @@ class Trainer:
         """Place the networks and check what can be checked before the first step."""
         check_division(self.train, self.world.size)
         check_rules(self.task.networks, self.rules)
+        self.task.gather = self.world.gather_rows
         self.bare = {role: net.to(self.world.device) for role, net in self.task.networks.items()}
         if self.train.channels_last:
             for net in self.bare.values():

@@ -29,6 +29,10 @@ def plain() -> toys.Toy:  # batch norm would see half the batch
     return toys.Toy(norm=False, dropout=0.0)
 
 
+def pairs() -> toys.Toy:
+    return toys.Pairs(norm=False, dropout=0.0)
+
+
 def run_pair(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run `main` below in two processes."""
     code = (
@@ -42,6 +46,8 @@ def main(folder: Path) -> None:
     """What each process of a pair does."""
     with joined("cpu", timeout_minutes=1) as world:
         fit(world, folder / "equal", plain)
+        fit(world, folder / "pairs", pairs)
+        check_gathering(world)
         whole = fit(world, folder / "whole", toys.Attack, accumulation=2)
         stopping = toys.Attack()
         if world.main:  # the other process learns of it from the first
@@ -58,6 +64,26 @@ def main(folder: Path) -> None:
             lines = [(folder / name / "metrics.jsonl").read_bytes() for name in ("whole", "stopped")]
             assert lines[0] == lines[1]
         check_bypass(world, folder / "bypass")
+
+
+def check_gathering(world: World) -> None:
+    """Compare gathered rows, and gradients of a loss of all pairs, with those of one process, in float64."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(6, toys.D, dtype=torch.float64, generator=generator)
+    weight = torch.randn(toys.D, 4, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def gradient(rows: torch.Tensor) -> torch.Tensor:
+        (found,) = torch.autograd.grad((rows @ rows.T).tanh().sum(), weight)
+        return found
+
+    mine = slice(3 * world.rank, 3 * world.rank + 3)
+    assert torch.equal(world.gather_rows(x[mine]), x)
+    assert torch.equal(world.gather_rows(torch.arange(6)[mine]), torch.arange(6))
+    transposed = x.T.contiguous().T  # strided, as a channels-last output is
+    assert torch.equal(world.gather_rows(transposed[mine]), x)
+    expected = gradient(x @ weight)
+    averaged = world.mean(gradient(world.gather_rows(x[mine] @ weight)))
+    torch.testing.assert_close(averaged, expected, rtol=1e-12, atol=1e-12)
 
 
 def check_bypass(world: World, folder: Path) -> None:
@@ -81,13 +107,14 @@ def test_two_processes_resume_without_a_changed_bit_and_notice_a_forward_pass_ar
     assert (pair / "stopped" / "metrics.jsonl").exists() and (pair / "bypass").exists()
 
 
-def test_two_processes_equal_one(pair: Path, tmp_path: Path) -> None:
-    fit(toys.CPU, tmp_path, plain)
+@pytest.mark.parametrize(("name", "make"), [("equal", plain), ("pairs", pairs)])
+def test_two_processes_equal_one(pair: Path, tmp_path: Path, name: str, make: Callable[[], toys.Toy]) -> None:
+    fit(toys.CPU, tmp_path, make)
 
     def numbers(folder: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
-    for one, two in zip(numbers(tmp_path), numbers(pair / "equal"), strict=True):
+    for one, two in zip(numbers(tmp_path), numbers(pair / name), strict=True):
         assert one.keys() == two.keys()
         # float32 sums in another order; the cosine and the oscillation divide small differences
         keys = [key for key in one if key.split("/")[0] not in ("cosine", "margin", "oscillation")]

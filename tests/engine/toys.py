@@ -90,6 +90,17 @@ class Turns(Toy):
         yield Update(loss, network="target", log={"train/agreement": (biased.argmax(1) == y).float().mean()})
 
 
+class Pairs(Toy):
+    """A loss of all pairs in the batch, which is no mean over examples: outputs of equal classes attract."""
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+        self.before_step()
+        x, y = batch
+        outputs, labels = self.gather(nets["model"](x)), self.gather(y)
+        same = (labels.unsqueeze(0) == labels.unsqueeze(1)).float()
+        yield Update(F.binary_cross_entropy_with_logits(outputs @ outputs.T, same))
+
+
 class Memory(Toy):
     """Carries a state from batch to batch, as a language model's memory."""
 
