@@ -16,7 +16,9 @@ if TYPE_CHECKING:  # the interface names torch's types, and needs none of its co
 
 Batch = Any  # what a task's loader yields and its losses take: nested tuples, lists, dicts of tensors
 Record = Any  # what `Task.predict` returns for a batch; picklable, on the CPU
-Carry = dict[str, Any]  # what a task keeps from one batch to the next, e.g. a language model's memory
+Carry = dict[
+    str, Any
+]  # what a task keeps from one batch to the next, e.g. a language model's memory; one a micro-batch
 
 
 class InputError(ValueError):
@@ -50,11 +52,14 @@ class Update:
         loss: Scalar, the mean over this shard's examples.
         network: Key of `Task.networks` whose optimizer steps.
         log: Scalars to log beside the loss, name -> 0-d tensor, e.g. `{"train/top1": ...}`.
+        lr_scale: Factor on every learning rate for this one step, on top of the schedule, e.g. the length of a
+            segment over the usual length. With micro-batches it must be the same in all of them.
     """
 
     loss: Tensor
     network: str = "model"
     log: Mapping[str, Tensor] = field(default_factory=dict)
+    lr_scale: float = 1.0
 
 
 def own_rows(rows: Tensor) -> Tensor:
@@ -67,7 +72,8 @@ class Task(ABC):
 
     Attributes:
         networks: Everything trainable, by role. Proxies and loss weights belong here too.
-        monitor: The score that picks the best checkpoint, e.g. "val/top1"; greater is better.
+        monitor: The score that picks the best checkpoint, e.g. "val/top1"; greater is better. With a minus in front,
+            "-val/loss", lower is better.
         gather: Maps a shard's rows (b, ...) to those of all processes (b * count, ...), in order of process; set by
             the engine. For losses that are no mean over examples (a batch's HSIC, pairs, proxies): every process
             computes the same loss of the gathered rows, and gradients flow back such that, averaged over processes
@@ -99,6 +105,10 @@ class Task(ABC):
     @abstractmethod
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
         """Return the batches to evaluate: split name -> batches number index, index + count, ...; nothing padded."""
+
+    def test_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
+        """Return further splits, as `eval_batches` does, that are scored once: at the end, with the best weights."""
+        return {}
 
     @abstractmethod
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:

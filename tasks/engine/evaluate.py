@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.base import Task
+from tasks.base import Batch, Shard, Task
 from tasks.engine.checkpoint import generator_states, seed_generators, set_generator_states
 from tasks.engine.distributed import World, in_data_order
 
 
 def evaluate(
     task: Task,
+    splits: Callable[[Shard], Mapping[str, Iterable[Batch]]],
     nets: Mapping[str, nn.Module],
     world: World,
     *,
@@ -32,7 +33,8 @@ def evaluate(
     switch gradients on.
 
     Args:
-        task: Whose splits, predictions and scores.
+        task: Whose predictions and scores.
+        splits: `task.eval_batches` or `task.test_batches`.
         nets: Bare networks: a wrapped one would wait for processes that have fewer batches.
         world: The processes.
         seed: Of the evaluation's own random stream.
@@ -50,7 +52,7 @@ def evaluate(
     try:
         for net in nets.values():
             net.eval()
-        for split, batches in task.eval_batches(world.shard()).items():
+        for split, batches in splits(world.shard()).items():
             records, carry, stopped = [], {}, False  # type: ignore[var-annotated]
             with torch.no_grad():
                 for batch in batches:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from adamp import NormProbe
-from tasks.base import Batch, Carry, InputError, Task, Update
+from tasks.base import Batch, Carry, InputError, Shard, Task, Update
 from tasks.engine import checkpoint, probing, state
 from tasks.engine.config import Train, check_division
 from tasks.engine.distributed import World
@@ -32,6 +32,7 @@ from tasks.engine.optim import (
     first_lr,
     gradient_norm,
     parameter_groups,
+    scaled_rates,
 )  # fmt: skip
 from tasks.engine.outcomes import RunFailed, Stopped
 from tasks.engine.phases import Best, Phase, Position
@@ -89,7 +90,8 @@ class Trainer:
         self.averages = state.moving_averages(self.bare, self.train.ema_decay)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.train.precision == "fp16")  # type: ignore[attr-defined]
         self.at, self.best, self.scores = Position(), Best(), {}  # type: ignore[var-annotated]
-        self.meter, self.carry, self.watch = Meter(), Carry(), FiniteWatch(self.world.device)
+        self.meter, self.watch = Meter(), FiniteWatch(self.world.device)
+        self.carries = [Carry() for _ in range(self.train.accumulation)]
         self.notes: list[str] = []
         self.notices: dict[str, int] | None = None  # over all processes, once the run is done
         self.saved_at = time.monotonic()
@@ -144,6 +146,7 @@ class Trainer:
                 break
             self.at = Position(self.at.phase + 1, 0, 0, self.at.step)
         self._save()
+        self._test()
         self.notices = self._gather_notices()
 
     def _gather_notices(self) -> dict[str, int]:
@@ -206,7 +209,7 @@ class Trainer:
         self._check_finite()
         scores: dict[str, float] = {}
         if last or (self.at.epoch + 1) % self.train.eval_epochs == 0:
-            scores = self._evaluate()
+            scores = self._evaluate(self.task.eval_batches, saving=True)
         self._log(scores, epoch_end=True)
         if self.at.batch == self.epoch_steps:  # else the run ends here, by max_steps
             self.at = Position(self.at.phase, self.at.epoch + 1, 0, self.at.step)
@@ -221,23 +224,19 @@ class Trainer:
         """Take every optimizer step that the task asks for on one global batch, cut into micro-batches."""
         streams: list[Any] = [None] * len(batches)
         while True:
-            network = None
+            last: Update | None = None
             for i, batch in enumerate(batches):
                 with self._context(sync=i == len(batches) - 1):
                     if streams[i] is None:
-                        streams[i] = self.task.updates(self.nets, self._place(batch), self.carry)
+                        streams[i] = self.task.updates(self.nets, self._place(batch), self.carries[i])
                     update: Update | None = next(streams[i], None)
                     if update is None:
                         continue
-                    network = update.network
+                    last = update
                     self._backward(update, len(batches))
-            if network is None:
+            if last is None:
                 break
-            self._apply(network)
-        if len(batches) > 1 and self.carry:
-            raise InputError(
-                f"train.accumulation is {len(batches)}, but this task carries state between batches; set it to 1"
-            )
+            self._apply(last.network, lr_scale=last.lr_scale)
 
     def _context(self, *, sync: bool) -> AbstractContextManager[Any]:
         stack = ExitStack()
@@ -257,7 +256,7 @@ class Trainer:
         with torch.autocast(self.world.device.type, enabled=False):
             self.scaler.scale(update.loss / parts).backward()  # type: ignore[no-untyped-call]
 
-    def _apply(self, role: str) -> None:
+    def _apply(self, role: str, *, lr_scale: float) -> None:
         """Unscale, clip and step one network's optimizer."""
         net, optimizer = self.bare[role], self.optimizers[role]
         self.scaler.unscale_(optimizer)
@@ -269,7 +268,8 @@ class Trainer:
         if self.train.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(net.parameters(), self.train.clip_norm)
             self.meter.add(f"train/{'' if role == 'model' else role + '_'}grad_norm", norm)
-        self.scaler.step(optimizer)
+        with scaled_rates(optimizer, lr_scale):
+            self.scaler.step(optimizer)
         self.scaler.update()
         for each in self.optimizers.values():
             each.zero_grad(set_to_none=True)
@@ -286,24 +286,33 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ scores, lines
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, splits: Callable[[Shard], Mapping[str, Iterable[Batch]]], *, saving: bool) -> dict[str, float]:
         """Score the networks, and their moving averages under "<split>_ema" names."""
         self.world.share_buffers(self.bare)
-        scores = self._evaluate_nets(self.bare)
-        if self.averages:
-            averaged = {role: self.averages[role].module for role in self.bare}
-            scores |= {re.sub("^([^/]+)", r"\1_ema", k): v for k, v in self._evaluate_nets(averaged).items()}
+        scores: dict[str, float] = {}
+        averaged = {role: net.module for role, net in self.averages.items()}
+        for nets, suffix in ((self.bare, ""), (averaged, "_ema")):
+            found = evaluate(
+                self.task, splits, nets, self.world, seed=self.train.seed + 1_000_003 * (self.at.step + 1),
+                place=self._place, autocast=self._autocast, stop=lambda: self.asked.pending == STOP,
+            ) if nets else {}  # fmt: skip
+            if found is None:
+                if saving:
+                    self._save()
+                self._stop()
+            scores |= {re.sub("^([^/]+)", rf"\1{suffix}", key): value for key, value in found.items()}
         return scores
 
-    def _evaluate_nets(self, nets: Mapping[str, nn.Module]) -> dict[str, float]:
-        scores = evaluate(
-            self.task, nets, self.world, seed=self.train.seed + 1_000_003 * (self.at.step + 1), place=self._place,
-            autocast=self._autocast, stop=lambda: self.asked.pending == STOP,
-        )  # fmt: skip
-        if scores is None:
-            self._save()
-            raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
-        return scores
+    def _test(self) -> None:
+        """Score the splits kept for the end with the best weights; stopped here, a run comes back to here."""
+        if not self.task.test_batches(self.world.shard()):
+            return
+        if self.best.score is not None:
+            state.load_best(self)
+        scores = self._evaluate(self.task.test_batches, saving=False)  # what is saved are the last weights
+        self.scores |= scores
+        self._write(scores)
+        self.progress.say("best weights  " + "  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
 
     def _log(self, scores: Mapping[str, float] | None = None, *, epoch_end: bool = False) -> None:
         self._check_finite()
@@ -357,7 +366,10 @@ class Trainer:
         self.asked.saving = False
         self._save()
         if request == STOP:
-            raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
 
     def _save(self) -> None:
         self._check_finite()
@@ -366,11 +378,12 @@ class Trainer:
 
     def _keep_best(self, scores: Mapping[str, float]) -> None:
         """Save the weights when the task's monitored score (of the averaged weights, if kept) is the best so far."""
-        monitor = re.sub("^([^/]+)", r"\1_ema", self.task.monitor) if self.averages else self.task.monitor
-        if monitor not in scores:
-            raise RuntimeError(f"the task monitors {monitor!r} and scores only {sorted(scores)}")
-        if self.best.score is None or scores[monitor] > self.best.score:
-            self.best = Best(scores[monitor], math.ceil(self.epoch))
+        monitor = self.task.monitor
+        key = re.sub("^([^/]+)", r"\1_ema", monitor.lstrip("-")) if self.averages else monitor.lstrip("-")
+        if key not in scores:
+            raise RuntimeError(f"the task monitors {key!r} and scores only {sorted(scores)}")
+        if self.best.beaten_by(scores[key], monitor=monitor):
+            self.best = Best(scores[key], math.ceil(self.epoch))
             state.save(self, "best")
 
     def _check_finite(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,6 +94,22 @@ def apply_schedules(optimizer: Optimizer, schedules: Mapping[str, Schedule], *, 
                 value.copy_(initial * multiplier)
             else:
                 group[entry] = initial * multiplier
+
+
+@contextmanager
+def scaled_rates(optimizer: Optimizer, factor: float) -> Iterator[None]:
+    """Multiply every group's learning rate inside the block, and put each back bit for bit after it."""
+    if factor == 1:
+        yield
+        return
+    before = [group["lr"] for group in optimizer.param_groups]
+    for group, lr in zip(optimizer.param_groups, before, strict=True):
+        group["lr"] = lr * factor  # out of place: a tensor stays what it was
+    try:
+        yield
+    finally:
+        for group, lr in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = lr
 
 
 def first_lr(optimizer: Optimizer) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -52,3 +53,9 @@ class Best:
 
     score: float | None = None
     epoch: int = 0
+
+    def beaten_by(self, score: float, *, monitor: str) -> bool:
+        """Return whether a score is better: greater, or lower where the monitor starts with a minus. NaN never is."""
+        if self.score is None:
+            return not math.isnan(score)
+        return score < self.score if monitor.startswith("-") else score > self.score

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tasks.base import InputError
+from tasks.base import Carry, InputError
 from tasks.engine import checkpoint
 from tasks.engine.meters import map_tensors
 from tasks.engine.phases import Best, Position
@@ -49,7 +49,7 @@ def _weights(trainer: Trainer) -> checkpoint.State:
 def _everything(trainer: Trainer) -> checkpoint.State:
     own = {
         "generators": checkpoint.generator_states(trainer.world.device),
-        "carry": map_tensors(Tensor.cpu, dict(trainer.carry)),
+        "carry": map_tensors(Tensor.cpu, [dict(carry) for carry in trainer.carries]),
         "meter": trainer.meter.state(),
         # Running statistics differ between processes; a task may read them in training (an attack in eval mode).
         "buffers": {role: {k: v.cpu() for k, v in net.named_buffers()} for role, net in trainer.bare.items()},
@@ -87,7 +87,7 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
         for role, net in trainer.bare.items():
             for name, buffer in net.named_buffers():
                 buffer.copy_(own["buffers"][role][name])
-    elif any(process["carry"] for process in saved):
+    elif any(_carries(process) != [{}] * len(_carries(process)) for process in saved):
         raise InputError(
             f"the checkpoint carries state of {len(saved)} processes; resume with GPUS={len(saved)}, "
             f"not {trainer.world.size}"
@@ -95,13 +95,19 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
     else:  # exact in the data, not in what each process draws: say so
         own = saved[0]
         trainer.notes.append(f"resumed with {trainer.world.size} processes where {len(saved)} saved: not bitwise")
-    trainer.carry = map_tensors(lambda t: t.to(trainer.world.device), own["carry"])
+    trainer.carries = map_tensors(lambda t: t.to(trainer.world.device), _carries(own))
     trainer.meter.restore(own["meter"], trainer.world.device)
     trainer.notes.append(f"resumed at step {trainer.at.step}, epoch {trainer.epoch:.4g}")
     if trainer.record is not None:
         trainer.record.open(state["metrics_offset"])
         trainer.record.update(resumed_from=[*trainer.record.record["resumed_from"], trainer.at.step])
     return {**state, "own": own}
+
+
+def _carries(process: Mapping[str, Any]) -> list[Carry]:
+    """Return what one process carried, one dict a micro-batch; checkpoints of version 0.1 hold a single dict."""
+    carried = process["carry"]
+    return carried if isinstance(carried, list) else [carried]
 
 
 def put_back_after_wrapping(trainer: Trainer, state: checkpoint.State) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from tasks.base import InputError
 from tasks.engine import checkpoint
 from tasks.engine.loop import Trainer
+from tasks.engine.optim import scaled_rates
 from tasks.engine.outcomes import RunFailed
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import cosine
@@ -107,6 +108,34 @@ def test_the_moving_average_is_evaluated_and_picks_the_best(tmp_path: Path) -> N
     assert isinstance(average, nn.Sequential)
     assert not torch.equal(average[0].weight, made.bare["model"][0].weight)  # type: ignore[index]
     assert made.best.score is not None
+
+
+def test_a_monitor_with_a_minus_keeps_the_lowest_score_and_the_test_split_is_scored_once_with_its_weights(
+    tmp_path: Path,
+) -> None:
+    made = fitted(tmp_path, task=toys.Tested(), phases=toys.one_phase(6), epochs=6)
+    losses = [line["val/loss"] for line in lines(tmp_path) if "val/loss" in line]
+    assert made.best.score == min(losses)
+    tested = [line for line in lines(tmp_path) if "test/loss" in line]
+    assert len(tested) == 1 and tested[0]["test/loss"] == min(losses)  # the split is the same as "val"
+    assert made.scores["test/loss"] == min(losses) and made.scores["val/loss"] == losses[-1]
+
+
+def test_each_micro_batch_carries_its_own_state(tmp_path: Path) -> None:
+    made = fitted(tmp_path, task=toys.Memory(norm=False, dropout=0.0), accumulation=2)
+    assert [list(carry) for carry in made.carries] == [["memory"], ["memory"]]
+    assert not torch.equal(made.carries[0]["memory"], made.carries[1]["memory"])
+
+
+def test_a_step_at_a_scaled_rate_leaves_the_rates_as_they_were() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr": torch.tensor(0.25)}], lr=0.1)
+    rate = optimizer.param_groups[0]["lr"]
+    weight.grad = torch.ones(2)
+    with scaled_rates(optimizer, 0.5):
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] is rate and rate == 0.25
+    torch.testing.assert_close(weight.detach(), torch.full((2,), 0.875))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:

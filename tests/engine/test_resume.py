@@ -19,6 +19,8 @@ CASES: dict[str, tuple[Callable[[], Task], dict[str, Any]]] = {
     "phases": (toys.Toy, {"phases": toys.two_phases}),
     "turns": (toys.Turns, {}),
     "memory": (toys.Memory, {}),
+    "memory of each micro-batch": (toys.Memory, {"accumulation": 2}),
+    "tested": (toys.Tested, {}),
     "attack": (toys.Attack, {}),
     "bf16": (toys.Toy, {"precision": "bf16"}),
     "fp16 with loss scaling": (toys.Toy, {"precision": "fp16"}),
@@ -125,11 +127,33 @@ def test_lost_metrics_are_an_error_and_not_a_gap(tmp_path: Path) -> None:
         run("plain", tmp_path)
 
 
-def test_accumulation_is_refused_for_a_task_that_carries_state(tmp_path: Path) -> None:
-    made = toys.trainer(toys.Memory(), tmp_path, accumulation=2)
-    with pytest.raises(InputError, match=r"train\.accumulation is 2"):
+def test_a_signal_while_the_test_split_is_scored_repeats_the_scoring_alone(tmp_path: Path) -> None:
+    weights, metrics = run("tested", tmp_path / "whole")
+    task = toys.Tested()
+    score, calls = task.score, 0
+
+    def interrupted(split: str, records: Any) -> Any:
+        nonlocal calls
+        calls += split == "test"
+        return score(split, records)
+
+    task.score = interrupted  # type: ignore[method-assign]
+    predict = task.predict
+
+    def kill(nets: Any, batch: Any, carry: Any) -> Any:
+        if task.testing:
+            signal.raise_signal(signal.SIGTERM)
+        return predict(nets, batch, carry)
+
+    task.predict = kill  # type: ignore[method-assign]
+    made = toys.trainer(task, tmp_path / "stopped")
+    with pytest.raises(Stopped):
         made.fit()
     toys.close(made)
+    assert calls == 0
+    resumed, lines = run("tested", tmp_path / "stopped")
+    assert lines == metrics
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
 
 def test_a_stop_that_arrives_while_a_checkpoint_is_being_written_is_not_lost(

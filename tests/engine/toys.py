@@ -112,6 +112,25 @@ class Memory(Toy):
         yield Update(F.cross_entropy(nets["model"](x + memory), y))
 
 
+class Tested(Toy):
+    """Monitors a loss and keeps a split for the end; the rate of about half of the steps is halved."""
+
+    monitor = "-val/loss"
+    testing = False
+
+    def test_batches(self, shard: Shard) -> Mapping[str, Any]:
+        def batches() -> Iterator[Any]:
+            self.testing = True
+            yield from self.eval_batches(shard)["val"]
+
+        return {"test": batches()}
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+        for update in super().updates(nets, batch, carry):
+            update.lr_scale = 0.5 if float(batch[0].sum()) > 0 else 1.0
+            yield update
+
+
 class Attack(Toy):
     """Perturbs its input through the gradient, as adversarial training does, with a random start, in eval mode."""
 
