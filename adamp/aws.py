@@ -17,7 +17,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from adamp.base import check_number
-from adamp.hooks import HookHandle, StepArgs, check_matrices, groups_of, refuse_sparse, when_gradients_are_there
+from adamp.hooks import (
+    HookHandle,
+    StepArgs,
+    check_matrices,
+    groups_of,
+    refuse_sparse,
+    step_was_skipped,
+    when_gradients_are_there,
+)
 from adamp.precision import as_real, store, working
 
 Kind = Literal["wn", "ws"]
@@ -175,13 +183,12 @@ class _Shrink:
 
     @torch.no_grad()
     def after_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer under GradScaler skips on the device
         for param, amount in zip(self._params, self._amounts, strict=True):
             if param.grad is None:
                 continue
             refuse_sparse(param.grad, "shrink_weights")
-            if skipped is not None:
-                amount = torch.where(skipped.to(amount.device) > 0, 0, amount)
+            if (skipped := step_was_skipped(optimizer, amount.device)) is not None:
+                amount = torch.where(skipped, 0, amount)
             w = working(param).sub_(amount)
             store(param, w)
         self._amounts = []

@@ -72,6 +72,15 @@ def check_matrices(params: Iterable[Tensor], optimizer: Optimizer) -> list[Tenso
     return chosen
 
 
+def step_was_skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:
+    """Return a 0-d bool: whether a fused optimizer under GradScaler left the weights alone; None for no such scaler.
+
+    Other optimizers are not called at all then, and neither are their hooks.
+    """
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else found_inf.to(device).reshape(()) > 0
+
+
 def refuse_sparse(grad: Tensor, name: str) -> None:
     """Raise RuntimeError for a gradient that is not dense."""
     if grad.layout is not torch.strided:

@@ -1,40 +1,58 @@
 """The projection of SGDP and AdamP around any torch optimizer, as step hooks.
 
-Letters: `R` rows (output channels), `w` the weight before a step, `w'` after it, `d = w' - w`, `g` its gradient.
+Letters: `R` rows (output channels), `w` the weight before a step, `w'` after it, `d = w' - w`, `g` its gradient, `η`
+learning rate, `γ` weight decay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 from adamp.base import check_number
-from adamp.hooks import HookHandle, StepArgs, check_matrices, groups_of, refuse_sparse, when_gradients_are_there
+from adamp.hooks import (
+    HookHandle,
+    StepArgs,
+    check_matrices,
+    groups_of,
+    refuse_sparse,
+    step_was_skipped,
+    when_gradients_are_there,
+)
 from adamp.precision import as_real, working
 from adamp.projection import CHANNEL, NONE, channel_view, decide, layer_view, remove_radial, row_sums
 
 
 def project_updates(
-    optimizer: Optimizer, *, delta: float = 0.1, eps: float = 1e-8, params: Iterable[Tensor] | None = None
+    optimizer: Optimizer,
+    *,
+    delta: float = 0.1,
+    eps: float = 1e-8,
+    wd_ratio: float = 0.1,
+    params: Iterable[Tensor] | None = None,
 ) -> HookHandle:
     r"""Remove from each step of an optimizer the part that points along scale-invariant weights.
 
     Before the step the gradient decides for each parameter, as in SGDP and AdamP (eq. 11); after it the whole change
-    `d` of the parameters found scale-invariant loses its radial part (eq. 10)::
+    `d` of the parameters found scale-invariant loses its radial part (eq. 10), and decays as AdamP does::
 
-        d <- Π_w(d),  w' <- w + Π_w(d)      row by row, or as one vector; see `adamp.projection.project`
+        w' <- w + Π_w(d) - η γ wd_ratio w       row by row, or as one vector; see `adamp.projection.project`
 
-    The optimizer's state is not touched: its momentum stays unprojected, as in the paper's Algorithm 1. Parameters
-    that do not pass the test keep the optimizer's result bit for bit. `scale_invariant` in a parameter group, True or
-    False, takes the place of the test as it does for SGDP.
+    On torch's AdamW this is AdamP, and on torch's SGD without weight decay SGDP. The optimizer's state is not touched:
+    its momentum stays unprojected, as in the paper's Algorithm 1. Parameters that do not pass the test keep the
+    optimizer's result bit for bit, so that with `delta=0` the optimizer is its own.
 
-    Weight decay: all of `d` is projected, so a projected weight is not decayed at all, as with `wd_ratio=0`; for a
-    decay of its own attach `shrink_weights` with `coupling="weights"` after this. A decay that the optimizer couples
-    into the gradient does not disturb the test, which reads `.grad` before the optimizer adds to it.
+    η and γ are the entries `lr` and `weight_decay` of the parameter's group at each step; a group without the latter
+    does not decay. The optimizer's own decay of a projected weight goes with the radial part, whether it is decoupled
+    or, but for what is left of older weights in its momentum, coupled into the gradient; the coupled one does not
+    disturb the test, which reads `.grad` before the optimizer adds to it. SGDP divides its decay by `1 - momentum`;
+    here divide `wd_ratio`. Entries `scale_invariant` (True or False, in the place of the test), `delta` and
+    `wd_ratio` of a group win over the arguments.
 
     Order of the hooks: hooks run in the order in which they were attached. Attach this first, then `shrink_weights`,
     then a `NormProbe`, so that the probe measures the projected step. Copies of an optimizer and its state dict carry
@@ -44,6 +62,7 @@ def project_updates(
         optimizer: Any torch optimizer that makes one step from the gradient (not LBFGS).
         delta: Threshold of the test, times 1/sqrt(row length). 0 turns it off.
         eps: Clamps the norms of the test, is added to the norm of the projection.
+        wd_ratio: Factor of the weight decay of parameters found scale-invariant.
         params: The parameters to test, all of two or more dimensions; None for every such one of the optimizer.
 
     Returns:
@@ -65,19 +84,59 @@ def project_updates(
         Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights",
         ICLR 2021. https://arxiv.org/abs/2006.08217
     """
-    options = {"delta": delta, "eps": eps}
-    check_number(options, "delta")
-    check_number(options, "eps")
+    options = {"delta": delta, "eps": eps, "wd_ratio": wd_ratio}
+    for name in options:
+        check_number(options, name)
     chosen = None if params is None else check_matrices(params, optimizer)
-    hooks = _Projection(chosen, delta=delta, eps=eps)
+    hooks = _Projection(chosen, delta=delta, eps=eps, wd_ratio=wd_ratio)
     return HookHandle([optimizer.register_step_pre_hook(hooks.before), optimizer.register_step_post_hook(hooks.after)])
+
+
+def with_projection(
+    params: ParamsT,
+    lr: float | Tensor,
+    *,
+    base: Callable[..., Optimizer],
+    weight_decay: float = 0.0,
+    delta: float = 0.1,
+    eps: float = 1e-8,
+    wd_ratio: float = 0.1,
+) -> Optimizer:
+    """Return an optimizer built with `project_updates` attached, in one call as a configuration file needs it.
+
+    Args:
+        params: Parameters, or groups of them; entries of a group as in `project_updates`.
+        lr: Learning rate η of the base.
+        base: Builds the optimizer from `params`, `lr` and `weight_decay`: a class, or a partial with its other options.
+        weight_decay: Of the base; see `project_updates` for what it means on projected weights.
+        delta: See `project_updates`.
+        eps: See `project_updates`; the base's own is an option of the base.
+        wd_ratio: See `project_updates`.
+
+    Returns:
+        The base optimizer, with the hooks attached.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+        >>> optimizer = with_projection([weight], 0.1, base=torch.optim.NAdam)
+        >>> weight.grad = torch.tensor([[4.0, -3.0]])  # orthogonal to the weight
+        >>> optimizer.step()
+        >>> type(optimizer).__name__, round(float(weight.detach() @ torch.tensor([3.0, 4.0])), 3)  # still 3² + 4²
+        ('NAdam', 25.0)
+    """
+    optimizer = base(params, lr=lr, weight_decay=weight_decay)
+    project_updates(optimizer, delta=delta, eps=eps, wd_ratio=wd_ratio)
+    return optimizer
 
 
 class _Projection:
     """The hooks; what they keep lives from a step's beginning to its end."""
 
-    def __init__(self, params: list[Tensor] | None, *, delta: float, eps: float) -> None:
-        self._params, self._delta, self._eps = params, delta, eps
+    def __init__(self, params: list[Tensor] | None, *, delta: float, eps: float, wd_ratio: float) -> None:
+        self._params, self._delta, self._eps, self._wd_ratio = params, delta, eps, wd_ratio
         self._kept: dict[Tensor, tuple[Tensor, Tensor]] = {}  # the weight before the step, and the decision
 
     @torch.no_grad()
@@ -89,22 +148,29 @@ class _Projection:
         groups = groups_of(optimizer)
         params = [p for p in groups if p.ndim > 1] if self._params is None else self._params
         for param in params:
-            mark = groups[param].get("scale_invariant", "auto")
-            if param.grad is None or mark is False or (mark == "auto" and self._delta == 0):
+            mark, delta = groups[param].get("scale_invariant", "auto"), groups[param].get("delta", self._delta)
+            if param.grad is None or mark is False or (mark == "auto" and delta == 0):
                 continue
             refuse_sparse(param.grad, "project_updates")
             w = working(param)
             sums = row_sums(w, working(param.grad))
-            decision = decide(sums, w.numel(), delta=self._delta, eps=self._eps, scale_invariant=mark)
+            decision = decide(sums, w.numel(), delta=delta, eps=self._eps, scale_invariant=mark)
             self._kept[param] = (as_real(param).clone(), decision)
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        groups = groups_of(optimizer)
         for param, (before, decision) in self._kept.items():
+            group = groups[param]
             w0, w1 = working(before), working(param)
             d = w1 - w0
             by_row = remove_radial(d, w0, view=channel_view, eps=self._eps)
             by_layer = remove_radial(d, w0, view=layer_view, eps=self._eps)
-            projected = w0 + torch.where(decision == CHANNEL, by_row, by_layer)
-            as_real(param).copy_(torch.where(decision > NONE, projected, w1))
+            step = torch.where(decision == CHANNEL, by_row, by_layer)
+            if group.get("weight_decay", 0):
+                step = step - group["lr"] * group["weight_decay"] * group.get("wd_ratio", self._wd_ratio) * w0
+            projected = decision > NONE
+            if (skipped := step_was_skipped(optimizer, w0.device)) is not None:
+                projected = projected & ~skipped
+            as_real(param).copy_(torch.where(projected, w0 + step, w1))
         self._kept = {}

@@ -4,12 +4,34 @@ import copy
 import math
 
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
 from adamp import SGDP, AdamP, NormProbe, project_updates, shrink_weights
+from adamp.projected import with_projection
 from tests.adamp import reference
 from tests.adamp.test_optimizers import make_param, net, run
+
+
+class SignSGD(torch.optim.Optimizer):
+    """An optimizer of a user's own, without an entry for weight decay."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.add_(p.grad.sign(), alpha=-group["lr"])
+        return loss
+
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
@@ -19,6 +41,10 @@ OPTIMIZERS = {
     "radam": (torch.optim.RAdam, {"lr": 1e-2}),
     "rmsprop": (torch.optim.RMSprop, {"lr": 1e-2}),
     "adagrad": (torch.optim.Adagrad, {"lr": 1e-2}),
+    "lion": (timm.optim.Lion, {"lr": 1e-2, "weight_decay": 0.1}),
+    "lamb": (timm.optim.Lamb, {"lr": 1e-2, "weight_decay": 0.1}),
+    "timm-muon": (timm.optim.Muon, {"lr": 1e-2, "weight_decay": 0.1}),
+    "own": (SignSGD, {"lr": 1e-2}),
 }
 if hasattr(torch.optim, "Muon"):
     OPTIMIZERS["muon"] = (torch.optim.Muon, {"lr": 1e-2})
@@ -48,7 +74,7 @@ def radial(after, before, rows):
 def test_steps_of_found_tensors_have_no_radial_part_and_others_are_the_optimizers_own(make, options):
     ours, theirs = params_of(), params_of()
     optimizer, plain = make(ours, **options), make(theirs, **options)
-    project_updates(optimizer, eps=0.0)
+    project_updates(optimizer, eps=0.0, wd_ratio=0.0)
     for step in range(4):
         set_grads(ours, step)
         for a, b in zip(ours, theirs, strict=True):
@@ -103,17 +129,20 @@ PAIRS = {
     "sgdp": (SGDP, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "sgdp-heavy-ball": (SGDP, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     "adamp": (AdamP, torch.optim.Adam, {"lr": 1e-2}),
+    "adamp-decay": (AdamP, torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
 }
 
 
 @pytest.mark.parametrize(("ours", "base", "options"), PAIRS.values(), ids=PAIRS.keys())
-def test_it_makes_sgdp_of_sgd_and_adamp_of_adam(ours, base, options):
+def test_it_makes_sgdp_of_sgd_and_adamp_of_adam_and_of_adamw_with_its_decay(ours, base, options):
     # Nets with batch norm, not random gradients: here the test fires in some tensors and not in others.
     expected, expected_values, fired = train(ours, options)
     found, values, _ = train(base, options, project_updates)
     assert 0 < fired < 1
+    # The projection's eps leaves 2 eps / norm of AdamW's own decay.
+    atol = 1e-9 if options.get("weight_decay") else 1e-12
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
     # A probe attached afterwards measures the projected steps.
     assert values == pytest.approx(expected_values, rel=1e-6, abs=1e-9)
 
@@ -132,14 +161,34 @@ def test_a_probe_attached_before_measures_the_steps_that_the_optimizer_meant():
     assert early.read()["norm/mean"] != pytest.approx(float(p.detach().norm(dim=1).mean()), rel=1e-9)
 
 
+@pytest.mark.parametrize("wd_ratio", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_projected_weight_is_not_decayed_and_a_coupled_decay_does_not_disturb_the_test(make):
-    p = make_param((4, 30), dtype=torch.float64)
-    optimizer = make([p], lr=1e-3, weight_decay=0.5)
-    project_updates(optimizer)
-    norms = p.detach().norm(dim=1)
+def test_a_projected_weight_decays_by_wd_ratio_and_a_coupled_decay_does_not_disturb_the_test(make, wd_ratio):
+    p, twin = make_param((4, 30), dtype=torch.float64), make_param((4, 30), dtype=torch.float64)
+    optimizer, other = make([p], lr=1e-3, weight_decay=0.5), make([twin], lr=1e-3, weight_decay=0.0)
+    project_updates(optimizer, wd_ratio=wd_ratio)
+    project_updates(other)
+    w = p.detach().clone()
     optimizer.step()
-    assert (p.detach().norm(dim=1) >= norms).all()
+    other.step()
+    # The projection's eps leaves 2 eps / norm of the optimizer's own decay.
+    torch.testing.assert_close(p.detach(), twin.detach() - 1e-3 * 0.5 * wd_ratio * w, rtol=0, atol=1e-10)
+
+
+def test_entries_of_a_group_win_over_the_arguments():
+    params = [make_param((4, 30), dtype=torch.float64) for _ in range(3)]
+    before = params[0].detach().clone()
+    groups = [{"params": [params[0]]}, {"params": [params[1]], "delta": 0.0}, {"params": [params[2]], "wd_ratio": 1.0}]
+    for p in params:
+        p.grad += 1e-4 * before
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.5)
+    project_updates(optimizer)
+    optimizer.step()
+    plain = make_param((4, 30), dtype=torch.float64)
+    plain.grad += 1e-4 * before
+    torch.optim.AdamW([plain], lr=1e-3, weight_decay=0.5).step()
+    assert torch.equal(params[1], plain)
+    torch.testing.assert_close(params[0].detach() - params[2].detach(), 1e-3 * 0.5 * 0.9 * before, rtol=0, atol=1e-15)
 
 
 def test_a_shrink_attached_afterwards_is_kept():
@@ -271,6 +320,46 @@ def test_half_precision_and_complex_weights_are_projected(dtype):
     assert torch.equal(p.detach(), torch.tensor([[64.0, -1.0], [-1.0, 64.0]], dtype=dtype))
 
 
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradient_scaling_changes_no_step_and_a_skipped_step_changes_no_weight(fused, unscale):
+    model, twin = net(), net()
+    optimizer, other = (torch.optim.AdamW(m.parameters(), 1e-2, fused=fused) for m in (model, twin))
+    project_updates(optimizer)
+    project_updates(other)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(4):
+        x = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(step))
+        before = [p.detach().clone() for p in model.parameters()]
+        model.zero_grad()
+        scaler.scale(model(x).square().mean()).backward()
+        if step == 2:
+            next(model.parameters()).grad.view(-1)[0] = math.inf
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if step == 2:
+            assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        else:
+            run(twin, other, 1, start=step)
+            for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("base", "weight_decay"),
+    [(torch.optim.NAdam, 0.1), (timm.optim.Lion, 0.1), (lambda params, lr, weight_decay: SignSGD(params, lr), 0.0)],
+)
+def test_the_builder_is_the_base_with_the_hooks_attached(base, weight_decay):
+    model, twin = net(), net()
+    optimizer = with_projection(model.parameters(), 1e-2, base=base, weight_decay=weight_decay, delta=0.2, wd_ratio=0.5)
+    other = base(twin.parameters(), lr=1e-2, weight_decay=weight_decay)
+    project_updates(other, delta=0.2, wd_ratio=0.5)
+    assert type(optimizer) is type(other)
+    assert all(torch.equal(a, b) for a, b in zip(run(model, optimizer, 3), run(twin, other, 3), strict=True))
+
+
 def test_sparse_gradients_are_refused():
     embedding = nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
@@ -286,6 +375,7 @@ def test_sparse_gradients_are_refused():
         ({"delta": -0.1}, "delta="),
         ({"delta": math.nan}, "delta="),
         ({"eps": -1.0}, "eps="),
+        ({"wd_ratio": math.nan}, "wd_ratio="),
         ({"params": []}, "params is empty"),
         ({"params": [torch.zeros(2, 2)]}, "does not have"),
     ],
