@@ -28,8 +28,8 @@ def _marked(params: ParamsT) -> tuple[list[dict[str, Any]], list[Tensor]]:
     shrunk = [param for group in groups if group["shrink"] for param in group["params"]]
     if not shrunk or len(groups) < len(given):
         raise ValueError(
-            "no group of parameters has shrink=True, or not all are groups; a rule such as {match: conv, shrink: true} "
-            "marks one"
+            "no group of parameters has shrink=True, or not all are groups: mark the group of the weights that the "
+            "layers of adamp.layers normalise"
         )
     return groups, shrunk
 

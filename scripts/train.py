@@ -134,7 +134,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         experiment=cfg.experiment_name, name=name, folder=Path(cfg.paths.runs) / cfg.experiment_name / name,
         config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
         make_phases=make_phases, make_sinks=lambda: list(make(cfg.get("logger") or {}).values()),
-        draw=draw if cfg.pictures else None,
+        draw=draw if cfg.pictures else None, marks=config["marks"], normalise=config["normalise"],
     )  # fmt: skip
 
 

@@ -100,6 +100,7 @@ def test_a_sweep_over_one_key_gives_each_cell_a_run_of_its_own() -> None:
 DEPARTURES = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "SGDP": {"momentum": 0.9, "nesterov": True},
+    "Muon": {"nesterov": True},  # as torch's and the method's author
     "Synthetic": {},
     "FashionMnist": {},
 }
@@ -107,13 +108,14 @@ DEPARTURES = {
 
 @pytest.mark.parametrize("opt", names("opt"))
 def test_the_values_that_an_optimizer_file_shows_are_the_constructors_own(opt: str) -> None:
-    node = composed("experiment=imagenet-resnet18", f"opt={opt}")["opt"]
-    target = get_object(node["_target_"])
-    expected = {k: p.default for k, p in inspect.signature(target).parameters.items()}
-    expected |= DEPARTURES.get(target.__name__, {})
-    for key, value in node.items():
-        if not key.startswith("_") and key not in ("lr", "weight_decay"):  # these are the recipe's
-            assert value == (list(expected[key]) if isinstance(expected[key], tuple) else expected[key]), key
+    for node in targets(composed("experiment=imagenet-resnet18", f"opt={opt}")["opt"]):
+        target = get_object(node["_target_"])
+        expected = {k: p.default for k, p in inspect.signature(target).parameters.items()}
+        expected |= DEPARTURES.get(target.__name__, {})
+        for key, value in node.items():
+            # lr and weight_decay are the recipe's; an optimizer inside another is a node of its own.
+            if not key.startswith("_") and key not in ("lr", "weight_decay") and not isinstance(value, dict):
+                assert value == (list(expected[key]) if isinstance(expected[key], tuple) else expected[key]), key
 
 
 @pytest.mark.parametrize("group", ["data", "schedule", "task"])
@@ -186,6 +188,13 @@ def test_decisive_leaves_out_exactly_what_changes_no_result() -> None:
     assert not {"data.root", "task.data.root", "task.num_workers"} & everything
     for key in ("opt.lr", "opt.weight_decay", "train.seed", "train.batch_size", "data.name", "model.width"):
         assert key in everything
+
+
+def test_an_option_that_is_off_is_as_good_as_absent_from_an_older_record() -> None:
+    config = composed("experiment=imagenet-resnet18")
+    older = {key: value for key, value in config.items() if key not in ("normalise", "marks")}
+    assert differing_keys(config, older) == []
+    assert differing_keys(config | {"normalise": "ws"}, older) == ["normalise: absent -> ws"]
 
 
 @pytest.mark.parametrize(

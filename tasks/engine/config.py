@@ -124,11 +124,13 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing_keys(ours: dict[str, Any], stored: dict[str, Any]) -> list[str]:
-    """Return "opt.lr: 0.1 -> 0.2" for each decisive key in which a stored configuration differs from ours."""
+    """Return "opt.lr: 0.1 -> 0.2" for each decisive key in which a stored configuration differs from ours.
+
+    A key that is null is as good as absent: an option that a later version brings, switched off, changes no old run.
+    """
     a, b = decisive(stored), decisive(ours)
-    missing = object()
     return [
         f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key, missing) != b.get(key, missing)
+        if a.get(key) != b.get(key)
     ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Plan:
         make_phases: Builds the phases.
         make_sinks: Builds the loggers, on process 0.
         draw: Draws the pictures of a run's folder and returns the page; None draws nothing.
+        marks: What parameters with a property are marked with, see `tasks.engine.marks.marked_rules`.
+        normalise: "wn" or "ws" weight-normalises or -standardises the networks' convolutions.
     """
 
     experiment: str
@@ -47,6 +49,8 @@ class Plan:
     make_phases: Callable[[], Sequence[Phase]]
     make_sinks: Callable[[], Sequence[Sink]]
     draw: Callable[[Path], Path] | None = None
+    marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    normalise: str | None = None
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of this very configuration if it has been run to its end, else None.

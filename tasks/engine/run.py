@@ -15,6 +15,8 @@ from tasks.engine.checkpoint import seed_generators
 from tasks.engine.config import check_division
 from tasks.engine.distributed import World, joined
 from tasks.engine.loop import Trainer
+from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
+from tasks.engine.optim import Rule
 from tasks.engine.outcomes import Stopped
 from tasks.engine.plan import Plan
 from tasks.engine.records import RunRecord, Sink, now, usable_cores
@@ -53,12 +55,13 @@ def run(plan: Plan) -> dict[str, float]:
 def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]:
     seed_generators(plan.train.seed)  # the same weights on every process
     task = plan.make_task()
+    convert_networks(task.networks, plan.normalise)
     probed = _scale_invariant(task, world, record)
     if record is not None:
         record.update(data=task.describe(), model=_model_facts(task, probed))
     sinks: Sequence[Sink] = plan.make_sinks() if record is not None else ()
     trainer = Trainer(
-        task, plan.make_phases(), plan.train, plan.rules, plan.folder, world,
+        task, plan.make_phases(), plan.train, _rules(plan, task, world, probed or {}), plan.folder, world,
         name=f"{plan.experiment}/{plan.name}", record=record, sinks=sinks, probed=probed or {},
     )  # fmt: skip
     if record is not None:
@@ -108,6 +111,23 @@ def _scale_invariant(task: Task, world: World, record: RunRecord | None) -> dict
     return found
 
 
+def _rules(plan: Plan, task: Task, world: World, invariant: Mapping[str, Sequence[str]]) -> Sequence[Rule]:
+    """Return the parameter rules, with those that the marks stand for."""
+    if not plan.marks:
+        return plan.rules
+    having = {"scale_invariant": invariant, "normalised": normalised_parameters(task.networks)}
+    if "filter_invariant" in plan.marks:
+        found = None
+        if world.main:
+            inputs = task.example_inputs()
+            found = {
+                role: sorted(scale_invariant_parameters(task.networks[role], batch, per_filter=True))
+                for role, batch in inputs.items()
+            }
+        having["filter_invariant"] = world.share(found)
+    return marked_rules(plan.rules, plan.marks, networks=task.networks, having=having)
+
+
 def _model_facts(task: Task, probed: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
     sizes = {role: {n: p.numel() for n, p in net.named_parameters()} for role, net in task.networks.items()}
     total = sum(sum(named.values()) for named in sizes.values())
@@ -126,6 +146,8 @@ def _say_start(plan: Plan, world: World, record: Mapping[str, Any], trainer: Tra
     print(f"device   {world.device.type}, {many}; {record['hardware']['machine']}")
     sizes = f"{data.get('train_examples', '?')} training and {data.get('val_examples', '?')} validation examples"
     print(f"data     {data.get('name', '?')}: {sizes}")
+    if "baseline" in data:
+        print(f"baseline {data['baseline']}")
     invariant = f", {100 * share:.2f} % scale-invariant" if share is not None else ""
     print(f"network  {model['parameters']:,} parameters{invariant}")
     epochs = sum(phase.epochs for phase in trainer.phases)
