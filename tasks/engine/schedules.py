@@ -17,7 +17,9 @@ def constant(epoch: float, epochs: float) -> float:
     return 1.0
 
 
-def cosine(epoch: float, epochs: float, *, final: float = 0.0, warmup_epochs: float = 0.0) -> float:
+def cosine(
+    epoch: float, epochs: float, *, final: float = 0.0, warmup_epochs: float = 0.0, whole_epochs: bool = False
+) -> float:
     """Half a cosine from 1 to `final`, after a linear warm-up from 0.
 
     Args:
@@ -25,7 +27,9 @@ def cosine(epoch: float, epochs: float, *, final: float = 0.0, warmup_epochs: fl
         epochs: Epochs in all.
         final: Multiplier reached at the end.
         warmup_epochs: Epochs of linear rise before the cosine starts; the AdamP paper uses none.
+        whole_epochs: Keep each epoch's first value to its end, as a scheduler stepped once an epoch does.
     """
+    epoch = math.floor(epoch) if whole_epochs else epoch
     if epoch < warmup_epochs:
         return epoch / warmup_epochs
     share = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)

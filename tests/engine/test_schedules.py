@@ -22,6 +22,11 @@ def test_cosine_warms_up_linearly() -> None:
     assert cosine(5, 100, warmup_epochs=5) == 1.0
 
 
+@pytest.mark.parametrize(("epoch", "value"), [(30.99, 8.5355339e-1), (60, 0.5), (119.5, 1.7133751e-4)])
+def test_cosine_by_whole_epochs_changes_between_epochs_only(epoch: float, value: float) -> None:
+    assert cosine(epoch, 120, whole_epochs=True) == pytest.approx(value)
+
+
 @pytest.mark.parametrize(("epoch", "value"), [(0, 1), (29.99, 1), (30, 0.1), (60, 0.01), (90, 0.001), (99.9, 0.001)])
 def test_step_drops_at_30_60_and_90_percent(epoch: float, value: float) -> None:
     assert step(epoch, 100) == pytest.approx(value)
