@@ -1,4 +1,4 @@
-"""Image classification as in the AdamP paper's section 4.1: cross-entropy, single-crop top-1 and top-5.
+"""Image classification as in the three papers: cross-entropy, single-crop top-1 and top-5.
 
 Shapes: B examples, S side in pixels, K classes.
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
 from tasks.data import CorruptImages, ImageSet, eval_batches, train_batches
+from tasks.data.loader import Augment, Mix
 
 
 class ImageNet(Task):
@@ -26,6 +27,9 @@ class ImageNet(Task):
         batch_size: Global training batch, over all processes and micro-batches.
         seed: Fixes the order of the data and its augmentation.
         label_smoothing: Share of the target spread evenly over all K classes, in training only.
+        augment: Makes, from the data's `image_size`, `mean` and `std`, what changes each training picture after crop
+            and mirror image; see `tasks.data.augment`.
+        mix: Mixes the examples of each training batch, e.g. `tasks.data.CutMix`.
         num_workers: Decoding processes beside each training process; 0 decodes in it.
         eval_batch_size: Pictures in one evaluation batch of one process.
     """
@@ -40,6 +44,8 @@ class ImageNet(Task):
         batch_size: int,
         seed: int,
         label_smoothing: float = 0.0,
+        augment: Callable[..., Augment] | None = None,
+        mix: Mix | None = None,
         num_workers: int = 0,
         eval_batch_size: int = 250,
     ) -> None:
@@ -55,6 +61,8 @@ class ImageNet(Task):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.num_workers = seed, num_workers
         self.label_smoothing = label_smoothing
+        self._augment = augment and augment(data.image_size, data.mean, std=data.std)
+        self._mix = mix
         self._corrupt = CorruptImages(data)
         self._mean = 255 * torch.tensor(data.mean).view(1, 3, 1, 1)
         self._std = 255 * torch.tensor(data.std).view(1, 3, 1, 1)
@@ -69,6 +77,8 @@ class ImageNet(Task):
             start=start,
             corrupt=self._corrupt,
             num_workers=self.num_workers,
+            augment=self._augment,
+            mix=self._mix,
         )
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
@@ -82,11 +92,21 @@ class ImageNet(Task):
         return {"val": batches}
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
-        images, labels = batch  # (B, 3, S, S) uint8, (B,)
+        images, labels, *mixed = batch  # (B, 3, S, S) uint8, (B,), and (B,), () from a mix
         logits = nets["model"](self.normalise(images))  # (B, K)
+        loss, top1 = self._loss_and_top1(logits, labels)
+        if not mixed:
+            yield Update(loss, log={"train/top1": top1})
+            return
+        others, share = mixed
+        other_loss, other_top1 = self._loss_and_top1(logits, others)
+        # Under a name of its own: it is not comparable with the accuracy on pictures that are whole.
+        log = {"train/mixed_top1": share * top1 + (1 - share) * other_top1}
+        yield Update(share * loss + (1 - share) * other_loss, log=log)
+
+    def _loss_and_top1(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        hits = (logits.detach().argmax(1) == labels).float()
-        yield Update(loss, log={"train/top1": 100 * hits.mean()})
+        return loss, 100 * (logits.detach().argmax(1) == labels).float().mean()
 
     def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
         """Return each example's loss (float64), whether its class is first, and whether among five."""

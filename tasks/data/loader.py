@@ -11,7 +11,7 @@ import hashlib
 import logging
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +25,11 @@ from tasks.data.images import ImageSet, Split, UnreadableImageError
 
 _logger = logging.getLogger("tasks.data")
 
-# What a worker sends: images (B, 3, S, S) uint8, labels (B,) int64, (number, reason) of unreadable pictures.
-_Loaded = tuple[Tensor, Tensor, list[tuple[int, str]]]
+# What a worker sends: (number, reason) of unreadable pictures, and the batch: images (B, 3, S, S) uint8, labels (B,)
+# int64, and what a mix adds to them.
+_Loaded = tuple[list[tuple[int, str]], tuple[Tensor, ...]]
+Augment = Callable[[Tensor], Tensor]  # a picture (3, S, S) uint8 to another
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # images and labels to these, mixed, and more
 
 
 def derive_seed(*parts: int) -> int:
@@ -103,8 +106,20 @@ class CorruptImages:
 class _TrainBatches(Dataset[_Loaded]):
     """Item i: micro-batch i % parts of this process's share of step i // parts."""
 
-    def __init__(self, data: ImageSet, *, batch_size: int, seed: int, epoch: int, shard: Shard, patience: int) -> None:
+    def __init__(
+        self,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        shard: Shard,
+        patience: int,
+        augment: Augment | None = None,
+        mix: Mix | None = None,
+    ) -> None:
         self._data, self._patience = data, patience
+        self._augment, self._mix = augment, mix
         self._seed, self._epoch, self._shard = seed, epoch, shard
         self._batch_size = batch_size
         self._micro_size = batch_size // (shard.count * shard.parts)
@@ -126,7 +141,11 @@ class _TrainBatches(Dataset[_Loaded]):
                 image, label = self._load(index, unreadable)
                 images.append(image)
                 labels.append(label)
-        return torch.stack(images), torch.tensor(labels), unreadable
+            batch: tuple[Tensor, ...] = (torch.stack(images), torch.tensor(labels))
+            if self._mix is not None:  # every share of a step draws the same
+                _seed_generators(derive_seed(self._seed, self._epoch, step, 1))
+                batch = self._mix(*batch)
+        return unreadable, batch
 
     def _load(self, index: int, unreadable: list[tuple[int, str]]) -> tuple[Tensor, int]:
         """Return picture `index`, or the next readable one in the order of the set."""
@@ -135,9 +154,11 @@ class _TrainBatches(Dataset[_Loaded]):
             candidate = (index + attempt) % num
             _seed_generators(derive_seed(self._seed, self._epoch, index))
             try:
-                return self._data.train_example(candidate)
+                image, label = self._data.train_example(candidate)
             except UnreadableImageError as error:
                 unreadable.append((candidate, str(error)))
+                continue
+            return image if self._augment is None else self._augment(image), label
         # More than allowed are unreadable: the main process raises on the report, this picture is never used.
         size = self._data.image_size
         return torch.zeros(3, size, size, dtype=torch.uint8), 0
@@ -167,11 +188,11 @@ class _EvalBatches(Dataset[_Loaded]):
                     continue
                 images.append(image.unsqueeze(0))
                 labels.append(label)
-        return torch.cat(images), torch.tensor(labels, dtype=torch.int64), unreadable
+        return unreadable, (torch.cat(images), torch.tensor(labels, dtype=torch.int64))
 
 
 class Batches:
-    """An iterable with a length of (images (B, 3, S, S) uint8, labels (B,) int64); a pass starts its workers.
+    """An iterable with a length of (images (B, 3, S, S) uint8, labels (B,) int64, ...); a pass starts its workers.
 
     Workers do not outlive a pass: starting them costs a fork, and between epochs none would hold memory.
     """
@@ -191,7 +212,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         loader = DataLoader(
             self._source,
             batch_size=None,
@@ -203,9 +224,9 @@ class Batches:
             # Without a generator of its own, starting a pass would draw from torch's global one.
             generator=torch.Generator().manual_seed(0),
         )
-        for images, labels, unreadable in loader:
+        for unreadable, batch in loader:
             self._corrupt.report(self._split, unreadable)
-            yield images, labels
+            yield batch
 
 
 def train_batches(
@@ -218,6 +239,8 @@ def train_batches(
     start: int,
     corrupt: CorruptImages,
     num_workers: int,
+    augment: Augment | None = None,
+    mix: Mix | None = None,
 ) -> Batches:
     """Return an epoch's batches of a shard from step `start` on; the last incomplete global batch is dropped.
 
@@ -230,6 +253,9 @@ def train_batches(
         start: First step wanted.
         corrupt: Where unreadable pictures are reported.
         num_workers: Decoding processes; 0 decodes in this one.
+        augment: Changes each picture after the set's own view of it; seeded by seed, epoch and the picture's number.
+        mix: Mixes the examples of a batch; seeded by seed, epoch and step, so that all processes and micro-batches of
+            a step draw alike, each within its own examples.
 
     Raises:
         InputError: if the batch does not divide evenly or exceeds the training split.
@@ -243,7 +269,14 @@ def train_batches(
     if batch_size > num:
         raise InputError(f"train.batch_size={batch_size}: exceeds the {num} training images of {data.name}")
     source = _TrainBatches(
-        data, batch_size=batch_size, seed=seed, epoch=epoch, shard=shard, patience=corrupt.limit("train")
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        epoch=epoch,
+        shard=shard,
+        patience=corrupt.limit("train"),
+        augment=augment,
+        mix=mix,
     )
     numbers = range(start * shard.parts, len(source))
     return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=num_workers)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from tasks.base import InputError, Shard
-from tasks.data import FashionMnist, ImageFolderSet, Synthetic
+from tasks.data import CutMix, FashionMnist, ImageFolderSet, RandAugment, Synthetic
 from tasks.imagenet import ImageNet
 from tasks.networks import resnet18
 from tests.tasks.data.pictures import write_fashion_mnist, write_image_folder
@@ -74,6 +74,26 @@ def test_the_loss_is_cross_entropy_with_smoothing_over_all_classes(fashion):
     assert update.network == "model"
     assert update.loss.item() == pytest.approx(-(target * log_p).sum(1).mean().item(), rel=1e-5)
     assert update.log["train/top1"].item() == pytest.approx(100 * (log_p.argmax(1) == labels).float().mean().item())
+
+
+def test_under_cutmix_the_two_labels_share_the_loss_by_area_and_accuracy_has_a_name_of_its_own(fashion):
+    task = make(fashion, partial(Linear, size=16), mix=CutMix())
+    images, labels, others, share = batch = next(iter(task.train_batches(0, Shard())))
+    (update,) = task.updates(task.networks, batch, {})
+    log_p = task.networks["model"](task.normalise(images)).log_softmax(1)
+    target = share * F.one_hot(labels, 10) + (1 - share) * F.one_hot(others, 10)
+    assert 0 < share < 1
+    assert update.loss.item() == pytest.approx(-(target * log_p).sum(1).mean().item(), rel=1e-5)
+    assert set(update.log) == {"train/mixed_top1"}
+
+
+def test_augmented_pictures_reach_the_network_and_evaluation_is_plain(fashion):
+    plain, changed = make(fashion), make(fashion, augment=RandAugment)
+    images, _ = next(iter(plain.train_batches(0, Shard())))
+    others, _ = next(iter(changed.train_batches(0, Shard())))
+    assert not torch.equal(images, others)
+    for one, other in zip(plain.eval_batches(Shard())["val"], changed.eval_batches(Shard())["val"], strict=True):
+        assert torch.equal(one[0], other[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

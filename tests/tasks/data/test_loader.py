@@ -181,7 +181,7 @@ def test_a_set_can_be_sent_to_a_started_worker(folder):
     data = ImageFolderSet(str(folder), image_size=8)
     source = _TrainBatches(data, batch_size=4, seed=0, epoch=0, shard=Shard(), patience=1)
     sent = pickle.loads(pickle.dumps(source))
-    assert_same([source[2][:2]], [sent[2][:2]])
+    assert_same([source[2][1]], [sent[2][1]])
 
 
 @pytest.mark.parametrize(("batch_size", "shard"), [(8, Shard(0, 3)), (8, Shard(0, 4, 4)), (9, Shard(0, 1, 2))])
