@@ -1,0 +1,148 @@
+"""The tables that tell the Triton kernels where tensors lie and who does what, kept from step to step.
+
+They are sent anew only when a tensor has moved, from pinned memory, without waiting. What a captured step uses is kept
+until the process ends, since nothing tells when its graph is dropped: some kilobytes of tables and sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+WIDTH = 8192  # columns of a row in one item; longer rows are split
+TILE_ROWS = (64, 8, 1)  # rows of an item, by tile
+CAPTURES = 8  # captures with moved gradients between two eager steps
+
+
+@dataclass
+class Tables:
+    """Shapes, list of work and scratch of one list of tensors, and where the tensors lie.
+
+    Attributes:
+        shapes: Of the tensors, for which the rest was made.
+        layout: (T, 7) int64, items: (I, 2) int32, see `adamp.kernels.triton_tiles`; examined tensors come first.
+        num_examined: Items of examined tensors.
+        shared: Whether a row of an examined tensor is split.
+        sums: (3, slots), scalars: (T, 5): scratch.
+        addresses: What `pointers` (T, 6) holds.
+        spare: Pinned and device memory for tables made during a capture, which can allocate neither.
+        captured: Tables made during captures since the last eager step.
+    """
+
+    shapes: tuple[torch.Size, ...]
+    layout: Tensor
+    items: Tensor
+    num_examined: int
+    num_items: int
+    shared: bool
+    sums: Tensor
+    scalars: Tensor
+    addresses: tuple[int, ...] = ()
+    pointers: Tensor | None = None
+    spare: tuple[Tensor, Tensor] | None = None
+    captured: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+
+
+_cache: Any = WeakTensorKeyDictionary()  # first parameter -> (tables if examined, tables if not)
+_kept: list[Any] = []  # what captured graphs use
+
+
+def _upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Send a table without waiting; the allocator of pinned memory keeps the source until it has been copied."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=dtype)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
+def _plan(shapes: tuple[torch.Size, ...], *, examine: bool, real: torch.dtype, device: torch.device) -> Tables:
+    """Cut the tensors into items."""
+    layout: list[list[int]] = []
+    first: list[tuple[int, int]] = []  # items of examined tensors
+    last: list[tuple[int, int]] = []
+    num_slots, shared = 0, False
+    for tensor, shape in enumerate(shapes):
+        numel, examined = shape.numel(), examine and len(shape) > 1
+        rows = shape[0] if examined else 1
+        length = numel // max(rows, 1)
+        tile = 0 if length <= 16 else 1 if length <= 512 else 2
+        parts = max(1, -(-length // WIDTH))
+        width = -(-length // (16 * parts)) * 16 if parts > 1 else length
+        layout.append([rows, length, tile, parts, width, num_slots, int(examined)])
+        num_items = -(-rows // TILE_ROWS[tile]) * parts if numel else 0
+        (first if examined else last).extend((tensor, index) for index in range(num_items))
+        if examined:
+            num_slots += rows * parts
+            shared |= parts > 1
+    return Tables(
+        shapes,
+        layout=_upload(layout, torch.int64, device),
+        items=_upload(first + last or [(0, 0)], torch.int32, device),
+        num_examined=len(first),
+        num_items=len(first) + len(last),
+        shared=shared,
+        sums=torch.empty(3, max(num_slots, 1), dtype=real, device=device),
+        scalars=torch.empty(len(shapes), 5, dtype=torch.float64, device=device),
+    )
+
+
+def _rows_of_pointers(params: Sequence[Tensor], addresses: tuple[int, ...], *, examine: bool) -> list[list[int]]:
+    count, table = len(params), []
+    for i, param in enumerate(params):
+        row = list(addresses[i::count])
+        length = param.numel() // max(param.shape[0], 1) if examine and param.ndim > 1 else param.numel()
+        # Loads of 16 bytes: all tensors begin at a multiple of 16, and so does each row.
+        aligned = length % 16 == 0 and all(address % 16 == 0 for address in row[:4])
+        table.append([*row, int(aligned)])
+    return table
+
+
+def locate(
+    params: Sequence[Tensor], columns: Sequence[Sequence[Tensor] | None], *, examine: bool
+) -> tuple[Tables, Tensor]:
+    """Return the tables of a list of tensors and its pointers, from the last step if nothing has moved."""
+    device, count = params[0].device, len(params)
+    shapes = tuple(param.shape for param in params)
+    addresses = tuple(
+        address for column in columns for address in ([x.data_ptr() for x in column] if column else [0] * count)
+    )
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    tables = _cache.setdefault(params[0], {}).get(examine)
+    if tables is None or tables.shapes != shapes:
+        if capturing:
+            raise RuntimeError("capturing a step in a CUDA graph needs one step with the same parameters before it")
+        real = torch.promote_types(params[0].dtype, torch.float32)
+        tables = _plan(shapes, examine=examine, real=real, device=device)
+        _cache[params[0]][examine] = tables
+    if capturing:
+        return tables, _pointers_for_capture(tables, params, addresses, examine=examine)
+    if tables.pointers is None or tables.addresses != addresses:
+        rows = _rows_of_pointers(params, addresses, examine=examine)
+        tables.pointers, tables.addresses = _upload(rows, torch.int64, device), addresses
+    if device.type == "cuda" and (tables.spare is None or tables.captured):
+        spare = torch.empty(CAPTURES, count, 6, dtype=torch.int64, pin_memory=True)
+        tables.spare, tables.captured = (spare, torch.empty_like(spare, device=device)), []
+    return tables, tables.pointers
+
+
+def _pointers_for_capture(
+    tables: Tables, params: Sequence[Tensor], addresses: tuple[int, ...], *, examine: bool
+) -> Tensor:
+    """Return pointers that live as long as the graph and are not those that a later eager step replaces."""
+    for known, pointers in [*tables.captured, (tables.addresses, tables.pointers)]:
+        if known == addresses and pointers is not None:
+            _kept.append((tables, pointers))
+            return pointers
+    number = len(tables.captured)
+    if tables.spare is None or number == CAPTURES:
+        raise RuntimeError(f"after {CAPTURES} captures with moved gradients a step outside of a capture is needed")
+    source, target = (x[number] for x in tables.spare)
+    source.copy_(torch.tensor(_rows_of_pointers(params, addresses, examine=examine)))
+    target.copy_(source, non_blocking=True)  # part of the graph: replayed with it
+    tables.captured.append((addresses, target))
+    _kept.append((tables, tables.spare))
+    return target

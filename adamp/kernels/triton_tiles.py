@@ -1,0 +1,219 @@
+# mypy: ignore-errors
+"""What the Triton kernels share: the tables, the tiles, the arithmetic of one tile.
+
+Letters: `R` rows of a tensor, `C` entries a row, `T` tensors of one launch, `I` items. A tensor is read as it lies in
+memory, R dense rows of C entries. What is never projected (vectors, scalars, tensors marked False) is one row of all
+its entries. One program treats one item: a block of whole rows or, where rows are long, one part of a row.
+
+    pointers (T, 6) int64     addresses of weight, gradient, first state, second state, step; 1 if all are aligned
+    layout   (T, 7) int64     R, C, tile, parts of a row, columns a part, first slot, 1 if examined
+    items    (I, 2) int32     tensor, index of the item within it
+    scalars  (T, 5) float64   decision, step size, decay, sqrt of the second bias correction, layer coefficient
+    sums     (3, slots)       w·g, w·w, g·g of each part of each row; later w·u, w·w; last the rows' coefficients
+
+A slot belongs to one part of one row: nothing is added atomically, partial sums are added in the order of the table,
+and a step gives the same bits each time. Loops are `while` loops, since numpy 2.4 and later break a `range` whose bound
+is known at run time in Triton's interpreter.
+
+No `from __future__ import annotations` in the files of kernels: Triton reads the annotations.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+SKIP = tl.constexpr(-1)  # the decision where GradScaler found an infinite gradient
+NONE = tl.constexpr(0)
+CHANNEL = tl.constexpr(1)
+LAYER = tl.constexpr(2)
+
+
+class Rule(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        stored: Triton's dtype of weights, gradients and states.
+        real: Triton's dtype of the arithmetic, float32 or float64.
+        adam: AdamP, else SGDP.
+        auto: The gradient decides on the projection, else all examined tensors are projected row by row.
+        nesterov: Nesterov's update.
+        buffer: There is a first state, which SGDP has not at momentum 0.
+        maximize: The gradient's sign is turned.
+        decay: There is weight decay.
+        project_buffer: SGDP keeps the projected update as its buffer.
+    """
+
+    stored: tl.dtype
+    real: tl.dtype
+    adam: bool
+    auto: bool
+    nesterov: bool
+    buffer: bool
+    maximize: bool
+    decay: bool
+    project_buffer: bool
+
+
+def dtypes(dtype: torch.dtype) -> tuple[tl.dtype, tl.dtype]:
+    """Return Triton's dtypes of what is stored as `dtype` and of the arithmetic on it, which has at least 32 bits."""
+    stored = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float64: tl.float64}.get(dtype, tl.float32)
+    return stored, tl.float64 if stored == tl.float64 else tl.float32
+
+
+@triton.jit
+def root(x):
+    """Square root, rounded to nearest: the approximate one flushes what is below 2^-126 to zero."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
+def divide(x, y):
+    """Quotient, rounded to nearest."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def scalar(value, dtype: tl.constexpr):
+    """Cast a kernel's float64 argument, which is a Python float under the interpreter."""
+    return tl.full((), value, dtype)
+
+
+@triton.jit
+def hyperparameters(eps, keep1, gain1, keep2, gain2, rule: tl.constexpr):
+    """Cast the numbers of the update's formula to the dtype of the arithmetic."""
+    real: tl.constexpr = rule.real
+    return (
+        scalar(eps, real), scalar(keep1, real), scalar(gain1, real), scalar(keep2, real), scalar(gain2, real)
+    )  # fmt: skip
+
+
+@triton.jit
+def by_tile(BODY: tl.constexpr, pointers, layout, items, arguments, rule: tl.constexpr):
+    """Run `BODY` on this program's item, with the tile of ROWS x COLS entries that its tensor asks for."""
+    tensor = tl.load(items + 2 * tl.program_id(0)).to(tl.int64)
+    index = tl.load(items + 2 * tl.program_id(0) + 1).to(tl.int64)
+    tile = tl.load(layout + tensor * 7 + 2)
+    aligned = tl.load(pointers + tensor * 6 + 5)
+    if tile == 0:
+        BODY(pointers, layout, tensor, index, arguments, rule, 64, 16, False)
+    elif tile == 1:
+        if aligned != 0:
+            BODY(pointers, layout, tensor, index, arguments, rule, 8, 128, True)
+        else:
+            BODY(pointers, layout, tensor, index, arguments, rule, 8, 128, False)
+    elif aligned != 0:
+        BODY(pointers, layout, tensor, index, arguments, rule, 1, 1024, True)
+    else:
+        BODY(pointers, layout, tensor, index, arguments, rule, 1, 1024, False)
+
+
+@triton.jit
+def span(layout, tensor, index, ROWS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return an item's rows (ROWS, 1), which of them exist, C, its first column, where they end, its slots, parts."""
+    entry = layout + tensor * 7
+    num_rows = tl.load(entry)
+    length = tl.load(entry + 1)
+    parts = tl.load(entry + 3)
+    width = tl.load(entry + 4)
+    if ALIGNED:
+        length = tl.multiple_of(length, 16)
+        width = tl.multiple_of(width, 16)
+    part = index % parts
+    rows = (index // parts) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
+    start = part * width
+    slots = tl.load(entry + 5) + part * num_rows + rows
+    return rows, rows < num_rows, length, start, tl.minimum(start + width, length), slots, parts
+
+
+@triton.jit
+def window(rows, exists, length, column, stop, COLS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return the offsets and the mask of the COLS columns from `column` on."""
+    if ALIGNED:
+        column = tl.multiple_of(column, 16)
+        stop = tl.multiple_of(stop, 16)
+    columns = column + tl.arange(0, COLS)[None, :]
+    return rows * length + columns, exists & (columns < stop)
+
+
+@triton.jit
+def address(pointers, tensor, column: tl.constexpr, rule: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return where the tensor of one column of the table begins."""
+    pointer = tl.load(pointers + tensor * 6 + column).to(tl.pointer_type(rule.stored))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def load(
+    pointers, tensor, column: tl.constexpr, offsets, mask, rule: tl.constexpr, ALIGNED: tl.constexpr
+):  # fmt: skip
+    """Read a tile of one tensor in the dtype of the arithmetic, 0 beside the mask."""
+    return tl.load(address(pointers, tensor, column, rule, ALIGNED) + offsets, mask=mask, other=0).to(rule.real)
+
+
+@triton.jit
+def gradient(pointers, tensor, offsets, mask, grad_scale, rule: tl.constexpr, ALIGNED: tl.constexpr):
+    """Read a tile of the gradient, without GradScaler's factor and in the direction of descent."""
+    grad = load(pointers, tensor, 1, offsets, mask, rule, ALIGNED)
+    if grad_scale is not None:
+        grad = divide(grad, tl.load(grad_scale).to(rule.real))
+    if rule.maximize:
+        grad = -grad
+    return grad
+
+
+@triton.jit
+def propose(g, first, second, bias, hyper, rule: tl.constexpr):
+    """Return both states after this step and the update that they propose."""
+    eps, keep1, gain1, keep2, gain2 = hyper
+    update = g
+    if rule.adam:
+        first = first * keep1 + g * gain1
+        second = second * keep2 + g * g * gain2
+        update = first * keep1 + g * gain1 if rule.nesterov else first
+        update = divide(update, divide(root(second), bias) + eps)
+    elif rule.buffer:
+        first = first * keep1 + g * gain1
+        update = g + first * keep1 if rule.nesterov else first
+    elif not rule.nesterov:
+        update = g * gain1
+    return first, second, update
+
+
+@triton.jit
+def proposal(pointers, tensor, offsets, mask, grad_scale, bias, hyper, rule: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a tile's weights, new states and proposed update, which may be NaN beside the mask (eps 0)."""
+    w = load(pointers, tensor, 0, offsets, mask, rule, ALIGNED)
+    g = gradient(pointers, tensor, offsets, mask, grad_scale, rule, ALIGNED)
+    first = g
+    second = g
+    if rule.buffer:
+        first = load(pointers, tensor, 2, offsets, mask, rule, ALIGNED)
+    if rule.adam:
+        second = load(pointers, tensor, 3, offsets, mask, rule, ALIGNED)
+    first, second, update = propose(g, first, second, bias, hyper, rule)
+    return w, first, second, update
+
+
+@triton.jit
+def is_below(wg, ww, gg, delta, length, eps, rule: tl.constexpr):
+    """Compare |cos(w, g)| with delta / sqrt(length), each norm clamped on its own; False for NaN."""
+    cosine = divide(divide(tl.abs(wg), tl.maximum(root(ww), eps)), tl.maximum(root(gg), eps))
+    threshold = scalar(delta, tl.float64) / tl.sqrt(tl.maximum(length, 1).to(tl.float64))
+    return cosine < threshold.to(rule.real)
+
+
+@triton.jit
+def radial_coefficient(wu, ww, eps):
+    """Return c with p (p·u) = c w, where p = w / (‖w‖ + eps); 0 for a zero row, with eps 0 as well."""
+    norm = root(ww) + eps
+    return tl.where(ww == 0, 0.0, divide(wu, norm * norm))
