@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.base import ProjectedOptimizer, descend
+from adamp.base import descent
+from adamp.foreach import Batch
+from adamp.paths import Members, ProjectedOptimizer, batch_of, local_working, step_device
 from adamp.precision import store, working
 from adamp.projection import Mark, project
 
@@ -43,9 +45,15 @@ class AdamP(ProjectedOptimizer):
         maximize: Ascend instead of descending.
         scale_invariant: "auto" tests each parameter at each step; True always projects row by row; False
             never projects. Vectors and scalars are never projected.
+        foreach: Step all tensors at once; None leaves the path to `adamp.paths.default_path`.
+        fused: Use a kernel of our own: a compiled one on the CPU, Triton on CUDA. What it does not take goes another
+            path.
+        capturable: Keep all of the step on the device, so that a CUDA graph can hold it.
+        differentiable: Let autograd pass through the step.
 
     Raises:
         ValueError: If an option is out of range.
+        RuntimeError: If options exclude each other, or there is no kernel for `fused=True`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -73,6 +81,10 @@ class AdamP(ProjectedOptimizer):
         nesterov: bool = False,
         maximize: bool = False,
         scale_invariant: Mark = "auto",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -84,6 +96,10 @@ class AdamP(ProjectedOptimizer):
             "nesterov": nesterov,
             "maximize": maximize,
             "scale_invariant": scale_invariant,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
         }
         self._check(defaults)
         super().__init__(params, defaults)
@@ -94,23 +110,32 @@ class AdamP(ProjectedOptimizer):
         if not (isinstance(betas, tuple | list) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"betas={betas!r} is not valid: it must be two numbers, each with 0 <= beta < 1")
 
-    def _upgrade_state(self, state: dict[str, Any]) -> None:
-        if "step" in state:  # a Python int in the authors' package, a device tensor in torch's fused Adam
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")
+    def _upgrade_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if "step" in state:  # a Python int in the authors' package
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=step_device(param, group))
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        for param, grad in zip(params, grads, strict=True):
-            state = self.state[param]
-            if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-            _single_tensor_adamp(param, grad, state, group)
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("step", "exp_avg", "exp_avg_sq")
+
+    def _step_one(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+        _single_tensor_adamp(param, grad, state, group)
+
+    def _update_many(self, group: dict[str, Any], members: Members) -> Batch:
+        return _multi_tensor_adamp(members, group)
+
+    def _call_kernel(self, kernel: Any, group: dict[str, Any], members: Members, **amp: Tensor | None) -> None:
+        names = (
+            "lr", "betas", "eps", "weight_decay", "delta", "wd_ratio", "nesterov", "maximize", "scale_invariant"
+        )  # fmt: skip
+        states = (members.states[name] for name in ("exp_avg", "exp_avg_sq", "step"))
+        kernel.adamp(members.params, members.grads, *states, **{name: group[name] for name in names}, **amp)
 
 
-def _single_tensor_adamp(param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _single_tensor_adamp(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     lr, weight_decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
-    w, g, m, v = (working(x) for x in (param, grad, state["exp_avg"], state["exp_avg_sq"]))
+    owned = (param, state["exp_avg"], state["exp_avg_sq"])
+    w, m, v = (working(x, copy=group["differentiable"]) for x in owned)
+    g = working(grad)
     state["step"] += 1
     t = state["step"].double()  # in float32 1 - 0.999^t would be off by 6e-5 at t = 1
     m.mul_(beta1).add_(g, alpha=1 - beta1)
@@ -128,6 +153,35 @@ def _single_tensor_adamp(param: Tensor, grad: Tensor, state: dict[str, Any], gro
         scale_invariant=group["scale_invariant"] if param.ndim > 1 else False,
     )
     decay = lr * weight_decay * result.ratio if weight_decay > 0 else None
-    descend(w, result.update, step_size=lr / (1 - beta1**t), decay=decay)
-    for target, value in ((param, w), (state["exp_avg"], m), (state["exp_avg_sq"], v)):
-        store(target, value)
+    step = descent(w, result.update, step_size=lr / (1 - beta1**t), decay=decay)
+    w = w - step if group["differentiable"] else w.sub_(step)
+    for target, value in zip(owned, (w, m, v), strict=True):
+        store(target, value, copied=group["differentiable"])
+
+
+def _multi_tensor_adamp(members: Members, group: dict[str, Any]) -> Batch:
+    beta1, beta2 = group["betas"]
+    weights, grads, states = local_working(members)
+    ms, vs = states["exp_avg"], states["exp_avg_sq"]
+    steps = members.states["step"]
+    torch._foreach_add_(steps, 1)
+    torch._foreach_mul_(ms, beta1)
+    torch._foreach_add_(ms, grads, alpha=1 - beta1)
+    torch._foreach_mul_(vs, beta2)
+    torch._foreach_addcmul_(vs, grads, grads, value=1 - beta2)
+
+    t = torch.stack(steps).double()
+    corrections = torch.stack([1 - beta1**t, (1 - beta2**t).sqrt()])
+    on_device = group["capturable"] or torch.compiler.is_compiling()
+    first, second = corrections.to(weights[0].dtype).unbind() if on_device else corrections.tolist()
+    denominators = torch._foreach_sqrt(vs)
+    torch._foreach_div_(denominators, list(second))
+    torch._foreach_add_(denominators, group["eps"])
+    torch._foreach_mul_(denominators, list(first))
+    if group["nesterov"]:
+        updates = torch._foreach_mul(ms, beta1)
+        torch._foreach_add_(updates, grads, alpha=1 - beta1)
+        torch._foreach_div_(updates, denominators)
+    else:
+        updates = torch._foreach_div(ms, denominators)
+    return batch_of(group, members, weights=weights, grads=grads, updates=list(updates), states=states)

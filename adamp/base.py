@@ -30,8 +30,8 @@ def check_bool(options: dict[str, Any], name: str) -> None:
         raise ValueError(f"{name}={options[name]!r} is not valid: it must be True or False")
 
 
-def descend(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None) -> None:
-    """Set `w <- w - (step_size u + decay w)` in place; no decay where it is None.
+def descent(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None) -> Tensor:
+    """Return `step_size u + decay w`, what a step subtracts from the weight; no decay where it is None.
 
     Algebraically `(1 - decay) w - step_size u`, but rounded once: in float32 `1 - decay` is exactly 1 for a
     decay below 2^-25, which AdamP reaches with lr 1e-3, weight_decay 1e-4 and wd_ratio 0.1.
@@ -39,7 +39,12 @@ def descend(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay:
     step = update * step_size
     if decay is not None:
         step = step + weight * decay
-    weight.sub_(step)
+    return step
+
+
+def descend(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None) -> None:
+    """Subtract the `descent` from the weight in place."""
+    weight.sub_(descent(weight, update, step_size=step_size, decay=decay))
 
 
 def refuse_sparse(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
@@ -54,6 +59,8 @@ def refuse_sparse(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
 class CheckedOptimizer(Optimizer):
     """An optimizer that checks every group's options and loads checkpoints that know fewer of them."""
 
+    _how: tuple[str, ...] = ()  # options that say how a step is computed, not what: a checkpoint does not change them
+
     @abstractmethod
     def _check(self, options: dict[str, Any]) -> None:
         """Raise ValueError for an option out of range; `options` are a group's and the defaults."""
@@ -62,7 +69,7 @@ class CheckedOptimizer(Optimizer):
     def _step(self) -> None:
         """Make one step with every parameter that has a gradient."""
 
-    def _upgrade_state(self, state: dict[str, Any]) -> None:
+    def _upgrade_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Turn one parameter's state of an older checkpoint into the present layout, in place."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -82,10 +89,13 @@ class CheckedOptimizer(Optimizer):
             known = current[index] if index < len(current) else self.defaults
             for name, default in self.defaults.items():
                 group.setdefault(name, known.get(name, default))
-        for param_state in self.state.values():
-            self._upgrade_state(param_state)
+            for name in self._how:
+                group[name] = known.get(name, group[name])
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param in self.state:
+                    self._upgrade_state(param, self.state[param], group)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step with every parameter that has a gradient.
 
@@ -102,49 +112,6 @@ class CheckedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._step()
+        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+            self._step()
         return loss
-
-
-class ProjectedOptimizer(CheckedOptimizer):
-    """Base of the optimizers that project their update. Subclasses check their options and step one group."""
-
-    def _check(self, options: dict[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
-            check_number(options, name)
-        for name in ("nesterov", "maximize"):
-            check_bool(options, name)
-        mark = options["scale_invariant"]
-        if not (isinstance(mark, bool) or mark == "auto"):
-            raise ValueError(f"scale_invariant={mark!r} is not valid: it must be 'auto', True or False")
-
-    @abstractmethod
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        """Make one step with the parameters of a group that have a gradient."""
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as `torch.optim.Optimizer.add_param_group`, after checking its options.
-
-        Raises:
-            ValueError: If an option is out of range, or `scale_invariant=True` marks a vector.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        if group["scale_invariant"] is True:
-            for param in group["params"]:
-                if param.ndim < 2:
-                    self.param_groups.pop()
-                    raise ValueError(
-                        f"scale_invariant=True marks a parameter of shape {tuple(param.shape)}: only parameters "
-                        "of two or more dimensions are projected; put it in a group with 'auto' or False"
-                    )
-
-    def _step(self) -> None:
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            grads = [param.grad for param in params]
-            for param, grad in zip(params, grads, strict=True):
-                refuse_sparse(self, param, grad)
-            if group["maximize"]:
-                grads = [-grad for grad in grads]
-            self._step_group(group, params, grads)

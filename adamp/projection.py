@@ -37,6 +37,13 @@ class RowSums(NamedTuple):
     gg: Tensor
 
 
+class Products(NamedTuple):
+    """Inner products of weight and update, and of the weight with itself, of rows or of whole tensors."""
+
+    wu: Tensor
+    ww: Tensor
+
+
 class Projection(NamedTuple):
     """What `project` returns.
 
@@ -95,14 +102,45 @@ def threshold(delta: float, row_length: int) -> float:
     return delta / math.sqrt(max(row_length, 1))
 
 
-def _is_orthogonal(sums: RowSums, row_length: int, *, delta: float, eps: float) -> Tensor:
-    # A NaN cosine compares false, so that row, and with it the tensor, counts as not orthogonal.
-    return (cosine(sums, eps=eps) < threshold(delta, row_length)).all()
+def is_orthogonal(sums: RowSums, row_length: int, *, delta: float, eps: float) -> Tensor:
+    """Return for each row whether its cosine is below the threshold; a NaN cosine is not.
+
+    With `sums.wg` already multiplied by the square root of its row's length, `row_length` is 1: so rows of several
+    lengths are tested at once.
+    """
+    return cosine(sums, eps=eps) < threshold(delta, row_length)
+
+
+def choose(channel: Tensor, layer: Tensor) -> Tensor:
+    """Return the decision: by rows where every row passed (`channel`), else as one vector where that did (`layer`)."""
+    return torch.where(channel, CHANNEL, torch.where(layer, LAYER, NONE))
+
+
+def decay_ratio(decision: Tensor, *, wd_ratio: float, dtype: torch.dtype) -> Tensor:
+    """Return the factor of the weight decay, `wd_ratio` where a tensor is projected, else 1.
+
+    In `dtype`, the update's: a float32 ratio would cost float64 weights 6e-8.
+    """
+    one = torch.ones((), dtype=dtype, device=decision.device)
+    return torch.where(decision > NONE, one * wd_ratio, one)
 
 
 def _radial_coefficient(wu: Tensor, ww: Tensor, *, eps: float) -> Tensor:
     # c with p (p·u) = c w, where p = w / (‖w‖ + eps); 0 for a zero row, with eps 0 as well.
     return torch.where(ww == 0, 0, wu / (ww.sqrt() + eps).square())
+
+
+def radial_coefficient(decision: Tensor, rows: Products, whole: Products, *, eps: float) -> Tensor:
+    """Return for each row the `c` of its radial part `c w`: its own, that of the whole tensor, or 0.
+
+    Args:
+        decision: One value for all rows, or one a row.
+        rows: `w·u` and `w·w` of each row.
+        whole: The same of the tensor that the row belongs to.
+        eps: Added to each norm.
+    """
+    by_row, by_layer = (_radial_coefficient(x.wu, x.ww, eps=eps) for x in (rows, whole))
+    return torch.where(decision == CHANNEL, by_row, torch.where(decision == LAYER, by_layer, 0))
 
 
 def is_scale_invariant(weight: Tensor, grad: Tensor, *, delta: float, view: View, eps: float) -> Tensor:
@@ -130,7 +168,7 @@ def is_scale_invariant(weight: Tensor, grad: Tensor, *, delta: float, view: View
         tensor(False)
     """
     w, g = view(working(weight)), view(working(grad))
-    return _is_orthogonal(row_sums(w, g), w.shape[1], delta=delta, eps=eps)
+    return is_orthogonal(row_sums(w, g), w.shape[1], delta=delta, eps=eps).all()
 
 
 def remove_radial(update: Tensor, weight: Tensor, *, view: View, eps: float) -> Tensor:
@@ -173,10 +211,9 @@ def decide(sums: RowSums, num_weights: int, *, delta: float, eps: float, scale_i
     if scale_invariant != "auto":
         return torch.full((), CHANNEL if scale_invariant else NONE, device=sums.wg.device)
     rows = sums.wg.shape[0]
-    channel = _is_orthogonal(sums, num_weights // max(rows, 1), delta=delta, eps=eps)
+    channel = is_orthogonal(sums, num_weights // max(rows, 1), delta=delta, eps=eps).all()
     whole = RowSums(*(x.sum() for x in sums))
-    layer = _is_orthogonal(whole, num_weights, delta=delta, eps=eps)
-    return torch.where(channel, CHANNEL, torch.where(layer, LAYER, NONE))
+    return choose(channel, is_orthogonal(whole, num_weights, delta=delta, eps=eps))
 
 
 def project(
@@ -215,17 +252,15 @@ def project(
     """
     matrix = weight.ndim > 1  # before a complex vector becomes a real matrix
     u, w, g = working(update), working(weight), working(grad)
-    one = torch.ones((), dtype=u.dtype, device=u.device)  # u's dtype: a float32 ratio costs float64 weights 6e-8
     if not matrix or scale_invariant is False:
-        return Projection(update, one, torch.full((), NONE, device=u.device))
+        none = torch.full((), NONE, device=u.device)
+        return Projection(update, decay_ratio(none, wd_ratio=wd_ratio, dtype=u.dtype), none)
 
     ww, wu = row_dot(w, w), row_dot(w, u)
     sums = RowSums(row_dot(w, g), ww, row_dot(g, g)) if scale_invariant == "auto" else RowSums(ww, ww, ww)
     decision = decide(sums, w.numel(), delta=delta, eps=eps, scale_invariant=scale_invariant)
-    by_row = _radial_coefficient(wu, ww, eps=eps)
-    by_layer = _radial_coefficient(wu.sum(), ww.sum(), eps=eps)
-    fired = decision > NONE
-    tangent = u - torch.where(decision == CHANNEL, by_row, by_layer) * w
-    u = torch.where(fired, tangent, u)
+    coefficient = radial_coefficient(decision, Products(wu, ww), Products(wu.sum(), ww.sum()), eps=eps)
+    u = torch.where(decision > NONE, u - coefficient * w, u)
     projected = torch.view_as_complex(u) if update.is_complex() else u
-    return Projection(projected.to(update.dtype), torch.where(fired, one * wd_ratio, one), decision)
+    ratio = decay_ratio(decision, wd_ratio=wd_ratio, dtype=u.dtype)
+    return Projection(projected.to(update.dtype), ratio, decision)

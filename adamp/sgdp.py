@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.base import ProjectedOptimizer, check_bool, check_number, descend
+from adamp.base import check_bool, check_number, descent
+from adamp.foreach import Batch
+from adamp.paths import Members, ProjectedOptimizer, batch_of, local_working
 from adamp.precision import store, working
 from adamp.projection import Mark, project
 
@@ -46,9 +48,15 @@ class SGDP(ProjectedOptimizer):
             never projects. Vectors and scalars are never projected.
         project_buffer: Without Nesterov, keep the projected update as the momentum buffer, as the authors'
             package does.
+        foreach: Step all tensors at once; None leaves the path to `adamp.paths.default_path`.
+        fused: Use a kernel of our own: a compiled one on the CPU, Triton on CUDA. What it does not take goes another
+            path.
+        capturable: Keep all of the step on the device, so that a CUDA graph can hold it.
+        differentiable: Let autograd pass through the step.
 
     Raises:
         ValueError: If an option is out of range.
+        RuntimeError: If options exclude each other, or there is no kernel for `fused=True`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -78,6 +86,10 @@ class SGDP(ProjectedOptimizer):
         maximize: bool = False,
         scale_invariant: Mark = "auto",
         project_buffer: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -91,6 +103,10 @@ class SGDP(ProjectedOptimizer):
             "maximize": maximize,
             "scale_invariant": scale_invariant,
             "project_buffer": project_buffer,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": differentiable,
         }
         self._check(defaults)
         super().__init__(params, defaults)
@@ -106,27 +122,45 @@ class SGDP(ProjectedOptimizer):
                 "the decay is divided by 1 - momentum, so momentum must be below 1"
             )
 
-    def _upgrade_state(self, state: dict[str, Any]) -> None:
+    def _upgrade_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if "momentum" in state:  # the name in the authors' package
             state["momentum_buffer"] = state.pop("momentum")
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        for param, grad in zip(params, grads, strict=True):
-            _single_tensor_sgdp(param, grad, self.state[param], group)
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        # At momentum 0 no buffer: 0 times an infinite entry would keep it NaN for ever after one bad gradient.
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+
+    def _init_group(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
+    ) -> None:
+        super()._init_group(group, params, grads, *states)
+        if group["momentum"] == 0:  # what was there is not brought up to date
+            for param in params:
+                self.state[param].pop("momentum_buffer", None)
+
+    def _step_one(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+        _single_tensor_sgdp(param, grad, state.get("momentum_buffer"), group)
+
+    def _update_many(self, group: dict[str, Any], members: Members) -> Batch:
+        return _multi_tensor_sgdp(members, group)
+
+    def _call_kernel(self, kernel: Any, group: dict[str, Any], members: Members, **amp: Tensor | None) -> None:
+        names = (
+            "lr", "momentum", "dampening", "weight_decay", "nesterov", "eps", "delta", "wd_ratio", "maximize",
+            "scale_invariant", "project_buffer",
+        )  # fmt: skip
+        buffers = members.states.get("momentum_buffer")
+        kernel.sgdp(members.params, members.grads, buffers, **{name: group[name] for name in names}, **amp)
 
 
-def _single_tensor_sgdp(param: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _single_tensor_sgdp(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, group: dict[str, Any]) -> None:
     momentum, lr, weight_decay = group["momentum"], group["lr"], group["weight_decay"]
-    w, g = working(param), working(grad)
+    w, g = working(param, copy=group["differentiable"]), working(grad)
     buffer = None
-    if momentum == 0:
-        # No buffer: 0 times an infinite entry would keep it NaN for ever after one bad gradient.
-        state.pop("momentum_buffer", None)
+    if momentum_buffer is None:
         update = g if group["nesterov"] else g * (1 - group["dampening"])
     else:
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        buffer = working(state["momentum_buffer"])
+        buffer = working(momentum_buffer, copy=group["differentiable"])
         buffer.mul_(momentum).add_(g, alpha=1 - group["dampening"])
         update = g + momentum * buffer if group["nesterov"] else buffer
 
@@ -140,9 +174,38 @@ def _single_tensor_sgdp(param: Tensor, grad: Tensor, state: dict[str, Any], grou
         scale_invariant=group["scale_invariant"] if param.ndim > 1 else False,
     )
     decay = lr * weight_decay / (1 - momentum) * result.ratio if weight_decay > 0 else None
-    descend(w, result.update, step_size=lr, decay=decay)
-    store(param, w)
-    if buffer is not None:
+    step = descent(w, result.update, step_size=lr, decay=decay)
+    store(param, w - step if group["differentiable"] else w.sub_(step), copied=group["differentiable"])
+    if momentum_buffer is not None and buffer is not None:
         if group["project_buffer"] and not group["nesterov"]:
-            buffer.copy_(result.update)
-        store(state["momentum_buffer"], buffer)
+            buffer = result.update
+        store(momentum_buffer, buffer, copied=group["differentiable"] or group["project_buffer"])
+
+
+def _multi_tensor_sgdp(members: Members, group: dict[str, Any]) -> Batch:
+    momentum = group["momentum"]
+    weights, grads, states = local_working(members)
+    buffers = states.get("momentum_buffer")
+    projected = None
+    if buffers is None:
+        updates = grads if group["nesterov"] else list(torch._foreach_mul(grads, 1 - group["dampening"]))
+    else:
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads, alpha=1 - group["dampening"])
+        updates = buffers
+        if group["nesterov"]:
+            updates = list(torch._foreach_mul(buffers, momentum))
+            torch._foreach_add_(updates, grads)
+        elif group["project_buffer"]:
+            projected = buffers
+    decay_factor = 1 / (1 - momentum) if group["weight_decay"] > 0 else 1.0
+    return batch_of(
+        group,
+        members,
+        weights=weights,
+        grads=grads,
+        updates=updates,
+        states=states,
+        decay_factor=decay_factor,
+        projected=projected,
+    )

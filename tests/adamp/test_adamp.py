@@ -43,13 +43,13 @@ def assert_equal(first, second, atol=1e-12):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_steps_agree_with_the_rule_written_by_hand(nesterov, weight_decay):
+def test_steps_agree_with_the_rule_written_by_hand(nesterov, weight_decay, path):
     options = {
         "lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": weight_decay,
         "delta": 0.1, "wd_ratio": 0.2, "nesterov": nesterov,
     }  # fmt: skip
     params = parameters()
-    optimizer = AdamP(params, **options)
+    optimizer = AdamP(params, **options, **path)
     states = [{} for _ in params]
     for step in range(8):
         set_grads(params, step)
@@ -61,17 +61,17 @@ def test_steps_agree_with_the_rule_written_by_hand(nesterov, weight_decay):
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_without_test_and_projection_it_is_adamw(weight_decay):
+def test_without_test_and_projection_it_is_adamw(weight_decay, path):
     ours, theirs = parameters(), parameters()
-    a = AdamP(ours, lr=0.01, weight_decay=weight_decay, delta=0.0)
+    a = AdamP(ours, lr=0.01, weight_decay=weight_decay, delta=0.0, **path)
     b = torch.optim.AdamW(theirs, lr=0.01, weight_decay=weight_decay, foreach=False)
     run([(a, ours), (b, theirs)], 20)
     assert_equal(ours, theirs)
 
 
-def test_a_false_mark_is_adamw_too():
+def test_a_false_mark_is_adamw_too(path):
     ours, theirs = parameters(), parameters()
-    a = AdamP(ours, lr=0.01, weight_decay=0.1, scale_invariant=False)
+    a = AdamP(ours, lr=0.01, weight_decay=0.1, scale_invariant=False, **path)
     b = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, foreach=False)
     run([(a, ours), (b, theirs)], 5)
     assert_equal(ours, theirs)
@@ -79,10 +79,10 @@ def test_a_false_mark_is_adamw_too():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_steps_agree_with_timm(nesterov, weight_decay):
+def test_steps_agree_with_timm(nesterov, weight_decay, path):
     ours, theirs = parameters(), parameters()
     options = {"lr": 0.01, "weight_decay": weight_decay, "nesterov": nesterov}
-    run([(AdamP(ours, **options), ours), (timm.optim.AdamP(theirs, **options), theirs)], 20)
+    run([(AdamP(ours, **options, **path), ours), (timm.optim.AdamP(theirs, **options), theirs)], 20)
     assert_equal(ours, theirs)
 
 
@@ -95,12 +95,12 @@ def published_state_dict(optimizer):
     return state
 
 
-def test_a_checkpoint_of_the_published_package_continues():
+def test_a_checkpoint_of_the_published_package_continues(path):
     theirs = parameters()
     published = timm.optim.AdamP(theirs, lr=0.01, weight_decay=0.1, nesterov=True)
     run([(published, theirs)], 3)
     ours = [nn.Parameter(p.detach().clone()) for p in theirs]
-    optimizer = AdamP(ours, lr=1.0)
+    optimizer = AdamP(ours, lr=1.0, **path)
     optimizer.load_state_dict(published_state_dict(published))
     run([(published, theirs), (optimizer, ours)], 5, start=3)
     assert_equal(ours, theirs)
@@ -132,9 +132,9 @@ def test_options_unknown_to_a_checkpoint_stay_as_built():
     assert all(g["maximize"] for g in optimizer.param_groups)
 
 
-def test_each_parameter_counts_its_own_steps():
+def test_each_parameter_counts_its_own_steps(path):
     params = parameters()
-    optimizer = AdamP(params, lr=0.01)
+    optimizer = AdamP(params, lr=0.01, **path)
     for step in range(4):
         set_grads(params, step)
         if step % 2:
@@ -143,12 +143,12 @@ def test_each_parameter_counts_its_own_steps():
     assert [optimizer.state[p]["step"].item() for p in params] == [2, 4, 4, 4, 4]
 
 
-def test_a_tiny_decay_survives_float32():
+def test_a_tiny_decay_survives_float32(path):
     w = nn.Parameter(torch.full((4, 256), 0.05))
-    optimizer = AdamP([w], lr=1e-3, weight_decay=1e-4)
+    optimizer = AdamP([w], lr=1e-3, weight_decay=1e-4, **path)
     generator = torch.Generator().manual_seed(0)
     plain = nn.Parameter(w.detach().clone())
-    other = AdamP([plain], lr=1e-3, weight_decay=0.0)
+    other = AdamP([plain], lr=1e-3, weight_decay=0.0, **path)
     for _ in range(400):
         for p in (w, plain):
             p.grad = None

@@ -376,8 +376,8 @@ def test_marking_a_vector_as_scale_invariant_is_refused(cls):
 
 @pytest.mark.parametrize("cls", [SGDP, AdamP])
 def test_unknown_options_are_refused(cls):
-    with pytest.raises(TypeError, match="fused"):
-        cls([make_param((3, 4))], lr=0.1, fused=True)
+    with pytest.raises(TypeError, match="caution"):
+        cls([make_param((3, 4))], lr=0.1, caution=True)
 
 
 @pytest.mark.parametrize("cls", [SGDP, AdamP])

@@ -17,13 +17,13 @@ from tests.adamp.test_adamp import assert_equal, parameters, run, set_grads
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("project_buffer", [False, True])
 @pytest.mark.parametrize(("momentum", "dampening"), [(0.0, 0.0), (0.0, 0.5), (0.9, 0.0), (0.9, 0.5)])
-def test_steps_agree_with_the_rule_written_by_hand(nesterov, project_buffer, momentum, dampening):
+def test_steps_agree_with_the_rule_written_by_hand(nesterov, project_buffer, momentum, dampening, path):
     options = {
         "lr": 0.05, "momentum": momentum, "dampening": dampening, "weight_decay": 0.01, "eps": 1e-6, "delta": 0.1,
         "wd_ratio": 0.2, "nesterov": nesterov, "project_buffer": project_buffer,
     }  # fmt: skip
     params = parameters()
-    optimizer = SGDP(params, **options)
+    optimizer = SGDP(params, **options, **path)
     states = [{} for _ in params]
     for step in range(8):
         set_grads(params, step)
@@ -35,29 +35,29 @@ def test_steps_agree_with_the_rule_written_by_hand(nesterov, project_buffer, mom
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
-def test_without_test_and_decay_it_is_sgd(momentum, nesterov):
+def test_without_test_and_decay_it_is_sgd(momentum, nesterov, path):
     ours, theirs = parameters(), parameters()
     options = {"lr": 0.01, "momentum": momentum, "nesterov": nesterov}
-    a = SGDP(ours, **options, delta=0.0)
+    a = SGDP(ours, **options, delta=0.0, **path)
     b = torch.optim.SGD(theirs, **options, foreach=False)
     run([(a, ours), (b, theirs)], 20)
     assert_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_steps_agree_with_timm(nesterov):
+def test_steps_agree_with_timm(nesterov, path):
     ours, theirs = parameters(), parameters()
     options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": nesterov}
-    run([(SGDP(ours, **options), ours), (timm.optim.SGDP(theirs, **options), theirs)], 20)
+    run([(SGDP(ours, **options, **path), ours), (timm.optim.SGDP(theirs, **options), theirs)], 20)
     assert_equal(ours, theirs)
 
 
-def test_the_buffer_is_projected_only_on_demand():
+def test_the_buffer_is_projected_only_on_demand(path):
     w = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     buffers = {}
     for project_buffer in (False, True):
         param = nn.Parameter(w.clone())
-        optimizer = SGDP([param], 0.1, momentum=0.9, project_buffer=project_buffer)
+        optimizer = SGDP([param], 0.1, momentum=0.9, project_buffer=project_buffer, **path)
         for _ in range(2):  # the second gradient is orthogonal to the turned weight, the buffer is not
             param.grad = torch.stack([-param.detach()[0, 1], param.detach()[0, 0]])[None]
             optimizer.step()
@@ -74,30 +74,30 @@ def test_with_nesterov_the_buffer_option_makes_no_difference():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_decay_is_divided_by_one_minus_momentum():
+def test_decay_is_divided_by_one_minus_momentum(path):
     param = nn.Parameter(torch.ones(3, dtype=torch.float64))
     param.grad = torch.zeros(3, dtype=torch.float64)
-    SGDP([param], 0.1, momentum=0.75, weight_decay=0.01).step()
+    SGDP([param], 0.1, momentum=0.75, weight_decay=0.01, **path).step()
     torch.testing.assert_close(param.detach(), torch.full((3,), 1 - 0.1 * 0.01 / 0.25, dtype=torch.float64))
 
 
-def test_projected_weights_decay_by_wd_ratio():
+def test_projected_weights_decay_by_wd_ratio(path):
     param = nn.Parameter(torch.ones(1, 3, dtype=torch.float64))
     param.grad = torch.zeros(1, 3, dtype=torch.float64)  # counts as orthogonal
-    SGDP([param], 0.1, weight_decay=0.01, wd_ratio=0.3).step()
+    SGDP([param], 0.1, weight_decay=0.01, wd_ratio=0.3, **path).step()
     torch.testing.assert_close(param.detach(), torch.full((1, 3), 1 - 0.1 * 0.01 * 0.3, dtype=torch.float64))
 
 
-def test_the_first_step_with_dampening_takes_the_dampened_gradient():
+def test_the_first_step_with_dampening_takes_the_dampened_gradient(path):
     param = nn.Parameter(torch.zeros(3))
     param.grad = torch.ones(3)
-    SGDP([param], 1.0, momentum=0.9, dampening=0.25).step()
+    SGDP([param], 1.0, momentum=0.9, dampening=0.25, **path).step()
     assert torch.equal(param.detach(), torch.full((3,), -0.75))
 
 
-def test_without_momentum_there_is_no_buffer_to_poison():
+def test_without_momentum_there_is_no_buffer_to_poison(path):
     param = nn.Parameter(torch.zeros(3))
-    optimizer = SGDP([param], 0.0)
+    optimizer = SGDP([param], 0.0, **path)
     param.grad = torch.full((3,), math.inf)
     optimizer.step()
     assert "momentum_buffer" not in optimizer.state[param]
@@ -107,13 +107,13 @@ def test_without_momentum_there_is_no_buffer_to_poison():
     assert torch.isfinite(param).all()
 
 
-def test_a_checkpoint_of_the_published_package_continues():
+def test_a_checkpoint_of_the_published_package_continues(path):
     theirs = parameters()
     options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": True}
     published = timm.optim.SGDP(theirs, **options)
     run([(published, theirs)], 3)
     ours = [nn.Parameter(p.detach().clone()) for p in theirs]
-    optimizer = SGDP(ours, lr=1.0, scale_invariant="auto", project_buffer=True)
+    optimizer = SGDP(ours, lr=1.0, scale_invariant="auto", project_buffer=True, **path)
     state = copy.deepcopy(published.state_dict())
     del state["param_groups"][0]["caution"]
     assert set(state["state"][0]) == {"momentum"}

@@ -1,0 +1,92 @@
+"""All tensors at once: how many launches a step takes, that it reads nothing back, and what it costs in memory."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adamp import SGDP, AdamP
+from tests.adamp.test_projection import HostReads
+
+VIEWS = {"view", "split_with_sizes", "split", "slice", "select", "expand", "unbind", "unsqueeze", "detach", "alias",
+         "t", "transpose", "_unsafe_view", "as_strided", "permute", "view_as_real"}  # fmt: skip
+OPTIMIZERS = {
+    "sgdp": (SGDP, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}),
+    "sgdp-published": (SGDP, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "project_buffer": True}),
+    "adamp": (AdamP, {"lr": 1e-3, "weight_decay": 1e-2}),
+}
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that would start a kernel, a foreach operation as one; views start none."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._schema.name.removeprefix("aten::") not in VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def resnet50():
+    """The shapes of ResNet-50's 161 parameters, with gradients, at 1/16 of the width."""
+    torch.manual_seed(0)
+    params = []
+    for p in torchvision.models.resnet50(weights=None).parameters():
+        shape = [max(1, n // 16) for n in p.shape[:2]] + list(p.shape[2:])
+        params.append(nn.Parameter(torch.randn(shape)))
+        params[-1].grad = torch.randn(shape)
+    return params
+
+
+def launches(optimizer):
+    optimizer.step()
+    with Launches() as counter:
+        optimizer.step()
+    return counter.count
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resnet50_takes_at_most_420_launches(name, resnet50):
+    cls, options = OPTIMIZERS[name]
+    assert sum(p.ndim > 1 for p in resnet50) == 54
+    together = launches(cls(resnet50, **options, foreach=True))
+    assert together <= 420
+    assert launches(cls(resnet50, **options, foreach=False)) > 6 * together
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_marks_save_the_sums_of_the_test(name, resnet50):
+    cls, options = OPTIMIZERS[name]
+    matrices = [p for p in resnet50 if p.ndim > 1]
+    assert launches(cls(matrices, **options, foreach=True, scale_invariant=True)) <= 260
+    assert launches(cls(resnet50, **options, foreach=True, scale_invariant=False)) <= 30
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("tensor_lr", [False, True])
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_step_reads_nothing_back_to_the_host(name, tensor_lr, capturable, resnet50):
+    cls, options = OPTIMIZERS[name]
+    lr = torch.tensor(options["lr"]) if tensor_lr else options["lr"]
+    optimizer = cls(resnet50, **{**options, "lr": lr}, foreach=True, capturable=capturable)
+    optimizer.step()
+    with HostReads() as reads:
+        optimizer.step()
+    assert reads.count == 0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_two_steps_from_the_same_start_give_the_same_bits(name, resnet50):
+    cls, options = OPTIMIZERS[name]
+    ends = []
+    for _ in range(2):
+        params = [nn.Parameter(p.detach().clone()) for p in resnet50]
+        for p, source in zip(params, resnet50, strict=True):
+            p.grad = source.grad
+        cls(params, **options, foreach=True).step()
+        ends.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
