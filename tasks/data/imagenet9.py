@@ -1,0 +1,256 @@
+"""9-Class ImageNet: 42 synsets in nine groups, texture clusters of its validation pictures, and its ImageNet-A part.
+
+Reference: Bahng et al., arXiv:1910.02806, section 4.3; the groups are those of their published code. ImageNet-A:
+Hendrycks et al., arXiv:1907.07174.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from tasks.base import InputError
+from tasks.data.folder import _DECODE_ERRORS, list_images
+from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, UnreadableImageError
+
+# Class -> synsets. A class's number is its place here.
+SYNSETS: dict[str, tuple[str, ...]] = {
+    "dog": ("n02085620", "n02099601", "n02106550", "n02106662", "n02110958"),
+    "cat": ("n02123045", "n02123159", "n02123394", "n02123597", "n02124075"),
+    "frog": ("n01641577", "n01644373", "n01644900"),
+    "turtle": ("n01664065", "n01665541", "n01667114", "n01667778", "n01669191"),
+    "bird": ("n01819313", "n01820546", "n01833805", "n01843383", "n01847000"),
+    "monkey": ("n02486410", "n02487347", "n02488291", "n02488702", "n02492035"),
+    "fish": ("n02607072", "n02640242", "n02641379", "n02643566", "n02655020"),
+    "crab": ("n01978287", "n01978455", "n01980166", "n01981276"),
+    "insect": ("n02174001", "n02177972", "n02190166", "n02206856", "n02219486"),
+}
+CLASS_OF = {synset: label for label, synsets in enumerate(SYNSETS.values()) for synset in synsets}
+PUBLISHED_CLUSTERS = "40a55e0a276d4d323a20baa358429ccccbbb873afdd5bc58c1298680ecc824ba"  # sha256 of ReBias's CSV
+NUM_CLUSTERINGS = 3
+
+
+class TexturedSet(ImageSet):
+    """An image set whose validation pictures are also clustered by texture.
+
+    Attributes:
+        val_labels: (N,) classes of the validation pictures.
+        clusterings: For each clustering the (N,) cluster numbers.
+        hard: Pictures, in its validation split, that are scored beside them: ImageNet-A's part; None if not at hand.
+    """
+
+    val_labels: NDArray[np.int64]
+    clusterings: tuple[NDArray[np.int64], ...]
+    hard: ImageSet | None = None
+
+
+class SynsetPictures(ImageSet):
+    """Pictures in synset folders of the 42, labelled by group; other folders are left alone.
+
+    Args:
+        folders: Split -> the folder that holds <synset>/*; a split left out is empty.
+        name: What records call the set.
+        image_size: Side of the pictures handed out, in pixels.
+        resize_ratio: Short side after resizing for evaluation, over `image_size`.
+        crop_scale: Area fractions of the random training crop.
+        mean: Channel means, in [0, 1].
+        std: Channel standard deviations.
+        licence: Terms of the pictures.
+        max_corrupt: As `ImageFolderSet`.
+
+    Raises:
+        InputError: if a split has none of the synsets.
+    """
+
+    INTERPOLATION = "bilinear, antialiased (Pillow)"
+
+    def __init__(
+        self,
+        folders: Mapping[Split, Path],
+        *,
+        name: str,
+        image_size: int,
+        resize_ratio: float,
+        crop_scale: tuple[float, float],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        licence: str,
+        max_corrupt: int | None,
+    ) -> None:
+        if not image_size >= 1:
+            raise InputError(f"data.image_size={image_size}: must be at least 1")
+        if not resize_ratio >= 1:
+            raise InputError(f"data.resize_ratio={resize_ratio}: must be at least 1")
+        self.name, self.classes, self.image_size = name, tuple(SYNSETS), image_size
+        self.mean, self.std, self.licence, self.max_corrupt = mean, std, licence, max_corrupt
+        self._view, self._short_side = RandomView(image_size, crop_scale), round(image_size * resize_ratio)
+        self._folders = dict(folders)
+        self._names: dict[Split, list[str]] = {split: list_synsets(folder) for split, folder in folders.items()}
+        self.num_examples = {split: len(self._names.get(split, ())) for split in ("train", "val")}  # type: ignore[call-overload]
+
+    def train_example(self, index: int) -> tuple[Tensor, int]:
+        return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self.label("train", index)
+
+    def eval_example(self, index: int) -> tuple[Tensor, int]:
+        image = v2.functional.resize(self._decode("val", index), [self._short_side], BILINEAR, antialias=True)
+        image = v2.functional.center_crop(image, [self.image_size, self.image_size])
+        return v2.functional.pil_to_tensor(image), self.label("val", index)
+
+    def label(self, split: Split, index: int) -> int:
+        """Return the class of a picture."""
+        return CLASS_OF[self._names[split][index].partition("/")[0]]
+
+    def names(self, split: Split) -> list[str]:
+        """Return the pictures of a split as <synset>/<file>, in order."""
+        return self._names[split]
+
+    def location(self, split: Split, index: int) -> str:
+        return str(self._folders[split] / self._names[split][index])
+
+    def _decode(self, split: Split, index: int) -> Image.Image:
+        path = self._folders[split] / self._names[split][index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
+            raise UnreadableImageError(f"{path}: {error}") from error
+
+
+class ImageNet9(SynsetPictures, TexturedSet):
+    """9-Class ImageNet from a tree of ImageNet, whole or with the 42 synsets alone.
+
+    Args:
+        root: Folder that holds train/<synset>/*.JPEG and val/<synset>/*.JPEG; option `data_root`.
+        clusters: CSV with the texture clusters: path,category,cluster1,cluster2,cluster3, a row a validation picture.
+        imagenet_a: Folder that holds <synset>/*.jpg of ImageNet-A; None leaves that score out.
+        name: What records call the set.
+        image_size: Side of the pictures handed out, in pixels.
+        resize_ratio: Short side after resizing for evaluation, over `image_size`; 256/224 in the paper.
+        crop_scale: Area fractions of the random training crop.
+        mean: Channel means, in [0, 1].
+        std: Channel standard deviations.
+        licence: Terms of the pictures.
+        max_corrupt: As `ImageFolderSet`.
+
+    Raises:
+        InputError: if a folder or the clusters are missing, a synset is, or a picture has no cluster.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        clusters: str | None,
+        *,
+        imagenet_a: str | None = None,
+        name: str = "imagenet9",
+        image_size: int = 224,
+        resize_ratio: float = 256 / 224,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        licence: str = "ImageNet terms of access: research only, not redistributable",
+        max_corrupt: int | None = None,
+    ) -> None:
+        views: dict[str, Any] = {
+            "image_size": image_size, "resize_ratio": resize_ratio, "crop_scale": crop_scale, "mean": mean,
+            "std": std, "licence": licence, "max_corrupt": max_corrupt,
+        }  # fmt: skip
+        base = folder_of("data_root", root, "the folder that holds train/ and val/")
+        folders: dict[Split, Path] = {"train": base / "train", "val": base / "val"}
+        for split, folder in folders.items():
+            missing = [synset for synset in CLASS_OF if not (folder / synset).is_dir()]
+            if missing:
+                raise InputError(
+                    f"data_root={root}: {split}/ lacks {len(missing)} of the 42 synsets, first {missing[0]}; "
+                    f"expected {split}/<synset>/*.JPEG"
+                )
+        super().__init__(folders, name=name, **views)
+        self.val_labels = np.array([self.label("val", i) for i in range(self.num_examples["val"])], dtype=np.int64)
+        self.clusterings, self._clusters_published = read_clusters(clusters, self.names("val"))
+        self.hard = None
+        if imagenet_a is not None:
+            hard = folder_of("data.imagenet_a", imagenet_a, "the folder that holds ImageNet-A's synset folders")
+            self.hard = SynsetPictures({"val": hard}, name="imagenet_a", **views)
+
+    def describe(self) -> dict[str, Any]:
+        facts = {**super().describe(), "clusters": "published" if self._clusters_published else "own"}
+        return facts if self.hard is None else {**facts, "imagenet_a_examples": self.hard.num_examples["val"]}
+
+
+def list_synsets(folder: Path) -> list[str]:
+    """Return the pictures in the 42 synsets' folders as <synset>/<file>, sorted.
+
+    Raises:
+        InputError: if there are none, or a folder of the 42 is empty.
+    """
+    found = {s: list_images(folder / s) for s in sorted(CLASS_OF) if (folder / s).is_dir()}
+    if not found:
+        raise InputError(f"{folder}: holds none of the 42 synsets of 9-Class ImageNet, e.g. {min(CLASS_OF)}")
+    empty = [synset for synset, names in found.items() if not names]
+    if empty:
+        raise InputError(f"{folder / empty[0]}: holds no pictures")
+    return [f"{synset}/{name}" for synset, names in found.items() for name in names]
+
+
+def folder_of(option: str, value: str | None, what: str) -> Path:
+    """Return an existing folder, or raise InputError naming the option."""
+    if not value:
+        raise InputError(f"{option} is not set: give {what}, {option}=/path")
+    path = Path(value).expanduser()
+    if not path.is_dir():
+        raise InputError(f"{option}={value}: {'not a folder' if path.exists() else 'does not exist'}")
+    return path
+
+
+def read_clusters(path: str | None, names: list[str]) -> tuple[tuple[NDArray[np.int64], ...], bool]:
+    """Return the three clusterings of the pictures named, in their order, and whether the file is the published one.
+
+    Rows are found by path: neither their order nor that of the folders matters.
+
+    Args:
+        path: The CSV file; option `data.clusters`.
+        names: Pictures as <synset>/<file>.
+
+    Raises:
+        InputError: if the file is missing or malformed, or a picture has no row.
+    """
+    if not path:
+        raise InputError(
+            "data.clusters is not set: give the CSV of texture clusters (ReBias's 9class_imagenet_val.csv, or one of "
+            "scripts/prepare/imagenet9_clusters.py), data.clusters=/path"
+        )
+    try:
+        content = Path(path).expanduser().read_bytes()
+        rows = list(csv.DictReader(content.decode("utf-8").splitlines()))
+    except OSError as error:
+        raise InputError(f"data.clusters={path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"data.clusters={path}: not a CSV file ({error})") from error
+    keys = [f"cluster{k}" for k in range(1, NUM_CLUSTERINGS + 1)]
+    if not rows or not {"path", "category", *keys} <= rows[0].keys():
+        raise InputError(
+            f"data.clusters={path}: must have the columns path,category,{','.join(keys)} and a row a picture"
+        )
+    known = {row["path"]: row for row in rows}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise InputError(f"data.clusters={path}: has no row for {len(missing)} pictures, first {missing[0]}")
+    classes = list(SYNSETS)
+    for name in names:
+        expected = classes[CLASS_OF[name.partition("/")[0]]]
+        if known[name]["category"] != expected:
+            raise InputError(f"data.clusters={path}: calls {name} {known[name]['category']}, it is a {expected}")
+    try:
+        clusterings = tuple(np.array([int(known[name][key]) for name in names], dtype=np.int64) for key in keys)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data.clusters={path}: a cluster is no whole number ({error})") from error
+    return clusterings, hashlib.sha256(content).hexdigest() == PUBLISHED_CLUSTERS
