@@ -1,0 +1,192 @@
+"""The official layouts and split files of the four retrieval sets, read into lists of paths and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.base import InputError
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One part of a set: the path and the class number of each picture."""
+
+    paths: list[str]
+    labels: list[int]
+
+    def where(self, keep: Sequence[bool]) -> Listing:
+        """Return the pictures for which `keep` holds."""
+        pairs = [(p, c) for p, c, kept in zip(self.paths, self.labels, keep, strict=True) if kept]
+        return Listing([p for p, _ in pairs], [c for _, c in pairs])
+
+
+Parts = dict[str, Listing]  # "train", "queries", and "gallery" if the queries search one
+
+
+def read_cub(root: Path, last_train_class: int | None = None) -> Parts:
+    """Read CUB-200-2011: `images.txt` (number, path) and `image_class_labels.txt` (number, class).
+
+    Classes 1-100 train, 101-200 are searched; `train_test_split.txt` is for classification and not used.
+
+    Args:
+        root: Folder with `CUB_200_2011`, or that folder.
+        last_train_class: Another border than 100.
+
+    Raises:
+        InputError: A file is missing or a line is not understood.
+    """
+    folder = _inside(root, "CUB_200_2011", "images.txt")
+    paths = dict(_rows(folder / "images.txt", 2))
+    labels = {key: _whole(value, folder / "image_class_labels.txt") for key, value in
+              _rows(folder / "image_class_labels.txt", 2)}  # fmt: skip
+    if paths.keys() != labels.keys():
+        odd = sorted(paths.keys() ^ labels.keys())[0]
+        raise InputError(f"{folder}: image {odd} stands in only one of images.txt and image_class_labels.txt")
+    listed = [(str(folder / "images" / path), labels[key]) for key, path in paths.items() if not _is_junk(path)]
+    return _split(listed, last_train_class or 100)
+
+
+def read_cars(root: Path, last_train_class: int | None = None) -> Parts:
+    """Read Cars-196: `cars_annos.mat` and `car_ims`, or the devkit's two annotation files and folders.
+
+    Classes 1-98 train, 99-196 are searched; the field `test` is for classification and not used.
+
+    Args:
+        root: Folder with `cars196`, or that folder.
+        last_train_class: Another border than 98.
+
+    Raises:
+        InputError: Neither layout is found, or an annotation file cannot be read.
+    """
+    one, devkit = "cars_annos.mat", ("cars_train_annos.mat", "cars_test_annos_withlabels.mat")
+    for folder in (root / "cars196", root, root / "devkit", root / "cars196" / "devkit"):
+        if (folder / one).is_file():
+            return _split(_car_annotations(folder / one, "relative_im_path", folder), last_train_class or 98)
+        if (folder / devkit[0]).is_file():
+            home = folder.parent if folder.name == "devkit" else folder
+            listed: list[tuple[str, int]] = []
+            for file, images in zip(devkit, ("cars_train", "cars_test"), strict=True):
+                listed += _car_annotations(folder / file, "fname", home / images)
+            return _split(listed, last_train_class or 98)
+    raise InputError(
+        f"data_root={root}: has neither cars_annos.mat (with car_ims/) nor devkit/{devkit[0]} and {devkit[1]} (with "
+        "cars_train/ and cars_test/); copies sorted into one folder a class have lost the numbers of the classes"
+    )
+
+
+def read_sop(root: Path, last_train_class: int | None = None) -> Parts:
+    """Read Stanford Online Products: `Ebay_train.txt` and `Ebay_test.txt`, a header and (image, class, super, path).
+
+    Args:
+        root: Folder with `Stanford_Online_Products`, or that folder.
+        last_train_class: Not used: the files name the parts.
+
+    Raises:
+        InputError: A file is missing or a line is not understood.
+    """
+    folder = _inside(root, "Stanford_Online_Products", "Ebay_train.txt")
+    parts = {}
+    for part, name in (("train", "Ebay_train.txt"), ("queries", "Ebay_test.txt")):
+        rows = _rows(folder / name, 4)[1:]
+        parts[part] = Listing([str(folder / row[3]) for row in rows], [_whole(row[1], folder / name) for row in rows])
+    return parts
+
+
+def read_inshop(root: Path, last_train_class: int | None = None) -> Parts:
+    """Read In-Shop Clothes: `Eval/list_eval_partition.txt`, a count, a header and (path, item, part).
+
+    Use the pictures of 256x256 (`img.zip`), whose paths start with `img/`, below `Img`.
+
+    Args:
+        root: Folder with `Inshop_Clothes`, or that folder.
+        last_train_class: Not used: the file names the parts.
+
+    Raises:
+        InputError: The file is missing, holds another number of pictures than it says, or an unknown part.
+    """
+    file = "Eval/list_eval_partition.txt"
+    folder = _inside(root, "Inshop_Clothes", file)
+    lines = _lines(folder / file)
+    rows = _rows(folder / file, 3, skip=2)
+    if [str(len(rows))] != lines[0].split():
+        raise InputError(f"{folder / file}: says {lines[0].strip()!r} pictures and lists {len(rows)}")
+    names = {"train": "train", "query": "queries", "gallery": "gallery"}
+    found: dict[str, list[tuple[str, int]]] = {part: [] for part in names.values()}
+    for path, item, part in rows:
+        if part not in names:
+            raise InputError(f"{folder / file}: {path} is in part {part!r}; known are {', '.join(names)}")
+        found[names[part]].append((str(folder / "Img" / path), _whole(item.removeprefix("id_"), folder / file)))
+    return {part: Listing([p for p, _ in pairs], [c for _, c in pairs]) for part, pairs in found.items()}
+
+
+READERS: dict[str, Callable[[Path, int | None], Parts]] = {
+    "cub": read_cub,
+    "cars": read_cars,
+    "sop": read_sop,
+    "inshop": read_inshop,
+}
+
+
+def _split(listed: list[tuple[str, int]], last_train_class: int) -> Parts:
+    whole = Listing([path for path, _ in listed], [label for _, label in listed])
+    train = [label <= last_train_class for label in whole.labels]
+    return {"train": whole.where(train), "queries": whole.where([not kept for kept in train])}
+
+
+def _car_annotations(file: Path, field: str, folder: Path) -> list[tuple[str, int]]:
+    import scipy.io  # a second to import, and only this set needs it
+
+    if not file.is_file():
+        raise InputError(f"{file}: does not exist")
+    try:
+        annotations = scipy.io.loadmat(str(file))["annotations"].ravel()
+        # Every field is an array in an array.
+        return [(str(folder / str(_only(row[field]))), int(_only(row["class"]))) for row in annotations]
+    except Exception as error:  # scipy raises a dozen kinds for a broken file
+        raise InputError(f"{file}: is no annotation file of Cars-196 ({type(error).__name__}: {error})") from None
+
+
+def _only(value: Any) -> Any:
+    return value.ravel()[0].item() if value.dtype != object else _only(value.ravel()[0])
+
+
+def _inside(root: Path, name: str, marker: str) -> Path:
+    """Return the set's own folder, which is the root or lies in it, by a file that it must hold."""
+    for folder in (root / name, root):
+        if (folder / marker).is_file():
+            return folder
+    raise InputError(f"data_root={root}: {name}/{marker} does not exist there")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: is no text") from None
+
+
+def _rows(file: Path, columns: int, *, skip: int = 0) -> list[list[str]]:
+    """Return the words of each line; runs of blanks count as one, and empty lines as none."""
+    rows = []
+    for number, line in enumerate(_lines(file)[skip:], skip + 1):
+        words = line.split()
+        if len(words) not in (0, columns):
+            raise InputError(f"{file}, line {number}: {len(words)} columns, not {columns}: {line[:80]!r}")
+        rows += [words] if words else []
+    return rows
+
+
+def _whole(word: str, file: Path) -> int:
+    if not word.isdecimal():
+        raise InputError(f"{file}: {word!r} is no class number")
+    return int(word)
+
+
+def _is_junk(path: str) -> bool:
+    """Whether a file is one that macOS adds to archives."""
+    return Path(path).name.startswith("._")
