@@ -27,12 +27,14 @@ import hydra  # noqa: E402
 from hydra.core.config_store import ConfigStore  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
+from scripts import grids  # noqa: E402
 from tasks.base import InputError  # noqa: E402
 from tasks.engine.config import FREE_KEYS, Train, check_division  # noqa: E402
-from tasks.engine.outcomes import RunFailed, Stopped  # noqa: E402
+from tasks.engine.outcomes import Diverged, RunFailed, Stopped  # noqa: E402
 from tasks.engine.plan import Plan  # noqa: E402
 
 if TYPE_CHECKING:  # torch is loaded only by a run that has something left to do
@@ -104,6 +106,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         raise InputError(f"gpus is {cfg.gpus}; it must be a whole number of processes, at least 1")
     train: Train = OmegaConf.to_object(cfg.train)  # type: ignore[assignment]
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config.pop("sweep", None)  # which table asked for a run is no part of the run: tables share runs
     name = run_name(config, overrides)
 
     def make(node: Any) -> Any:
@@ -135,6 +138,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
         make_phases=make_phases, make_sinks=lambda: list(make(cfg.get("logger") or {}).values()),
         draw=draw if cfg.pictures else None, marks=config["marks"], normalise=config["normalise"],
+        normalise_eps=config["normalise_eps"],
     )  # fmt: skip
 
 
@@ -152,6 +156,8 @@ def run_config(cfg: DictConfig) -> int:
     overrides = list(HydraConfig.get().overrides.task)
     planned = plan(cfg, overrides)
     if (record := planned.finished()) is not None:
+        if record["status"] != "finished":
+            raise Diverged.recorded(record["error"], planned.folder)
         if speaks():
             planned.say_end(record, "was finished before")
         return 0
@@ -159,7 +165,9 @@ def run_config(cfg: DictConfig) -> int:
         from tasks.engine.distributed import spawn
 
         check_division(planned.train, cfg.gpus)
-        return spawn([sys.executable, str(Path(__file__).resolve()), *places(), *overrides], cfg.gpus)
+        code = spawn([sys.executable, str(Path(__file__).resolve()), *places(), *overrides], cfg.gpus)
+        diverged = code == 1 and sweeping() and planned.finished() is not None
+        return 0 if diverged else code
     from tasks.engine.run import run
 
     run(planned)
@@ -200,7 +208,8 @@ def guarded(call: Callable[[], int]) -> int:
         return 2
     except RunFailed as error:
         _say(f"failed: {error}")
-        return 1
+        # In a table a run that diverged is a cell that says so.
+        return 0 if isinstance(error, Diverged) and sweeping() else 1
     except Stopped as error:
         _say(f"{error}; a checkpoint is saved, the same command goes on from it")
         raise SystemExit(error.code) from None
@@ -210,6 +219,21 @@ def guarded(call: Callable[[], int]) -> int:
     if code > 128:  # the processes of this run were stopped by a signal
         raise SystemExit(code)
     return code
+
+
+def sweeping() -> bool:
+    """Whether this run is a cell of a grid."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def identify(overrides: Sequence[str]) -> tuple[str, str]:
+    """Return experiment and name of the run that overrides stand for, without running it."""
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # what asks for the choices of groups asks it
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    planned = plan(own, overrides)
+    return planned.experiment, planned.name
 
 
 def compare() -> None:
@@ -247,7 +271,13 @@ def main() -> int:
         codes.append(guarded(lambda: run_config(cfg)))
 
     def whole() -> int:
-        hydra_main()
+        given = sys.argv
+        try:
+            for words in grids.runs(given[1:]):
+                sys.argv = [given[0], *words]
+                hydra_main()
+        finally:
+            sys.argv = given
         return max(codes, default=0)
 
     code = guarded(whole)

@@ -34,7 +34,7 @@ from tasks.engine.optim import (
     parameter_groups,
     scaled_rates,
 )  # fmt: skip
-from tasks.engine.outcomes import RunFailed, Stopped
+from tasks.engine.outcomes import Diverged, Stopped
 from tasks.engine.phases import Best, Phase, Position
 from tasks.engine.progress import Progress
 from tasks.engine.records import RunRecord, Sink
@@ -109,7 +109,7 @@ class Trainer:
 
         Raises:
             InputError: Something the user gave is wrong, or the disk refuses.
-            RunFailed: The loss is not finite.
+            Diverged: The loss is not finite.
             Stopped: A signal asked to stop; a checkpoint was saved.
         """
         for _ in self.epochs():
@@ -317,7 +317,7 @@ class Trainer:
     def _log(self, scores: Mapping[str, float] | None = None, *, epoch_end: bool = False) -> None:
         self._check_finite()
         lr, decay = first_lr(next(iter(self.optimizers.values())))
-        values: dict[str, float] = {**self.meter.read(self.world), "lr": lr, "weight_decay_step": decay}
+        values: dict[str, float] = {**self.meter.read(self.world), "lr": lr, **decay}
         loss = values.get("train/loss")
         values |= probing.read(self.probes, layers=epoch_end)
         self._write({**values, **(scores or {})})
@@ -392,8 +392,4 @@ class Trainer:
             return
         kept = checkpoint.latest(self.folder / "checkpoints")
         lr, _ = first_lr(next(iter(self.optimizers.values())))
-        raise RunFailed(
-            f"the loss is not finite at step {bad} (epoch {(bad - 1) / self.epoch_steps:.2f}); "
-            f"lower opt.lr (now {lr:g}), or clip with train.clip_norm\n"
-            f"Last good checkpoint: {kept or 'none was due yet'}"
-        )
+        raise Diverged.at(bad, epoch=(bad - 1) / self.epoch_steps, lr=lr, kept=kept)

@@ -27,7 +27,7 @@ MISSING = {
 }
 
 
-def convert_networks(networks: Mapping[str, nn.Module], kind: str | None) -> None:
+def convert_networks(networks: Mapping[str, nn.Module], kind: str | None, *, eps: float = 1e-5) -> None:
     """Weight-normalise ("wn") or -standardise ("ws") the convolutions without bias of all networks, in place.
 
     Raises:
@@ -46,7 +46,7 @@ def convert_networks(networks: Mapping[str, nn.Module], kind: str | None) -> Non
         raise InputError(f"normalise is {kind}, but this task's networks have no convolution without bias to convert")
     for net in chosen:
         try:
-            layers.convert(net, "wn" if kind == "wn" else "ws")
+            layers.convert(net, "wn" if kind == "wn" else "ws", eps=eps)
         except ValueError as error:
             raise InputError(f"normalise is {kind}: {error}") from None
 

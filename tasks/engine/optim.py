@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adamp.resilience import ResilientOptimizer
 from tasks.base import InputError
 from tasks.engine.schedules import Schedule
 
@@ -112,11 +113,26 @@ def scaled_rates(optimizer: Optimizer, factor: float) -> Iterator[None]:
             group["lr"] = lr
 
 
-def first_lr(optimizer: Optimizer) -> tuple[float, float]:
-    """Return the first group's learning rate and its lr x weight_decay, what one step takes off a plain weight."""
+def first_lr(optimizer: Optimizer) -> tuple[float, dict[str, float]]:
+    """Return the first group's learning rate, and what its decay takes off a weight, in the units of all optimizers.
+
+    Returns:
+        The rate, and these shares: `weight_decay_step`, lr x weight_decay as given; `decay/other`, what one step takes
+        off a weight in the long run, momentum included; `decay/projected`, the same of a weight that the optimizer's
+        test finds scale-invariant. The last two are left out for a decay that the optimizer rescales along with the
+        gradient (Adam, RMSprop): there the decay has no such share.
+    """
     group = optimizer.param_groups[0]
-    lr = float(group["lr"])
-    return lr, lr * float(group.get("weight_decay", 0.0))
+    lr, decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
+    shares = {"weight_decay_step": lr * decay}
+    projects = {"delta", "wd_ratio"} <= group.keys()
+    if projects or isinstance(optimizer, torch.optim.SGD):
+        shares["decay/other"] = lr * decay / max(1 - float(group.get("momentum", 0.0)), 1e-12)
+    elif isinstance(optimizer, torch.optim.AdamW | ResilientOptimizer) or group.get("decoupled_weight_decay"):
+        shares["decay/other"] = lr * decay
+    if "decay/other" in shares:
+        shares["decay/projected"] = shares["decay/other"] * (float(group["wd_ratio"]) if projects else 1.0)
+    return lr, shares
 
 
 def gradient_norm(network: nn.Module) -> Tensor:

@@ -19,3 +19,29 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
 
 class RunFailed(RuntimeError):  # noqa: N818 - "failed" is the status in the record
     """The run cannot go on, e.g. because its loss is not finite. One or two lines; what was saved before is kept."""
+
+
+class Diverged(RunFailed):
+    """The loss is not finite: a result, which a table shows as "failed".
+
+    Attributes:
+        step: First optimizer step whose loss was not finite, counted from 1.
+    """
+
+    step: int = 0
+
+    @classmethod
+    def at(cls, step: int, *, epoch: float, lr: float, kept: object = None) -> Diverged:
+        """Return the error of a run that has just diverged."""
+        error = cls(
+            f"the loss is not finite at step {step} (epoch {epoch:.2f}); "
+            f"lower opt.lr (now {lr:g}), or clip with train.clip_norm\n"
+            f"Last good checkpoint: {kept or 'none was due yet'}"
+        )
+        error.step = step
+        return error
+
+    @classmethod
+    def recorded(cls, error: str, folder: object) -> Diverged:
+        """Return the error of a run that diverged when it was run before."""
+        return cls(f"{error.splitlines()[0]}\nIt was run before, and diverges again; to run it anew move {folder} away")

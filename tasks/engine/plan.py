@@ -37,6 +37,7 @@ class Plan:
         draw: Draws the pictures of a run's folder and returns the page; None draws nothing.
         marks: What parameters with a property are marked with, see `tasks.engine.marks.marked_rules`.
         normalise: "wn" or "ws" weight-normalises or -standardises the networks' convolutions.
+        normalise_eps: Added to each filter's norm or deviation there.
     """
 
     experiment: str
@@ -51,15 +52,18 @@ class Plan:
     draw: Callable[[Path], Path] | None = None
     marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     normalise: str | None = None
+    normalise_eps: float = 1e-5
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of this very configuration if it has been run to its end, else None.
 
+        A run that diverged has reached its end too: resuming is exact, so it would only diverge again.
         Whatever else the folder holds, broken files too, is for `RunRecord` to judge.
         """
         try:
             record = json.loads((self.folder / "run.json").read_text())
-            done = record["status"] == "finished" and not differing_keys(dict(self.config), record["config"])
+            ended = record["status"] == "finished" or record.get("diverged_at") is not None
+            done = ended and not differing_keys(dict(self.config), record["config"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return record if done else None

@@ -17,7 +17,7 @@ from tasks.engine.distributed import World, joined
 from tasks.engine.loop import Trainer
 from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
 from tasks.engine.optim import Rule
-from tasks.engine.outcomes import Stopped
+from tasks.engine.outcomes import Diverged, Stopped
 from tasks.engine.plan import Plan
 from tasks.engine.records import RunRecord, Sink, now, usable_cores
 
@@ -55,7 +55,7 @@ def run(plan: Plan) -> dict[str, float]:
 def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]:
     seed_generators(plan.train.seed)  # the same weights on every process
     task = plan.make_task()
-    convert_networks(task.networks, plan.normalise)
+    convert_networks(task.networks, plan.normalise, eps=plan.normalise_eps)
     probed = _scale_invariant(task, world, record)
     if record is not None:
         record.update(data=task.describe(), model=_model_facts(task, probed))
@@ -89,7 +89,7 @@ def _close(plan: Plan, record: RunRecord, sinks: Sequence[Sink], trainer: Traine
         record.update(
             status=status, ended=now(), error=None if error is None else str(error) or type(error).__name__,
             steps=trainer.at.step, epochs=round(trainer.epoch, 4), scores=trainer.scores, best=vars(trainer.best),
-            checkpoint="checkpoints/last.pt",
+            checkpoint="checkpoints/last.pt", diverged_at=error.step if isinstance(error, Diverged) else None,
             notices=trainer.task.notices() if trainer.notices is None else trainer.notices,
         )  # fmt: skip
         if plan.draw is not None and trainer.at.step > 0:  # before that there is only the error to look at

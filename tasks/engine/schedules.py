@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from tasks.base import InputError
+
 Schedule = Callable[[float, float], float]
 
 
@@ -18,7 +20,13 @@ def constant(epoch: float, epochs: float) -> float:
 
 
 def cosine(
-    epoch: float, epochs: float, *, final: float = 0.0, warmup_epochs: float = 0.0, whole_epochs: bool = False
+    epoch: float,
+    epochs: float,
+    *,
+    final: float = 0.0,
+    warmup_epochs: float = 0.0,
+    whole_epochs: bool = False,
+    scale: float = 1.0,
 ) -> float:
     """Half a cosine from 1 to `final`, after a linear warm-up from 0.
 
@@ -28,12 +36,13 @@ def cosine(
         final: Multiplier reached at the end.
         warmup_epochs: Epochs of linear rise before the cosine starts; the AdamP paper uses none.
         whole_epochs: Keep each epoch's first value to its end, as a scheduler stepped once an epoch does.
+        scale: Factor on all of it, e.g. `batch_scale`.
     """
     epoch = math.floor(epoch) if whole_epochs else epoch
     if epoch < warmup_epochs:
-        return epoch / warmup_epochs
+        return scale * epoch / warmup_epochs
     share = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12)
-    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+    return scale * (final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0))))
 
 
 def step(epoch: float, epochs: float, *, milestones: Sequence[float] = (0.3, 0.6, 0.9), factor: float = 0.1) -> float:
@@ -48,3 +57,41 @@ def step(epoch: float, epochs: float, *, milestones: Sequence[float] = (0.3, 0.6
 def epochs_begun(epoch: float, epochs: float) -> float:
     """Return 1 in the first epoch, 2 in the second and so on: AdaRem's `lam_power`, the exponent of its λ."""
     return math.floor(epoch) + 1.0
+
+
+def decay(
+    epoch: float,
+    epochs: float,
+    *,
+    every: float = 2.4 / 450,
+    factor: float = 0.97,
+    warmup_epochs: float = 0.0,
+    scale: float = 1.0,
+) -> float:
+    """Multiply by `factor` again and again, after a linear warm-up: timm's step schedule for EfficientNets.
+
+    Args:
+        epoch: Epochs done, fractional.
+        epochs: Epochs in all.
+        every: Between two drops, as a share of the whole run; 2.4 of 450 epochs in timm's recipe.
+        factor: Of each drop.
+        warmup_epochs: Epochs of linear rise; they count for the drops too.
+        scale: Factor on all of it.
+    """
+    if epoch < warmup_epochs:
+        return scale * epoch / warmup_epochs
+    return float(scale * factor ** math.floor(epoch / (every * epochs) + 1e-9))
+
+
+SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+
+
+def batch_scale(batch_size: int, base: int = 256, *, rule: str = "none") -> float:
+    """Return (batch_size / base)^p with p = 0, 1/2, 1 for rule "none", "sqrt", "linear": how a rate follows the batch.
+
+    Raises:
+        InputError: The rule is not known.
+    """
+    if rule not in SCALINGS:
+        raise InputError(f"lr_scaling is {rule!r}; choose one of {', '.join(SCALINGS)}")
+    return float((batch_size / base) ** SCALINGS[rule])

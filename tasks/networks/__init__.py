@@ -6,7 +6,6 @@ scales start at 1, as in torchvision and in the code that the papers came with.
 
 from tasks.networks.efficientnet import efficientnet
 from tasks.networks.mobile import mobilenetv2, shufflenetv2
-from tasks.networks.normalised import normalised
 from tasks.networks.resnet import ScaledResNet, resnet18, resnet50, resnet101, resnext50, resnext101
 from tasks.networks.se_resnet import se_resnet50, se_resnet101
 
@@ -14,7 +13,6 @@ __all__ = [
     "ScaledResNet",
     "efficientnet",
     "mobilenetv2",
-    "normalised",
     "resnet18",
     "resnet50",
     "resnet101",

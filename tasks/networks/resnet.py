@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from tasks.base import InputError
-from tasks.networks.checks import check_classes, scaled_blocks, whole_channels
+from tasks.networks.checks import check_classes, check_factor, scaled_blocks, whole_channels
 
 
 class ScaledResNet(ResNet):
@@ -72,10 +73,24 @@ def resnet18(num_classes: int, *, width: float = 1.0, depth: float = 1.0) -> Sca
     return ScaledResNet(BasicBlock, layers, num_classes=num_classes, width=width)
 
 
-def resnet50(num_classes: int, *, width: float = 1.0, depth: float = 1.0) -> ScaledResNet:
-    """Return a ResNet50; 25,557,032 parameters for 1,000 classes at width and depth 1."""
+def resnet50(num_classes: int, *, width: float = 1.0, depth: float = 1.0, start_scale: float = 1.0) -> ScaledResNet:
+    """Return a ResNet50; 25,557,032 parameters for 1,000 classes at width and depth 1.
+
+    Args:
+        num_classes: Outputs of the classifier, K.
+        width: Factor on every channel count.
+        depth: Factor on the number of blocks of each stage, rounded up.
+        start_scale: Factor on the initial weights of the convolutions. BatchNorm follows each, so it does not change
+            the function; 20 and 100 in the AWS paper's Figures 5 and 6.
+    """
+    check_factor("start_scale", start_scale)
     layers = scaled_blocks((3, 4, 6, 3), depth)
-    return ScaledResNet(Bottleneck, layers, num_classes=num_classes, width=width)
+    network = ScaledResNet(Bottleneck, layers, num_classes=num_classes, width=width)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.mul_(start_scale)
+    return network
 
 
 def resnet101(num_classes: int, *, width: float = 1.0, depth: float = 1.0) -> ScaledResNet:

@@ -5,6 +5,7 @@ import torch
 
 from adamp import AdaRem
 from tasks.base import InputError
+from tasks.engine import schedules
 from tasks.engine.optim import apply_schedules
 from tasks.engine.schedules import constant, cosine, epochs_begun, step
 
@@ -71,3 +72,23 @@ def test_any_entry_of_a_group_can_be_scheduled_and_an_unknown_one_is_refused() -
     assert optimizer.param_groups[0]["momentum"] == 0.4
     with pytest.raises(InputError, match="no entry 'lam'"):
         apply_schedules(optimizer, {"lam": constant}, epoch=0, epochs=1)
+
+
+def test_the_decaying_schedule_drops_at_equal_intervals_after_its_warm_up() -> None:
+    assert schedules.decay(1.0, 450, warmup_epochs=2, scale=3.0) == 1.5
+    assert schedules.decay(2.39, 450) == 1.0
+    assert schedules.decay(2.4, 450) == pytest.approx(0.97)
+    assert schedules.decay(449.9, 450) == pytest.approx(0.97**187)
+    assert schedules.decay(0.5, 10, every=0.05, factor=0.5) == 0.5  # shares of the run, so short runs keep the shape
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("sqrt", 4.0), ("linear", 16.0)])
+def test_the_rate_follows_the_batch_by_the_rule_asked_for(rule: str, factor: float) -> None:
+    assert schedules.batch_scale(4096, rule=rule) == factor
+    scaled = schedules.cosine(25, 100, warmup_epochs=5, scale=schedules.batch_scale(4096, rule=rule))
+    assert scaled == pytest.approx(factor * schedules.cosine(25, 100, warmup_epochs=5))
+
+
+def test_an_unknown_rule_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="lr_scaling is 'cubic'; choose one of none, sqrt, linear"):
+        schedules.batch_scale(4096, rule="cubic")
