@@ -1,0 +1,146 @@
+"""The Triton kernels without a GPU: their results under Triton's interpreter, and that they compile for one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from adamp.kernels import triton as fused
+from tests.adamp.kernel_cases import ADAMP, CASES, SGD
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Every case's error or None. In a process of its own: the interpreter must be chosen before triton is imported."""
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.adamp.kernel_cases"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_under_the_interpreter(case, outcomes):
+    assert outcomes[case] is None, outcomes[case]
+
+
+def test_without_a_device_or_triton_the_kernels_say_why_they_cannot_be_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fused.refusal() == "there is no CUDA device"
+    assert not fused.built()
+    weight = torch.zeros(2, 3)
+    assert not fused.takes(weight, weight)
+    monkeypatch.setattr(fused, "_kernels", lambda: None)
+    assert fused.refusal() == "triton is not installed"
+
+
+class Target:
+    """Triton's driver as far as a compilation asks it: which GPU to compile for."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return self.capability  # a cache of compiled kernels each
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """Compile what a step would launch, with the arguments it would launch it with; return the kernels by name."""
+    from triton.runtime.driver import driver
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    before = driver._active
+
+    def compile_step(capability, dtype, *, family, **options):
+        kernels = {}
+        monkeypatch.setattr(
+            fused,
+            "_launch",
+            lambda kernel, grid, *args: kernels.update({kernel.__name__: kernel.warmup(*args, grid=(grid,))}),
+        )
+        driver.set_active(Target(capability))
+        w, g, m, v = (torch.zeros(4, 9000, dtype=dtype) for _ in range(4))
+        if family == "adamp":
+            fused.adamp([w], [g], [m], [v], [torch.zeros(())], **{**ADAMP, **options})
+        else:
+            fused.sgdp([w], [g], [m], **{**SGD, **options})
+        return kernels
+
+    yield compile_step
+    driver._active = before
+
+
+def check(kernels, capability):
+    assert set(kernels) == {"row_sums", "decide", "radial_sums", "coefficients", "descend"}
+    for name, kernel in kernels.items():
+        ptx = kernel.asm["ptx"]
+        assert f".target sm_{capability}" in ptx, name
+        assert len(kernel.asm["cubin"]) > 0
+        assert ".local" not in ptx, f"{name} keeps arrays in local memory"
+        assert not re.search(r"\batom\.|\bred\.global", ptx), f"{name} adds in no fixed order"
+        arguments = dict(zip(kernel.src.fn.arg_names, kernel.src.signature.values(), strict=True))
+        for number in ("lr", "eps", "keep1", "gain1", "log_beta2", "weight_decay"):
+            assert arguments.get(number, "fp64") == "fp64", "a Python float must arrive whole"
+    # Tiles of aligned tensors move 16 bytes a load.
+    for name in ("row_sums", "radial_sums", "descend"):
+        assert re.search(r"ld\.global\S*\.v4", kernels[name].asm["ptx"]), name
+
+
+def test_the_kernels_compile_for_a_gpu(compiled):
+    scaling = {"grad_scale": torch.ones(1), "found_inf": torch.zeros(1)}
+    check(compiled(90, torch.float32, family="sgdp", lr=torch.tensor(0.1), **scaling), 90)
+
+
+@pytest.mark.slow  # 2 to 6 s each on one core
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("adamp", {"nesterov": True, "maximize": True}),
+        ("adamp", {"weight_decay": 0.0}),
+        ("sgdp", {"nesterov": True, "maximize": True}),
+        ("sgdp", {"project_buffer": True}),
+        ("sgdp", {"momentum": 0.0}),
+    ],
+)
+def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, family, options, compiled):
+    check(compiled(capability, dtype, family=family, **options), capability)
+
+
+@pytest.mark.parametrize(
+    ("mark", "columns", "launched"),
+    [
+        ("auto", 20, ["row_sums", "decide", "radial_sums", "coefficients", "descend"]),
+        (True, 9000, ["decide", "radial_sums", "coefficients", "descend"]),  # several programs share a row
+        (True, 20, ["decide", "descend"]),
+        (False, 20, ["decide", "descend"]),
+    ],
+)
+def test_nothing_is_launched_that_a_mark_makes_needless(mark, columns, launched, monkeypatch):
+    names = []
+    monkeypatch.setattr(fused, "_launch", lambda kernel, grid, *args: names.append(kernel.__name__))
+    w, g, b = (torch.zeros(4, columns) for _ in range(3))
+    fused.sgdp([w], [g], [b], **{**SGD, "scale_invariant": mark})
+    assert names == launched
