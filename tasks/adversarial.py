@@ -42,9 +42,8 @@ class Adversarial(Task):
         step_size: Length of a step in place of the preset's.
         train_steps: Steps of the attack in training; 0 trains on clean pictures.
         eval_steps: Steps of the attack in evaluation, at least 1.
-        evaluation: "pgd", or "strong" for AutoAttack as well, in the evaluations after epoch `epochs`.
+        evaluation: "pgd", or "strong" for AutoAttack as well, once, with the best weights of the run.
         strong_images: Validation pictures that AutoAttack gets, the first ones of the set.
-        epochs: Length of the run, for "strong"; 0 runs AutoAttack at every evaluation.
         num_workers: Decoding processes beside each training process; 0 decodes in it.
         eval_batch_size: Pictures in one evaluation batch of one process.
 
@@ -68,7 +67,6 @@ class Adversarial(Task):
         eval_steps: int = 10,
         evaluation: str = "pgd",
         strong_images: int = 1000,
-        epochs: int = 0,
         num_workers: int = 0,
         eval_batch_size: int = 250,
     ) -> None:
@@ -92,13 +90,11 @@ class Adversarial(Task):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.num_workers = seed, num_workers
         self.train_steps, self.eval_steps = train_steps, eval_steps
-        self.evaluation, self.strong_images, self.epochs = evaluation, strong_images, epochs
-        self._epoch = 0
+        self.evaluation, self.strong_images = evaluation, strong_images
         self._corrupt = CorruptImages(data)
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
         """Return (pictures, labels, (seed of the step's random starts, place of the first picture in the step))."""
-        self._epoch = epoch
         batches = train_batches(
             self.data,
             shard,
@@ -118,23 +114,26 @@ class Adversarial(Task):
         return _Marked(batches, origin, count=len(batches))
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
-        """Return "val", and after the last epoch of a strong evaluation "strong": its first pictures once more."""
-        splits = {"val": -(-self.data.num_examples["val"] // self.eval_batch_size)}
-        if self.evaluation == "strong" and self._epoch + 1 >= self.epochs:
-            splits["strong"] = min(splits["val"], -(-self.strong_images // self.eval_batch_size))
+        return {"val": self._eval_split("val", shard, self.data.num_examples["val"])}
 
-        def marked(split: str, whole: int) -> _Marked:
-            batches = eval_batches(
-                self.data,
-                shard,
-                batch_size=self.eval_batch_size,
-                corrupt=self._corrupt,
-                num_workers=self.num_workers,
-            )
-            count = len(range(shard.index, whole, shard.count))
-            return _Marked(batches, lambda number: (split, shard.index + number * shard.count), count=count)
+    def test_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
+        """Return the first validation pictures once more, for AutoAttack on the best weights, if it is asked for."""
+        if self.evaluation != "strong":
+            return {}
+        return {"strong": self._eval_split("strong", shard, self.strong_images)}
 
-        return {split: marked(split, whole) for split, whole in splits.items()}
+    def _eval_split(self, split: str, shard: Shard, num_images: int) -> Sequence[Batch]:
+        """Return (pictures, labels, (split, number of the batch)) of the batches that hold so many pictures."""
+        batches = eval_batches(
+            self.data,
+            shard,
+            batch_size=self.eval_batch_size,
+            corrupt=self._corrupt,
+            num_workers=self.num_workers,
+        )
+        whole = -(-min(num_images, self.data.num_examples["val"]) // self.eval_batch_size)
+        count = len(range(shard.index, whole, shard.count))
+        return _Marked(batches, lambda number: (split, shard.index + number * shard.count), count=count)
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
         images, labels, (seed, first) = batch  # (B, 3, S, S) uint8, (B,)
@@ -257,8 +256,10 @@ def autoattack(network: nn.Module, images: Tensor, labels: Tensor, *, norm: str,
     from pyautoattack import AutoAttack  # an optional extra
 
     name = {"linf": "Linf", "l2": "L2"}[norm]
-    attack = AutoAttack(network, norm=name, eps=epsilon, device=images.device, seed=0)
-    attacked, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # it seeds the global generators
+        attack = AutoAttack(network, norm=name, eps=epsilon, device=images.device, seed=0)
+        attacked, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
     return attacked
 
 
