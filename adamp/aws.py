@@ -76,6 +76,10 @@ def shrink_weights(
         W_f <- W_f - η γ_f W_f - (the optimizer's update)       coupling "weights"
         g_f <- g_f + γ_f W_f                                    coupling "gradient", before the optimizer's step
 
+    Where the paper leaves a choice: its W is taken filter by filter, as WN and WS normalise; with momentum, which eq. 21
+    does not have, `coupling` decides; the deviation is the population's, as printed, while the layers of `adamp.layers`
+    divide by n - 1, as the authors' do.
+
     For SGD without momentum both are eq. 21. "gradient" is what torch's SGD does with its weight decay: momentum
     then strengthens the shrink by `1 / (1 - momentum)`. Adam would divide the shrink's size out: use "weights".
 
@@ -91,7 +95,7 @@ def shrink_weights(
 
     Args:
         optimizer: Any torch optimizer.
-        alpha: Strength, at least 0.
+        alpha: Strength, at least 0: at lr η a step takes `η alpha ‖W_f‖` (WS: `η alpha std(W_f)`) of a filter.
         params: Weights of normalised layers, each in the optimizer and of two or more dimensions.
         kind: "wn" for weights divided by their norm, "ws" by their standard deviation.
         coupling: "weights" or "gradient", see above.
