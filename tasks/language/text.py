@@ -1,0 +1,237 @@
+"""Text on disk -> a vocabulary and one long row of word numbers for each split.
+
+Layouts read: WikiText (`wiki.train.tokens`, `wiki.valid.tokens`, `wiki.test.tokens`), the names that the Transformer-XL
+code gives the same files and Penn Treebank's (`train.txt`, ...), and `ptb.train.txt`, ...; each also compressed as
+`.xz`. Words are separated by white space, and each line, blank or not, ends in `<eos>`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import lzma
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tasks.base import InputError
+
+Tokens = NDArray[np.int32]
+Order = Literal["frequency", "appearance"]
+Unit = Literal["word", "char"]
+
+EOS = "<eos>"
+SPLITS = ("train", "valid", "test")
+NAMES = ("wiki.{}.tokens", "{}.txt", "ptb.{}.txt")
+EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "shakespeare"
+_FORMAT = 1  # of the cache; a change of what is stored changes it
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as numbers.
+
+    Attributes:
+        name: Name of the set, as tables and records show it.
+        words: The vocabulary; a token is an index into it.
+        counts: How often each word occurs in the training split, (V,).
+        tokens: Split ("train", "valid", "test") -> its tokens, (T,) int32, memory-mapped.
+        unit: Whether a token is a word or a character.
+        licence: Of the text.
+    """
+
+    name: str
+    words: list[str]
+    counts: NDArray[np.int64]
+    tokens: dict[str, Tokens]
+    unit: Unit = "word"
+    licence: str = ""
+
+    def unigram_loss(self, split: str) -> float:
+        """Return the mean loss in nats of guessing by training frequency with add-one smoothing: a floor to beat."""
+        logs = np.log((self.counts + 1) / (self.counts.sum() + len(self.counts)))
+        return float(-logs[self.tokens[split]].mean())
+
+
+def text_corpus(
+    root: str | Path | None,
+    *,
+    name: str,
+    order: Order = "frequency",
+    unit: Unit = "word",
+    vocabulary_size: int | None = None,
+    licence: str = "",
+    cache: str | Path | None = None,
+) -> Corpus:
+    """Read a text, from the cache of an earlier reading of the very same bytes where there is one.
+
+    Args:
+        root: Folder of the three files; null for the text in this repository.
+        name: Name of the set.
+        order: "frequency": `<eos>` first, then the words of the training file by falling frequency, ties by first
+            appearance, which is what gives an adaptive softmax's cutoffs their meaning; a word of another file that the
+            training file lacks counts as `<unk>`. "appearance": all words of all three files as they come (Penn
+            Treebank).
+        unit: "word", or "char" for single characters, where a space is one too.
+        vocabulary_size: What the vocabulary must hold, a check that this is the right text; null for no check.
+        licence: Of the text, for the records.
+        cache: Folder for the numbers; null for $ADAMP_DATA or ~/.cache/adamp/data.
+
+    Raises:
+        InputError: A file is missing, empty, not UTF-8, or gives another vocabulary than stated.
+    """
+    if order not in ("frequency", "appearance"):
+        raise InputError(f"data.order is {order!r}; choose frequency or appearance")
+    if unit not in ("word", "char"):
+        raise InputError(f"data.unit is {unit!r}; choose word or char")
+    folder = EMBEDDED if root is None else Path(root)
+    paths = {split: find(folder, split) for split in SPLITS}
+    base = (
+        Path(cache) if cache is not None else Path(os.environ.get("ADAMP_DATA") or "~/.cache/adamp/data").expanduser()
+    )
+    rule = {"order": order, "unit": unit, "format": _FORMAT}
+    target = base / "tokens" / f"{name}-{_digest(list(paths.values()), rule)}"
+    if not (target / "vocabulary.json").exists():
+        with _locked(target):
+            if not (target / "vocabulary.json").exists():
+                _build(paths, target, order=order, unit=unit)
+    stored = json.loads((target / "vocabulary.json").read_text(encoding="utf-8"))
+    words: list[str] = stored["words"]
+    if vocabulary_size is not None and len(words) != vocabulary_size:
+        raise InputError(
+            f"{folder} gives a vocabulary of {len(words)}, data.vocabulary_size says {vocabulary_size}: another text, "
+            "another tokenisation, or other white space"
+        )
+    tokens = {split: np.load(target / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+    return Corpus(name, words, np.asarray(stored["counts"], dtype=np.int64), tokens, unit, licence)
+
+
+def find(folder: Path, split: str) -> Path:
+    """Return the file of a split, whatever of the known names it has.
+
+    Raises:
+        InputError: None of them is there.
+    """
+    names = [name.format(split) for name in NAMES]
+    for candidate in [*names, *(f"{name}.xz" for name in names)]:
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise InputError(f"data_root: {folder} holds no {split} text; expected one of {', '.join(names)}")
+
+
+def lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 text without their ends, one at a time however large the file.
+
+    Raises:
+        InputError: A line is not UTF-8, or the compressed stream is broken.
+    """
+    with cast(BinaryIO, lzma.open(path) if path.suffix == ".xz" else path.open("rb")) as file:
+        number = 0
+        while True:
+            try:
+                line = file.readline()
+            except (lzma.LZMAError, EOFError) as error:
+                raise InputError(f"{path}: broken after line {number} ({error})") from None
+            if not line:
+                return
+            number += 1
+            try:
+                yield line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: line {number} is not UTF-8 ({error.reason}); convert the file") from None
+
+
+def tokenise(line: str, unit: Unit) -> list[str]:
+    """Return the tokens of one line, `<eos>` last; a blank line is an `<eos>` alone."""
+    return [*(line.split() if unit == "word" else line), EOS]
+
+
+def build_vocabulary(paths: dict[str, Path], *, order: Order, unit: Unit) -> dict[str, int]:
+    """Return word -> number, by the rule of `text_corpus`."""
+    if order == "appearance":
+        found: dict[str, int] = {}
+        for split in SPLITS:
+            for line in lines(paths[split]):
+                for word in tokenise(line, unit):
+                    found.setdefault(word, len(found))
+        return found
+    counts: Counter[str] = Counter()
+    for line in _shown(paths["train"], "counting words"):
+        counts.update(tokenise(line, unit))
+    del counts[EOS]
+    # A Counter keeps the order of first appearance, and the sort is stable: ties stay in that order.
+    ranked = sorted(counts, key=lambda word: -counts[word])
+    # A text of words brings its own <unk>; of characters none does.
+    return {word: number for number, word in enumerate([EOS, *ranked, *(["<unk>"] if unit == "char" else [])])}
+
+
+def _build(paths: dict[str, Path], target: Path, *, order: Order, unit: Unit) -> None:
+    """Write the numbers into a folder beside the target and rename it: the cache is whole or not there."""
+    numbers = build_vocabulary(paths, order=order, unit=unit)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        for split, path in paths.items():
+            tokens = _encode(path, numbers, unit=unit)
+            if len(tokens) < 2:
+                raise InputError(f"{path}: holds no text")
+            np.save(work / f"{split}.npy", tokens)
+        counts = np.bincount(np.load(work / "train.npy"), minlength=len(numbers)).tolist()
+        text = json.dumps({"words": list(numbers), "counts": counts}, ensure_ascii=False)
+        (work / "vocabulary.json").write_text(text, encoding="utf-8")
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _encode(path: Path, numbers: dict[str, int], *, unit: Unit) -> Tokens:
+    unknown = numbers.get("<unk>")
+    parts: list[Tokens] = []
+    for number, line in enumerate(_shown(path, f"reading {path.name}"), 1):
+        words = tokenise(line, unit)
+        try:
+            parts.append(np.fromiter((numbers[w] for w in words), dtype=np.int32, count=len(words)))
+        except KeyError as error:
+            if unknown is None:
+                raise InputError(
+                    f"{path}: line {number} holds {error.args[0]!r}; the training text has neither it nor <unk>"
+                ) from None
+            parts.append(np.fromiter((numbers.get(w, unknown) for w in words), dtype=np.int32, count=len(words)))
+        if len(parts) == 100_000:  # joined now and then: a million small arrays cost more than their contents
+            parts = [np.concatenate(parts)]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def _shown(path: Path, what: str) -> Iterator[str]:
+    """Yield the lines of a file, with a bar where that takes long."""
+    yield from tqdm(lines(path), desc=what, unit=" lines", leave=False, delay=2, mininterval=1)
+
+
+def _digest(paths: list[Path], rule: dict[str, Any]) -> str:
+    total = hashlib.sha256(json.dumps(rule, sort_keys=True).encode())
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold a lock beside the target: of several processes that start at once, one builds."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".{target.name}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise InputError(f"the cache {target.parent} cannot be written ({error.strerror}); set ADAMP_DATA") from None
