@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 _EPS = 1e-20  # for the normalisation layers; smaller values amplify the rounding of constant channels
 _TOLERANCE = 1e-6  # of the outputs' largest magnitude; rounding stays below 1e-9, a change of a weight does not
+_COSINE = 1e-4  # of a weight and its gradient; rounding reached 1e-5 where batch norm sees 8 values, else 1e-16
 _FACTOR = 3.0  # weights are multiplied by factors between 1 / 3 and 3
 
 
@@ -50,7 +51,7 @@ def scale_invariant_parameters(
     """
     probe = _Rescaling(model, example_batch, per_filter=per_filter, seed=seed)
     candidates = [name for name, p in probe.parameters.items() if p.ndim > 1 and p.numel() > 0]
-    return set(probe.invariant(probe.used(candidates)))
+    return set(probe.invariant(probe.possible(candidates)))
 
 
 class _Rescaling:
@@ -86,15 +87,26 @@ class _Rescaling:
             raise ValueError("example_batch: the model's outputs hold no floating-point numbers to compare")
         return outputs
 
-    def used(self, names: list[str]) -> list[str]:
-        """Return the parameters that have an effect on the outputs: a random sum of them has a gradient."""
+    def possible(self, names: list[str]) -> list[str]:
+        """Return the parameters with an effect on the outputs, and none by their scale at first order.
+
+        A random sum of the outputs must have a gradient, and one orthogonal to the parameter (eq. 4). Its angle does
+        not depend on how strong the effect is: attention's biases at their initial size move a language model's
+        losses by less than any tolerance on the losses themselves, and are not invariant.
+        """
         outputs = self._forward()
         total = sum((output * self._normal(output.shape)).sum() for output in outputs if output.requires_grad)
         if not isinstance(total, Tensor):
             raise ValueError("example_batch: the model's outputs do not depend on its parameters")
         params = [self.parameters[name] for name in names]
         grads = torch.autograd.grad(total, params, allow_unused=True) if params else ()
-        return [name for name, grad in zip(names, grads, strict=True) if grad is not None and bool(grad.any())]
+        return [
+            name
+            for name, p, grad in zip(names, params, grads, strict=True)
+            if grad is not None
+            and bool(grad.any())
+            and float((grad * p.detach()).sum().abs()) <= _COSINE * float(grad.norm() * p.detach().norm())
+        ]
 
     def invariant(self, names: list[str]) -> list[str]:
         """Return the invariant ones by halving: a group that may be rescaled at once is invariant."""

@@ -130,7 +130,11 @@ class Task(ABC):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Return facts for the record of a run: the name of the data really used, its sizes, its licence."""
+        """Return facts for the record of a run: the name of the data really used, its sizes, its licence.
+
+        "name", "train_examples" and "val_examples" are printed at the start, and so is "baseline" where there is one:
+        what a score must beat to mean anything.
+        """
         return {}
 
     def notices(self) -> dict[str, int]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adamp import layers, scale_invariant_parameters
 
@@ -132,3 +132,17 @@ def test_resnet50_has_the_share_of_the_paper():
     invariant, total = share("resnet50")
     assert (invariant, total) == (23_454_912, 25_557_032)
     assert round(100 * invariant / total, 2) == 91.77
+
+
+def test_an_effect_far_below_the_outputs_is_still_an_effect() -> None:
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loud = nn.Linear(4, 4)
+            self.faint = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.loud(x) + 1e-9 * self.faint(x)
+
+    torch.manual_seed(0)
+    assert scale_invariant_parameters(Faint(), torch.randn(16, 4)) == set()
