@@ -76,9 +76,9 @@ def shrink_weights(
         W_f <- W_f - η γ_f W_f - (the optimizer's update)       coupling "weights"
         g_f <- g_f + γ_f W_f                                    coupling "gradient", before the optimizer's step
 
-    Where the paper leaves a choice: its W is taken filter by filter, as WN and WS normalise; with momentum, which eq. 21
-    does not have, `coupling` decides; the deviation is the population's, as printed, while the layers of `adamp.layers`
-    divide by n - 1, as the authors' do.
+    Where the paper leaves a choice: its W is taken filter by filter, as WN and WS normalise; with momentum, which
+    eq. 21 does not have, `coupling` decides; the deviation is the population's, as printed, while the layers of
+    `adamp.layers` divide by n - 1, as the authors' do.
 
     For SGD without momentum both are eq. 21. "gradient" is what torch's SGD does with its weight decay: momentum
     then strengthens the shrink by `1 / (1 - momentum)`. Adam would divide the shrink's size out: use "weights".

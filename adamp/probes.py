@@ -227,7 +227,7 @@ class NormProbe:
     def _test(self, rows: Movement, num_weights: int, group: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         # The optimizer's own rule, or what AdamP's would be at this probe's delta and eps.
         own = {"delta", "wd_ratio"} <= group.keys()
-        delta, eps = (group["delta"], group["eps"]) if own else (self._delta, self._eps)
+        delta, eps = (group["delta"], group.get("eps", self._eps)) if own else (self._delta, self._eps)
         mark = group.get("scale_invariant", "auto")
         sums = RowSums(wg=rows.wg, ww=rows.ww0, gg=rows.gg)
         cos = cosine(sums, eps=eps)

@@ -217,6 +217,16 @@ def test_marks_of_groups_take_the_place_of_the_test(mark, fires):
     assert (float(radial(p, before, 4).max()) < 1e-6) is fires
 
 
+def test_a_probe_reads_the_entries_of_groups_that_have_no_eps():
+    p = make_param((4, 30), dtype=torch.float64)
+    optimizer = torch.optim.SGD([{"params": [p], "delta": 0.0, "wd_ratio": 1.0}], 0.1)
+    project_updates(optimizer)
+    probe = NormProbe([("p", p)], every=1)
+    probe.attach(optimizer)
+    optimizer.step()
+    assert probe.read()["projected/share"] == 0
+
+
 def test_only_the_named_parameters_are_projected():
     first, second = make_param((4, 30), dtype=torch.float64), make_param((4, 30), dtype=torch.float64)
     for p in (first, second):
