@@ -172,7 +172,7 @@ def _coefficients(batch: Batch) -> tuple[Tensor, Tensor | float]:
 def _per_matrix(batch: Batch, rows: Tensor) -> list[Tensor]:
     """Split a value a row, (N,), into one tensor for each matrix that broadcasts over it, (R, 1, ..., 1)."""
     weights = [batch.weights[i] for i in batch.matrices]
-    parts = torch.split(rows, [w.shape[0] for w in weights])  # type: ignore[no-untyped-call]
+    parts = torch.split(rows, [w.shape[0] for w in weights])
     return [part.view(-1, *[1] * (w.ndim - 1)) for part, w in zip(parts, weights, strict=True)]
 
 

@@ -83,6 +83,6 @@ def sum_over_processes(items: Iterable[tuple[Tensor, Sequence[Any]]]) -> None:
         tensors = [tensor for tensor, groups in items if group in groups]
         message = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(message, group=group)
-        parts = torch.split(message, [x.numel() for x in tensors])  # type: ignore[no-untyped-call]
+        parts = torch.split(message, [x.numel() for x in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))

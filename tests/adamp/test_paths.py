@@ -1,0 +1,261 @@
+"""Which path a tensor takes, and that all of them are one optimizer: states pass from one to another."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from adamp import SGDP, AdamP, paths
+from tests.adamp import reference
+from tests.adamp.conftest import PATHS, path_options
+
+OPTIMIZERS = {
+    "sgdp": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
+    "sgdp-published": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "project_buffer": True}),
+    "sgdp-plain": (SGDP, {"lr": 0.05, "weight_decay": 1e-2}),
+    "adamp": (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
+    "adamp-nesterov": (AdamP, {"lr": 1e-2, "weight_decay": 0.1, "nesterov": True}),
+}
+every_optimizer = pytest.mark.parametrize(("cls", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+SHAPES = {"channel": (4, 3, 3, 3), "layer": (6, 8), "none": (5, 7), "vector": (9,), "scalar": ()}
+
+
+def parameters(dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in SHAPES.values()]
+
+
+def train(optimizer, params, steps, start=0):
+    """Steps whose gradients depend on the weights, so that a difference once made stays and grows."""
+    for step in range(start, start + steps):
+        generator = torch.Generator().manual_seed(100 + step)
+        for kind, p in zip(SHAPES, params, strict=True):
+            w = p.detach().double()
+            p.grad = reference.gradient(w, kind if p.ndim > 1 else "none", generator).to(p.dtype)
+        optimizer.step()
+
+
+def assert_close(first, second, dtype=torch.float64):
+    atol = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_path_makes_the_steps_of_the_readable_one(cls, options, dtype, path):
+    ours, plain = parameters(dtype), parameters(dtype)
+    train(cls(ours, **options, **path), ours, 6)
+    train(cls(plain, **options, foreach=False), plain, 6)
+    assert_close(ours, plain, dtype)
+
+
+@every_optimizer
+@pytest.mark.parametrize("second", PATHS)
+def test_a_state_saved_under_one_path_goes_on_under_another(cls, options, path, second, tmp_path):
+    params = parameters()
+    optimizer = cls(params, **options, **path)
+    train(optimizer, params, 3)
+    torch.save(optimizer.state_dict(), tmp_path / "o.pt")
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    other = cls(twins, **{**options, "lr": 7.0}, **path_options(second))
+    other.load_state_dict(torch.load(tmp_path / "o.pt", weights_only=True))
+    train(optimizer, params, 3, start=3)
+    train(other, twins, 3, start=3)
+    assert_close(params, twins)
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP])
+def test_a_checkpoint_does_not_change_how_steps_are_computed(cls):
+    params = parameters()
+    saved = cls(params, lr=0.1, foreach=True).state_dict()
+    optimizer = cls(params, lr=0.2, foreach=False, capturable=True)
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["foreach"], group["capturable"]) == (0.1, False, True)
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP])
+def test_a_checkpoint_that_knows_no_paths_is_loaded(cls):
+    params = parameters()
+    optimizer = cls(params, lr=0.1, foreach=True)
+    state = copy.deepcopy(optimizer.state_dict())
+    for name in ("foreach", "fused", "capturable", "differentiable"):
+        del state["param_groups"][0][name]
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["foreach"] is True
+    bare = pickle.loads(pickle.dumps(optimizer))
+    for group in bare.param_groups:
+        del group["foreach"], group["fused"]
+    older = cls.__new__(cls)
+    older.__setstate__(bare.__getstate__())
+    assert older.param_groups[0]["foreach"] is True  # the defaults', which are pickled with it
+
+
+def test_an_integer_step_of_an_old_checkpoint_becomes_a_tensor_where_the_path_wants_it():
+    params = parameters()
+    optimizer = AdamP(params, lr=0.1)
+    train(optimizer, params, 1)
+    state = optimizer.state_dict()
+    for values in state["state"].values():
+        values["step"] = 5
+    optimizer.load_state_dict(state)
+    steps = [optimizer.state[p]["step"] for p in params]
+    assert [(s.item(), s.dtype, s.device.type) for s in steps] == [(5, torch.float32, "cpu")] * len(params)
+
+
+# Options
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"foreach": True, "fused": True}, "`fused` and `foreach` cannot be `True` together"),
+        ({"differentiable": True, "fused": True}, "`fused` does not support `differentiable`"),
+        ({"differentiable": True, "foreach": True}, "`foreach` does not support `differentiable`"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(cls, options, message):
+    with pytest.raises(RuntimeError, match=message):
+        cls(parameters(), lr=0.1, **options)
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP])
+@pytest.mark.parametrize("name", ["foreach", "fused", "capturable", "differentiable"])
+def test_a_path_option_that_is_no_bool_is_named(cls, name):
+    with pytest.raises(ValueError, match=f"^{name}="):
+        cls(parameters(), lr=0.1, **{name: 1})
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP])
+def test_fused_says_why_it_cannot_be_had(cls, monkeypatch):
+    with pytest.raises(RuntimeError, match="there is none for meta"):
+        cls([nn.Parameter(torch.ones(2, 2, device="meta"))], lr=0.1, fused=True)
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP])
+def test_a_flattened_parameter_of_fsdp1_is_refused(cls):
+    flat = nn.Parameter(torch.ones(12))
+    flat._is_flat_param = True  # what FlatParameter's own check looks at
+    with pytest.raises(ValueError, match=r"shape \(12,\) was flattened.*fully_shard"):
+        cls([flat], lr=0.1)
+    optimizer = cls(parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="flattened"):
+        optimizer.add_param_group({"params": [flat]})
+    assert len(optimizer.param_groups) == 1
+
+
+# Choice
+
+
+def chosen(param, **group):
+    group = {"foreach": None, "fused": None, "capturable": False, "differentiable": False, **group}
+    return paths.choose_path(group, param, torch.zeros_like(param), [torch.zeros_like(param)])
+
+
+def test_options_choose_the_path():
+    w = torch.ones(3, 4)
+    assert chosen(w, foreach=True) == "foreach"
+    assert chosen(w, foreach=False) == "single"
+    assert chosen(w, differentiable=True) == "single"
+    assert chosen(w, fused=False) == "single"
+    path_options("fused")
+    assert chosen(w, fused=True) == "fused"
+    assert chosen(w.to(torch.complex64), fused=True) == "single"  # no kernel takes it
+
+
+def test_by_default_the_cpu_kernel_is_used_only_where_it_is_built_already(monkeypatch):
+    w = torch.ones(3, 4)
+    monkeypatch.setattr(paths, "_cpu_kernel_is_there", lambda: False)
+    assert chosen(w) == "single"
+    path_options("fused")
+    monkeypatch.setattr(paths, "_cpu_kernel_is_there", lambda: True)
+    assert chosen(w) == "fused"
+    assert chosen(w.to(torch.complex64)) == "single"
+
+
+def test_by_default_other_devices_step_all_at_once():
+    assert chosen(torch.ones(3, 4, device="meta")) == "foreach"
+
+
+# GradScaler
+
+
+class Scaled:
+    """A model's gradients times 1024, and an optimizer stepped through GradScaler."""
+
+    def __init__(self, cls, options):
+        self.params = parameters(torch.float32)
+        self.optimizer = cls(self.params, **options)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+
+    def step(self, seed, *, bad=False, unscale=False):
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.params:
+            p.grad = torch.randn(p.shape, generator=generator) * self.scaler.get_scale()
+        if bad:
+            self.params[1].grad[0, 0] = float("inf")
+        kept = [p.grad.clone() for p in self.params]
+        self.scaler.scale(torch.ones(()))  # GradScaler sets itself up at its first loss
+        if unscale:
+            self.scaler.unscale_(self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return kept
+
+
+@every_optimizer
+@pytest.mark.parametrize("unscale", [False, True])
+def test_gradient_scaling_makes_no_difference(cls, options, path, unscale):
+    scaled = Scaled(cls, {**options, **path})
+    plain = parameters(torch.float32)
+    optimizer = cls(plain, **options, foreach=False)
+    for seed in range(3):
+        scaled.step(seed, unscale=unscale)
+        generator = torch.Generator().manual_seed(seed)
+        for p in plain:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    assert_close(scaled.params, plain, torch.float32)
+
+
+@every_optimizer
+def test_an_infinite_gradient_skips_the_step_and_lowers_the_scale(cls, options, path):
+    scaled = Scaled(cls, {**options, **path})
+    scaled.step(0)
+    before = copy.deepcopy((scaled.params, scaled.optimizer.state_dict()["state"]))
+    scale = scaled.scaler.get_scale()
+    scaled.step(1, bad=True)
+    assert all(torch.equal(a, b) for a, b in zip(before[0], scaled.params, strict=True))
+    now = scaled.optimizer.state_dict()["state"]
+    assert all(torch.equal(x, now[i][name]) for i, state in before[1].items() for name, x in state.items())
+    assert scaled.scaler.get_scale() == scale / 2
+
+
+def test_fused_takes_the_scale_itself_and_leaves_gradients_alone():
+    scaled = Scaled(AdamP, {"lr": 0.1, **path_options("fused")})
+    kept = scaled.step(0)
+    assert scaled.optimizer._step_supports_amp_scaling
+    assert all(torch.equal(p.grad, g) for p, g in zip(scaled.params, kept, strict=True))
+    assert not AdamP(scaled.params, 0.1)._step_supports_amp_scaling
+    assert pickle.loads(pickle.dumps(scaled.optimizer))._step_supports_amp_scaling
+
+
+@every_optimizer
+@pytest.mark.parametrize("bad", [False, True])
+def test_what_the_kernel_does_not_take_is_unscaled_and_skipped_too(cls, options, bad):
+    """A transposed gradient, beside parameters that the kernel takes."""
+    w, grad = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.randn(3, 4).t()
+    ours, plain = nn.Parameter(w.clone()), nn.Parameter(w.clone())
+    ours.grad, plain.grad = grad * 8, grad.clone()
+    optimizer = cls([ours], **options, **path_options("fused"))
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(float(bad))
+    optimizer.step()
+    if bad:
+        assert torch.equal(ours, w)
+        return
+    cls([plain], **options, foreach=False).step()
+    torch.testing.assert_close(ours, plain)
