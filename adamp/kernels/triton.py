@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adamp.kernels.triton_tables import locate
 from adamp.projection import Mark
 
+PLAIN = (Tensor, Parameter)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 BLOCK = 1024  # rows that one program adds up at a time
 
@@ -44,6 +46,11 @@ def _kernels() -> ModuleType | None:
 def _interpreting() -> bool:
     kernels = _kernels()
     return kernels is not None and type(kernels.descend).__name__ == "InterpretedFunction"
+
+
+@functools.cache
+def _device_type() -> str:
+    return "cpu" if _interpreting() else "cuda"
 
 
 def refusal() -> str | None:
@@ -66,8 +73,6 @@ def _strides(x: Tensor) -> tuple[int, ...]:
 
 def _rows_are_dense(x: Tensor) -> bool:
     """Whether memory holds one row after the other without a gap; their entries may lie in any order."""
-    if x.numel() <= 1 or x.is_contiguous():
-        return True
     if x.ndim > 1 and x.shape[0] > 1 and x.stride(0) != x.numel() // x.shape[0]:
         return False
     expected = 1
@@ -84,19 +89,19 @@ def takes(param: Tensor, grad: Tensor, *states: Tensor) -> bool:
     All tensors must be plain tensors of one device, dtype, shape and memory format, each row (index of the first
     dimension) dense in memory, as contiguous and channels-last weights are.
     """
-    device = "cpu" if _interpreting() else "cuda"
-    if param.device.type != device or param.dtype not in DTYPES or not _rows_are_dense(param):
+    # Asked of each parameter at each step: the common case, all contiguous, has to be quick.
+    if param.device.type != _device_type() or param.dtype not in DTYPES:
         return False
+    device, dtype, shape = param.device, param.dtype, param.shape
+    for x in (param, grad, *states):
+        if x.dtype != dtype or x.shape != shape or x.device != device or x.layout is not torch.strided:
+            return False
+        if type(x) not in PLAIN and is_traceable_wrapper_subclass(x):
+            return False
+    if all(x.is_contiguous() for x in (param, grad, *states)):
+        return True
     strides = _strides(param)
-    return all(
-        x.device == param.device
-        and x.dtype == param.dtype
-        and x.shape == param.shape
-        and x.layout is torch.strided
-        and not is_traceable_wrapper_subclass(x)
-        and (x.numel() <= 1 or _strides(x) == strides)
-        for x in (param, grad, *states)
-    )
+    return _rows_are_dense(param) and all(_strides(x) == strides for x in (grad, *states))
 
 
 @dataclass(frozen=True)
@@ -213,9 +218,7 @@ def adamp(
         grad_scale: The factor of the gradients, one float32.
         found_inf: One float32; unless it is 0 nothing changes, the step counts neither.
     """
-    hyper = _Hyper(
-        lr, weight_decay, delta, wd_ratio, eps, keep=betas, gain=(1 - betas[0], 1 - betas[1]), betas=betas
-    )  # fmt: skip
+    hyper = _Hyper(lr, weight_decay, delta, wd_ratio, eps, keep=betas, gain=(1 - betas[0], 1 - betas[1]), betas=betas)
     flags = {"adam": True, "nesterov": nesterov, "buffer": True, "maximize": maximize, "project_buffer": False}
     for group, columns in _by_device_and_dtype(params, (params, grads, exp_avgs, exp_avg_sqs, steps)):
         _step(group, columns, hyper, mark=scale_invariant, flags=flags, grad_scale=grad_scale, found_inf=found_inf)
