@@ -36,7 +36,9 @@ FAMILIES = {
     "noto": ("1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "Apache-2.0", "Google"),
     "noto-v1": ("1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37", "Apache-2.0", "Google"),
     "twemoji": ("1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7", "CC-BY-4.0", "Twitter"),
-    "fluent-emoji-flat": ("1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175", "MIT", "Microsoft"),
+    "fluent-emoji-flat": (
+        "1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175", "MIT", "Microsoft"
+    ),
     "emojione": ("1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e", "CC-BY-4.0", "EmojiOne"),
     "fxemoji": ("1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef", "Apache-2.0", "Mozilla"),
 }  # fmt: skip
@@ -85,7 +87,8 @@ def draw(icons: Icons, name: str, size: int) -> NDArray[np.uint8] | None:
     import resvg_py
 
     icon = icons["icons"][name]
-    box = " ".join(str(icon.get(k, icons.get(k, d))) for k, d in zip(("left", "top", "width", "height"), (0, 0, 16, 16), strict=True))  # fmt: skip
+    sides = (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    box = " ".join(str(icon.get(key, icons.get(key, default))) for key, default in sides)
     head = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     try:
         png = resvg_py.svg_to_bytes(

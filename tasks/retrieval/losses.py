@@ -64,10 +64,10 @@ def _log1p_sum_exp(values: Tensor, chosen: Tensor) -> Tensor:
 
 
 def semihard_triplets(embeddings: Tensor, labels: Tensor, *, margin: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the semi-hard triplets of a batch: ordered (anchor, positive, negative) with 0 < d(a,n) - d(a,p) <= margin.
+    """Return the semi-hard triplets of a batch: 0 < d(anchor, negative) - d(anchor, positive) <= margin.
 
-    d is the Euclidean distance (not its square) between l2-normalised embeddings. A batch of one class, or without
-    two examples of one class, has none.
+    All ordered ones; d is the Euclidean distance (not its square) between l2-normalised embeddings. A batch of one
+    class, or without two examples of one class, has none.
 
     Args:
         embeddings: (B, D), of any length.

@@ -40,7 +40,8 @@ def load_imagenet(backbone: nn.Module, name: str, path: str | None) -> str:
     if file is None or not file.is_file():
         where = f"model.weights={path} is no file" if path else f"{FILES[name]} is not on this machine"
         raise InputError(
-            f"model.init=imagenet: {where}; {HOW[name]} and give its path as model.weights=..., or set model.init=random"
+            f"model.init=imagenet: {where}; {HOW[name]} and give its path as model.weights=..., "
+            "or set model.init=random"
         )
     state = _read(file)
     # torchvision's classifier is `fc`, that of the EfficientNet package `fc` or timm's `classifier`.
