@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,31 +68,22 @@ class DigitSet:
 class SmallDigits(DigitSet):
     """scikit-learn's 1,797 digits of 8x8 pixels: part of UCI's "Optical Recognition of Handwritten Digits".
 
-    Their 17 grey levels become two at half of the highest. They lie on 10x10 pixels, in the middle for testing; each
-    training digit counts five times, in the middle and one pixel off to each side, so that the papers' shares of
-    digits in another colour leave numbers that differ. A fixed draw puts 360 digits into the test split.
+    Their 17 grey levels become two at half of the highest. A fixed draw puts 360 of them into the test split.
     """
 
     NUM_TEST = 360
-    PLACES = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))  # of the top left corner: row, column
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits  # takes a second, which runs on other data need not spend
 
         digits = load_digits()
-        strokes = 255 * (torch.from_numpy(digits.images) >= 8).to(torch.uint8)  # (N, 8, 8), were 0 to 16
+        images = 255 * (torch.from_numpy(digits.images) >= 8).to(torch.uint8)  # (N, 8, 8), were 0 to 16
         labels = torch.from_numpy(digits.target).long()
         order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
-        test, train = order[: self.NUM_TEST], order[self.NUM_TEST :]
-
-        def placed(row: int, column: int) -> Tensor:
-            return F.pad(strokes, (column, 2 - column, row, 2 - row))
-
+        parts = {"test": order[: self.NUM_TEST], "train": order[self.NUM_TEST :]}
         self.name = "small_digits"
-        self.images = {
-            "train": torch.cat([placed(*place)[train] for place in self.PLACES]), "test": placed(1, 1)[test],
-        }  # fmt: skip
-        self.labels = {"train": labels[train].repeat(len(self.PLACES)), "test": labels[test]}
+        self.images = {split: images[part] for split, part in parts.items()}
+        self.labels = {split: labels[part] for split, part in parts.items()}
         self.licence = "CC BY 4.0 (Alpaydin, Kaynak; UCI Machine Learning Repository)"
         self.source = "scikit-learn load_digits"
 
