@@ -30,6 +30,7 @@ from adamp.projection import Mark
 
 PLAIN = (Tensor, Parameter)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+OLDEST = (3, 6)  # the Triton of torch 2.11, the oldest that they were tried with
 BLOCK = 1024  # rows that one program adds up at a time
 
 
@@ -55,8 +56,12 @@ def _device_type() -> str:
 
 def refusal() -> str | None:
     """Return why these kernels cannot be used here, or None if they can."""
-    if _kernels() is None:
+    kernels = _kernels()
+    if kernels is None:
         return "triton is not installed"
+    version = kernels.triton.__version__
+    if tuple(int(x) for x in version.split(".")[:2]) < OLDEST:
+        return f"triton {version} is installed, the kernels need {'.'.join(map(str, OLDEST))} or newer"
     if not (_interpreting() or torch.cuda.is_available()):
         return "there is no CUDA device"
     return None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adamp import SGDP, AdamP
+from adamp import SGDP, AdamP, kernels
 from adamp.kernels import triton
 from adamp.kernels.triton_tables import _cache
 from tests.adamp import reference
@@ -267,6 +267,31 @@ def no_state_is_shared_by_copies(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(other.tensors(), before, strict=True))
 
 
+def the_optimizers_call_it(device: str) -> None:
+    """AdamP and SGDP with fused=True, whose kernel for a CPU is another one unless this case says otherwise."""
+    before = dict(kernels._MODULES)
+    kernels._MODULES["cpu"] = "adamp.kernels.triton"
+    kernels._load.cache_clear()
+    try:
+        for cls, options in ((AdamP, {"lr": 0.01}), (SGDP, {"lr": 0.1, "momentum": 0.9}), (SGDP, {"lr": 0.1})):
+            generator = torch.Generator().manual_seed(0)
+            starts = [torch.randn(s, generator=generator).to(device) for s in ((4, 5), (3,), ())]
+            grads = [torch.randn(w.shape, generator=generator).to(device) for w in starts]
+            ends = []
+            for path in ({"fused": True}, {"foreach": False, "fused": False}):
+                params = [nn.Parameter(w.clone()) for w in starts]
+                optimizer = cls(params, weight_decay=0.1, **options, **path)
+                for p, g in zip(params, grads, strict=True):
+                    p.grad = g.clone()
+                optimizer.step()
+                ends.append([p.detach() for p in params])
+                assert (params[0] in _cache) == ("foreach" not in path)
+            same(*ends)
+    finally:
+        kernels._MODULES.update(before)
+        kernels._load.cache_clear()
+
+
 ROWS = {
     "channel-tiny": (70, 9), "none-one": (130, 1), "channel-medium": (9, 130), "none-aligned": (9, 144),
     "layer-wide": (2, 600),
@@ -330,6 +355,7 @@ CASES: dict[str, Callable[[str], object]] = {
     "five launches": five_launches,
     "mixed dtypes": dtypes_may_be_mixed,
     "what it takes": what_it_takes,
+    "through the optimizers": the_optimizers_call_it,
     "copies": no_state_is_shared_by_copies,
 }
 
