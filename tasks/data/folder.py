@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from tasks.base import InputError
-from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, UnreadableImageError
+from tasks.data.images import INTERPOLATIONS, ImageSet, RandomView, Split, UnreadableImageError
 
 # What Pillow raises for damaged files of the formats that ImageFolder accepts.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
@@ -36,13 +37,12 @@ class ImageFolderSet(ImageSet):
         mean: Channel means, in [0, 1].
         std: Channel standard deviations.
         licence: Terms of the pictures, for the record.
+        interpolation: "bilinear" or "bicubic", for both views.
         max_corrupt: Unreadable pictures a run may meet in each split; None allows 0.1 % of it, at least 10.
 
     Raises:
         InputError: if the folders are missing, empty, or differ in their classes between train and val.
     """
-
-    INTERPOLATION = "bilinear, antialiased (Pillow)"
 
     def __init__(
         self,
@@ -55,12 +55,15 @@ class ImageFolderSet(ImageSet):
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         licence: str = "ImageNet terms of access: research only, not redistributable",
+        interpolation: str = "bilinear",
         max_corrupt: int | None = None,
     ) -> None:
         if not image_size >= 1:
             raise InputError(f"data.image_size={image_size}: must be at least 1")
         if not resize_ratio >= 1:
             raise InputError(f"data.resize_ratio={resize_ratio}: must be at least 1")
+        if interpolation not in INTERPOLATIONS:
+            raise InputError(f"data.interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
         if max_corrupt is not None and not max_corrupt >= 0:
             raise InputError(f"data.max_corrupt={max_corrupt}: must be 0 or more")
         self.root = check_root(root)
@@ -69,7 +72,9 @@ class ImageFolderSet(ImageSet):
         self.mean, self.std = mean, std
         self.licence = licence
         self.max_corrupt = max_corrupt
-        self._view = RandomView(image_size, crop_scale)
+        self._interpolation = INTERPOLATIONS[interpolation]
+        self._view = RandomView(image_size, crop_scale, interpolation=self._interpolation)
+        self._described = f"{interpolation}, antialiased (Pillow)"
         self._short_side = round(image_size * resize_ratio)
         self.classes = check_classes(self.root)
         self._splits: dict[Split, _Listing] = {s: _Listing(self.root / s, self.classes) for s in ("train", "val")}
@@ -79,9 +84,14 @@ class ImageFolderSet(ImageSet):
         return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self._label("train", index)
 
     def eval_example(self, index: int) -> tuple[Tensor, int]:
-        image = v2.functional.resize(self._decode("val", index), [self._short_side], BILINEAR, antialias=True)
+        image = v2.functional.resize(
+            self._decode("val", index), [self._short_side], self._interpolation, antialias=True
+        )
         image = v2.functional.center_crop(image, [self.image_size, self.image_size])
         return v2.functional.pil_to_tensor(image), self._label("val", index)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "interpolation": self._described}
 
     def location(self, split: Split, index: int) -> str:
         return str(self._splits[split].path(index))

@@ -17,6 +17,7 @@ from tasks.base import InputError
 
 Split = Literal["train", "val"]
 BILINEAR = v2.InterpolationMode.BILINEAR
+INTERPOLATIONS = {"bilinear": BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
 
 class UnreadableImageError(Exception):
@@ -149,17 +150,23 @@ class RandomView:
     Args:
         size: Side of the view, in pixels.
         crop_scale: Smallest and largest fraction of the area to keep.
+        interpolation: How the part is resized.
     """
 
-    def __init__(self, size: int, crop_scale: tuple[float, float]) -> None:
+    def __init__(
+        self, size: int, crop_scale: tuple[float, float], *, interpolation: v2.InterpolationMode = BILINEAR
+    ) -> None:
         low, high = crop_scale
         if not 0 < low <= high <= 1:
             raise InputError(f"data.crop_scale={list(crop_scale)}: must be two fractions, 0 < smallest <= largest <= 1")
         self.size = [size, size]
+        self._interpolation = interpolation
         self._crop = v2.RandomResizedCrop(size, scale=(low, high))
 
     def __call__(self, image: Any) -> Any:
         """Return a view of `image`, a PIL image or a uint8 tensor (C, H, W), as the same kind."""
         box = self._crop.make_params([image])
-        image = v2.functional.resized_crop(image, **box, size=self.size, interpolation=BILINEAR, antialias=True)
+        image = v2.functional.resized_crop(
+            image, **box, size=self.size, interpolation=self._interpolation, antialias=True
+        )
         return v2.functional.horizontal_flip(image) if random.random() < 0.5 else image
