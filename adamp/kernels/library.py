@@ -1,0 +1,179 @@
+"""The CPU kernel's library: compiling it, once for a machine, and loading it.
+
+It lies in `$ADAMP_KERNEL_CACHE`, else in `$XDG_CACHE_HOME/adamp`, else in `~/.cache/adamp`, under a name that depends
+on the source, the flags and the processor. `$CXX` names the compiler, else the first of c++, g++ and clang++ is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+# No -ffast-math: NaN must stay NaN. The processor's own instructions: the file's name holds the processor.
+NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+FLAGS = ("-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+
+
+class BuildError(RuntimeError):
+    """The kernel could not be compiled; the text says why and what to do."""
+
+
+@functools.cache
+def _processor() -> str:
+    """Return what decides which instructions may be used: the first processor's model and features."""
+    with contextlib.suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        lines = [line for line in first.splitlines() if line.startswith(("model", "flags", "Features", "CPU "))]
+        return "\n".join(lines)
+    return platform.processor()
+
+
+def _cache() -> Path:
+    if chosen := os.environ.get("ADAMP_KERNEL_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamp"
+
+
+@functools.cache
+def _name() -> str:
+    identity = "\n".join([SOURCE.read_text(), *FLAGS, platform.system(), platform.machine(), _processor()])
+    return f"cpu-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+
+
+def _target() -> Path:
+    """Return where the library for this source, these flags and this processor lies or would lie."""
+    return _cache() / _name()
+
+
+def _check_system() -> None:
+    if os.name != "posix":
+        raise BuildError(f"the kernel is not built on {platform.system()}")
+
+
+def _compiler() -> list[str]:
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(chosen[0]) is None:
+            raise BuildError(f"the C++ compiler {chosen[0]} was not found: correct CXX")
+        return chosen
+    for name in ("c++", "g++", "clang++"):
+        if found := shutil.which(name):
+            return [found]
+    raise BuildError("no C++ compiler was found: install g++ or clang++, or name one in CXX")
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Hold a lock between processes, so that of many that start together one compiles and the others wait."""
+    import fcntl
+
+    with lock.open("w") as file:
+        with contextlib.suppress(OSError):  # some network file systems have no locks: then all compile, see build
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build(*, force: bool = False) -> Path:
+    """Compile the kernel unless it already is, and return the library's path.
+
+    The compiler writes to a file of its own that then takes the library's name, so another process sees the whole
+    library or none.
+
+    Args:
+        force: Compile in any case.
+
+    Raises:
+        BuildError: No compiler, the compiler failed, or the cache cannot be written.
+    """
+    _check_system()
+    target = _target()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _only_one(target.with_suffix(".lock")):
+            if force or not target.is_file():
+                _compile(target)
+    except OSError as error:
+        raise BuildError(f"{target.parent} cannot be written ({error}): set ADAMP_KERNEL_CACHE to a folder") from error
+    return target
+
+
+def _compile(target: Path) -> None:
+    compiler = _compiler()
+    log.info("compiling the CPU kernel of AdamP and SGDP, once for this machine, into %s", target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        output = Path(folder) / target.name
+        command = [*compiler, *FLAGS, "-o", str(output), str(SOURCE)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise BuildError(f"the C++ compiler {compiler[0]} cannot be started: {error}") from error
+        if done.returncode:
+            raise BuildError(f"`{shlex.join(command)}` failed:\n{done.stderr[-2000:]}")
+        output.replace(target)
+
+
+class _Loaded:
+    """What this process knows of the kernel: the library, or why there is none."""
+
+    library: ctypes.CDLL | None = None
+    failure: str | None = None
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        for name in ("adamp_step", "sgdp_step"):
+            getattr(library, name).restype = None
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"{path} cannot be loaded ({error}): remove it, it will be compiled again") from error
+    return library
+
+
+def load() -> ctypes.CDLL:
+    """Return the library, compiled and loaded where it is not yet.
+
+    Raises:
+        BuildError: See `build`; once it has failed, it fails in this process without another attempt.
+    """
+    if _Loaded.library is None:
+        if _Loaded.failure is not None:
+            raise BuildError(_Loaded.failure)
+        try:
+            _Loaded.library = _open(build())
+        except BuildError as error:
+            _Loaded.failure = str(error)  # the compiler is not started again and again
+            raise
+    return _Loaded.library
+
+
+def built() -> bool:
+    """Return whether the kernel is compiled for this machine and can be loaded; starts no compiler."""
+    if _Loaded.library is None and _Loaded.failure is None and _target().is_file():
+        with contextlib.suppress(BuildError):
+            load()
+    return _Loaded.library is not None
+
+
+def refusal() -> str | None:
+    """Return why the kernel cannot be used on this machine, None if it can; starts no compiler."""
+    if built() or _Loaded.failure is not None:
+        return _Loaded.failure
+    try:
+        _check_system()
+        _compiler()
+    except BuildError as error:
+        return str(error)
+    return None
