@@ -1,18 +1,63 @@
-"""One battery over both optimizers: what every torch optimizer must do."""
+"""One battery over every optimizer on every path: what any torch optimizer must do."""
 
 import copy
 import math
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from adamp import SGDP, AdamP
+from adamp import SGDP, AdamP, AdaRem, AdaRemS, project_updates
 from tests.adamp import reference
+from tests.adamp.conftest import PATHS, path_options
 from tests.adamp.test_projection import HostReads
 
-CASES = {
+
+@dataclass
+class Case:
+    """An optimizer as the battery builds it.
+
+    Attributes:
+        cls: Builds it.
+        options: With these.
+        path: How SGDP and AdamP compute, a key of PATHS; "" for the other optimizers.
+        projects: Whether its projection can be marked and tested.
+    """
+
+    cls: object
+    options: dict
+    path: str = ""
+
+    def __call__(self, params, **options):
+        how = path_options(self.path) if self.path else {}
+        return self.cls(params, **{**self.options, **how, **options})
+
+    @property
+    def lr(self):
+        return self.options["lr"]
+
+    def groups(self, model):
+        """The parameters of `net`; on spheres only the convolution, which the normalisation makes scale-invariant."""
+        if self.cls is not AdaRemS:
+            return list(model.parameters())
+        conv, *rest = model.parameters()
+        return [{"params": [conv]}, {"params": rest, "scale_invariant": False}]
+
+
+def around(cls):
+    """An optimizer of torch with the projection around it."""
+
+    def build(params, **options):
+        optimizer = cls(params, **options)
+        project_updates(optimizer)
+        return optimizer
+
+    return build
+
+
+PROJECTED = {
     "sgdp": (SGDP, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}),
     "sgdp-nesterov": (SGDP, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
     "sgdp-published": (SGDP, {"lr": 0.1, "momentum": 0.9, "project_buffer": True}),
@@ -20,7 +65,30 @@ CASES = {
     "adamp": (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
     "adamp-nesterov": (AdamP, {"lr": 1e-2, "weight_decay": 0.1, "nesterov": True}),
 }
-every_optimizer = pytest.mark.parametrize(("cls", "options"), CASES.values(), ids=CASES.keys())
+SPHERES = {"lr": 0.1, "weight_decay": 1e-2, "scale_invariant": True}
+projected = {f"{name}-{path}": Case(cls, options, path) for name, (cls, options) in PROJECTED.items() for path in PATHS}
+resilient = {
+    "adarem": Case(AdaRem, {"lr": 0.1, "weight_decay": 1e-2}),
+    "adarem-global": Case(AdaRem, {"lr": 0.1, "scope": "global"}),
+    "spheres": Case(AdaRemS, SPHERES),
+    "spheres-radius": Case(AdaRemS, {**SPHERES, "radius": 0.5}),
+    "one-sphere": Case(AdaRemS, {**SPHERES, "sphere": "global", "scope": "global"}),
+    "spheres-without-slr": Case(AdaRemS, {**SPHERES, "slr": False}),
+}
+hooked = {
+    "projected-sgd": Case(around(torch.optim.SGD), {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}),
+    "projected-adamw": Case(around(torch.optim.AdamW), {"lr": 1e-2, "weight_decay": 0.1}),
+    "projected-rmsprop": Case(around(torch.optim.RMSprop), {"lr": 1e-3}),
+}
+own = {**projected, **resilient}
+every = {**own, **hooked}
+
+
+def over(cases):
+    return pytest.mark.parametrize("build", cases.values(), ids=cases.keys())
+
+
+every_optimizer, our_optimizers, projecting = over(every), over(own), over(projected)
 
 
 def net(seed=0):
@@ -51,21 +119,25 @@ def make_param(shape, *, dtype=torch.float32, kind="channel", seed=0):
     return param
 
 
+def states(optimizer, param):
+    return {k: v for k, v in optimizer.state[param].items() if v.shape == param.shape and v.ndim}
+
+
 @every_optimizer
-def test_training_lowers_the_loss(cls, options):
+def test_training_lowers_the_loss(build):
     model = net()
-    optimizer = cls(model.parameters(), **{**options, "lr": options["lr"] / 5})
+    optimizer = build(build.groups(model), lr=build.lr / 5)
     first = float(backward(model).detach())
-    for _ in range(20):
+    for _ in range(60):
         backward(model)
         optimizer.step()
     assert float(backward(model).detach()) < 0.8 * first
 
 
 @every_optimizer
-def test_a_closure_runs_with_gradients_enabled(cls, options):
+def test_a_closure_runs_with_gradients_enabled_and_its_loss_comes_back(build):
     model, twin = net(), net()
-    optimizer, other = cls(model.parameters(), **options), cls(twin.parameters(), **options)
+    optimizer, other = build(build.groups(model)), build(build.groups(twin))
     with torch.no_grad():
         loss = optimizer.step(lambda: backward_enabled(model))
     assert loss.item() == backward(twin).item()
@@ -78,106 +150,100 @@ def backward_enabled(model):
     return backward(model)
 
 
-@every_optimizer
-def test_groups_have_their_own_options(cls, options):
+@over({name: case for name, case in every.items() if case.cls is not AdaRemS})
+def test_groups_have_their_own_options(build):
     moving, still = make_param((3, 4)), make_param((3, 4))
     before = still.detach().clone()
-    optimizer = cls([{"params": [moving]}, {"params": [still], "lr": 0.0}], **options)
+    optimizer = build([{"params": [moving]}, {"params": [still], "lr": 0.0}])
     optimizer.step()
     assert torch.equal(still, before)
     assert not torch.equal(moving, before)
 
 
-@every_optimizer
-def test_marks_of_groups_are_respected(cls, options):
+@projecting
+def test_marks_of_groups_are_respected(build):
     shape = (3, 40)
     params = [make_param(shape, kind="none") for _ in range(3)]
     start = params[0].detach().clone()
     groups = [{"params": [p], "scale_invariant": mark} for p, mark in zip(params, ("auto", True, False), strict=True)]
-    cls(groups, **{**options, "weight_decay": 0.0}).step()
-    assert torch.equal(params[0], params[2])
+    build(groups, weight_decay=0.0).step()
+    torch.testing.assert_close(params[0], params[2])
     radial = ((params[1] - start) * start).sum(1) / start.norm(dim=1)
     torch.testing.assert_close(radial, torch.zeros(3), atol=1e-6, rtol=0)
 
 
 @every_optimizer
-def test_parameters_without_gradient_stay_and_get_no_state(cls, options):
+def test_parameters_without_gradient_stay_and_get_no_state(build):
     used, unused = make_param((3, 4)), nn.Parameter(torch.ones(3, 4))
-    optimizer = cls([used, unused], **options)
+    frozen = nn.Parameter(torch.ones(3, 4), requires_grad=False)
+    optimizer = build([used, unused, frozen])
+    optimizer.step()
     optimizer.step()
     assert torch.equal(unused, torch.ones(3, 4))
-    assert unused not in optimizer.state
+    assert torch.equal(frozen, torch.ones(3, 4))
+    assert set(optimizer.state) <= {used}
 
 
 @every_optimizer
-def test_a_state_dict_round_trip_continues_bitwise(cls, options):
+def test_a_saved_state_continues_bitwise(build, tmp_path):
     model = net()
-    optimizer = cls(model.parameters(), **options)
+    optimizer = build(build.groups(model))
     run(model, optimizer, 3)
     twin = copy.deepcopy(model)
-    other = cls(twin.parameters(), **{**options, "lr": 7.0})
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    other = build(build.groups(twin), lr=7.0)
+    torch.save(optimizer.state_dict(), tmp_path / "o.pt")
+    other.load_state_dict(torch.load(tmp_path / "o.pt", weights_only=True))
     expected = run(model, optimizer, 3, start=3)
     assert all(torch.equal(a, b) for a, b in zip(expected, run(twin, other, 3, start=3), strict=True))
 
 
-@every_optimizer
-def test_a_state_dict_can_be_saved_and_loaded_as_weights_only(cls, options, tmp_path):
-    model = net()
-    optimizer = cls(model.parameters(), **options)
-    run(model, optimizer, 2)
-    torch.save(optimizer.state_dict(), tmp_path / "o.pt")
-    loaded = torch.load(tmp_path / "o.pt", weights_only=True)
-    cls(model.parameters(), **options).load_state_dict(loaded)
-
-
-@every_optimizer
+@our_optimizers  # an optimizer's hooks are not copied with it
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_copies_are_independent_and_equal(cls, options, duplicate):
+def test_copies_are_independent_and_equal(build, duplicate):
     model = net()
-    optimizer = cls(model.parameters(), **options)
+    optimizer = build(build.groups(model))
     run(model, optimizer, 2)
     twin, other = duplicate((model, optimizer))
     expected = run(model, optimizer, 2, start=2)
     assert all(torch.equal(a, b) for a, b in zip(expected, run(twin, other, 2, start=2), strict=True))
 
 
-@every_optimizer
-def test_a_tensor_learning_rate_gives_the_same_step(cls, options):
+@our_optimizers
+def test_a_tensor_learning_rate_gives_the_same_step(build):
     plain, tensor = make_param((3, 4)), make_param((3, 4))
-    cls([plain], **options).step()
-    cls([tensor], **{**options, "lr": torch.tensor(options["lr"], dtype=torch.float64)}).step()
+    build([plain]).step()
+    build([tensor], lr=torch.tensor(build.lr, dtype=torch.float64)).step()
     torch.testing.assert_close(tensor, plain, rtol=0, atol=1e-7)
 
 
-@every_optimizer
-def test_learning_rate_zero_changes_nothing(cls, options):
+@over({name: case for name, case in own.items() if case.cls is not AdaRemS})
+def test_learning_rate_zero_changes_nothing(build):
     param = make_param((3, 4))
     before = param.detach().clone()
-    cls([param], **{**options, "lr": 0.0}).step()
+    build([param], lr=0.0).step()
     assert torch.equal(param, before)
 
 
-@every_optimizer
+@our_optimizers
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["channel", "none"])
-def test_half_precision_steps_are_those_of_float32_rounded_once(cls, options, dtype, kind):
+def test_half_precision_steps_are_those_of_float32_rounded_once(build, dtype, kind):
     half = make_param((4, 30), dtype=dtype, kind=kind)
     wide = nn.Parameter(half.detach().float())
     wide.grad = half.grad.float()
-    optimizer = cls([half], **options)
+    optimizer = build([half])
     optimizer.step()
-    cls([wide], **options).step()
+    build([wide]).step()
     assert half.dtype == dtype
     assert torch.equal(half, wide.to(dtype))
-    assert all(v.dtype == dtype for k, v in optimizer.state[half].items() if k != "step")
+    assert all(v.dtype == dtype for v in states(optimizer, half).values())
 
 
-@every_optimizer
-def test_float16_stays_finite_with_tiny_gradients(cls, options):
+@projecting
+def test_float16_stays_finite_with_tiny_gradients(build):
     param = make_param((4, 30), dtype=torch.float16, kind="none")
     param.grad = param.grad * 1e-5
-    optimizer = cls([param], **options)
+    optimizer = build([param])
     for _ in range(3):
         optimizer.step()
     assert torch.isfinite(param).all()
@@ -187,116 +253,134 @@ def test_float16_stays_finite_with_tiny_gradients(cls, options):
 @pytest.mark.parametrize(
     "shape", [(), (1,), (5,), (0,), (0, 5), (5, 0), (0, 3, 3, 3), (1, 1), (12, 1), (1, 9), (2, 3, 1, 1)]
 )
-def test_every_shape_makes_a_step(cls, options, shape):
+def test_every_shape_makes_a_step(build, shape):
     param = nn.Parameter(torch.ones(shape))
     param.grad = torch.ones(shape)
-    cls([param], **options).step()
+    build([param]).step()
     assert param.shape == torch.Size(shape)
     assert torch.isfinite(param).all()
 
 
 @every_optimizer
 @pytest.mark.parametrize("kind", ["channel", "layer", "none"])
-def test_channels_last_and_transposed_weights_make_the_same_step(cls, options, kind):
-    plain, last, turned = (make_param((4, 5, 3, 3), kind=kind) for _ in range(3))
+def test_strides_of_any_kind_make_the_same_step(build, kind):
+    """channels_last, transposed, and a gradient whose strides are not its weight's; two steps each."""
+    plain, last, turned, mixed = (make_param((4, 5, 3, 3), kind=kind) for _ in range(4))
     last.data = last.data.to(memory_format=torch.channels_last)
     last.grad = last.grad.to(memory_format=torch.channels_last)
     turned.data = turned.data.transpose(0, 1).contiguous().transpose(0, 1)
-    optimizers = [cls([p], **options) for p in (plain, last, turned)]
-    for optimizer in optimizers:
+    mixed.grad = mixed.grad.to(memory_format=torch.channels_last)
+    optimizers = {p: build([p]) for p in (plain, last, turned, mixed)}
+    for optimizer in optimizers.values():
         optimizer.step()
-    torch.testing.assert_close(last, plain)
-    torch.testing.assert_close(turned, plain)
-    for param, optimizer in ((last, optimizers[1]), (turned, optimizers[2])):
-        states = [v for k, v in optimizer.state[param].items() if k != "step"]
-        assert all(v.stride() == param.stride() for v in states)
+        optimizer.step()
+    for param, optimizer in optimizers.items():
+        torch.testing.assert_close(param, plain)
+        if build in own.values():  # the buffer of torch's SGD has its gradient's strides
+            assert all(v.stride() == param.stride() for v in states(optimizer, param).values())
 
 
-@every_optimizer
-def test_maximize_is_descent_on_the_negated_gradient_and_leaves_grad_alone(cls, options):
+@our_optimizers
+def test_maximize_is_descent_on_the_negated_gradient_and_leaves_grad_alone(build):
     up, down = make_param((3, 4)), make_param((3, 4))
     down.grad.neg_()
     kept = up.grad.clone()
-    cls([up], **options, maximize=True).step()
-    cls([down], **options).step()
+    first, second = build([up], maximize=True), build([down])
+    for _ in range(2):
+        first.step()
+        second.step()
     assert torch.equal(up, down)
     assert torch.equal(up.grad, kept)
 
 
 @every_optimizer
-def test_the_gradient_is_never_modified(cls, options):
+def test_the_gradient_is_never_modified(build):
     param = make_param((3, 4))
     kept = param.grad.clone()
-    optimizer = cls([param], **options)
+    optimizer = build([param])
     for _ in range(3):
         optimizer.step()
     assert torch.equal(param.grad, kept)
 
 
-@every_optimizer
+@our_optimizers
 @pytest.mark.parametrize("shape", [(3, 4), (5,)])
-def test_complex_parameters_step_as_their_real_view(cls, options, shape):
+def test_complex_parameters_step_as_their_real_view(build, shape):
     real = make_param((*shape, 2), dtype=torch.float64)
     comp = nn.Parameter(torch.view_as_complex(real.detach().clone()))
     comp.grad = torch.view_as_complex(real.grad.clone())
-    group = {"params": [real], "scale_invariant": "auto" if len(shape) > 1 else False}
-    real_optimizer, comp_optimizer = cls([group], **options), cls([comp], **options)
+    group = {"params": [real]}
+    if build.path and len(shape) == 1:
+        group["scale_invariant"] = False
+    optimizers = build([group]), build([comp])
     for _ in range(3):
-        real_optimizer.step()
-        comp_optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     torch.testing.assert_close(torch.view_as_real(comp), real)
 
 
-@every_optimizer
-def test_sparse_gradients_are_refused(cls, options):
+@our_optimizers
+def test_sparse_gradients_are_refused(build):
     embedding = nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="does not support sparse gradients"):
-        cls(embedding.parameters(), **options).step()
+        build(embedding.parameters()).step()
 
 
-@every_optimizer
-def test_a_step_reads_nothing_back_to_the_host(cls, options):
-    params = [make_param((3, 4)), make_param((5,), kind="none"), make_param((4, 30), kind="layer")]
-    optimizer = cls(params, **options)
+@over({name: case for name, case in own.items() if case.path != "fused"})  # a kernel on the CPU reads on the CPU
+def test_a_step_reads_nothing_back_to_the_host(build):
+    optimizer = build([make_param((3, 4)), make_param((5, 2), kind="none"), make_param((4, 30), kind="layer")])
     optimizer.step()
     with HostReads() as reads:
         optimizer.step()
     assert reads.count == 0
 
 
-@every_optimizer
-def test_the_order_of_parameters_does_not_matter(cls, options):
-    first, second = [make_param((3, 4), seed=k) for k in range(3)], [make_param((3, 4), seed=k) for k in range(3)]
-    cls(first, **options).step()
-    cls(second[::-1], **options).step()
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+@projecting
+def test_a_row_that_is_not_finite_leaves_other_rows_and_tensors_alone(build):
+    hurt, whole, vector = make_param((3, 8)), make_param((4, 8), seed=1), make_param((5,), kind="none", seed=2)
+    alone = make_param((4, 8), seed=1)
+    hurt.grad[1, 2] = math.nan
+    build([hurt, whole, vector]).step()
+    build([alone]).step()
+    finite = torch.isfinite(hurt)
+    assert finite[0].all()
+    assert finite[2].all()
+    assert not finite[1].all()
+    torch.testing.assert_close(whole, alone)
+    assert torch.isfinite(vector).all()
+
+
+@our_optimizers
+def test_the_order_of_parameters_does_not_matter(build):
+    first, second = ([make_param((3, 4), seed=k) for k in range(3)] for _ in range(2))
+    build(first).step()
+    build(second[::-1]).step()
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 @every_optimizer
-def test_schedulers_hooks_and_gradient_scaling_work(cls, options):
-    model = net()
-    optimizer = cls(model.parameters(), **options)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+def test_schedulers_hooks_and_gradient_scaling_work(build):
+    model, twin = net(), net()
+    optimizer, other = build(build.groups(model)), build(build.groups(twin))
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 4) for o in (optimizer, other)]
     seen = []
     optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
     optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    twin = net()
-    other = cls(twin.parameters(), **options)
-    other_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(other, 4)
     for step in range(3):
         x = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(step))
         model.zero_grad()
         scaler.scale(model(x).square().mean()).backward()
         scaler.step(optimizer)
         scaler.update()
-        schedule.step()
         run(twin, other, 1, start=step)
-        other_schedule.step()
+        for schedule in schedules:
+            schedule.step()
     assert seen == ["before", "after"] * 3
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     before = [p.detach().clone() for p in model.parameters()]
     backward(model)
     next(model.parameters()).grad.fill_(math.inf)
@@ -304,83 +388,10 @@ def test_schedulers_hooks_and_gradient_scaling_work(cls, options):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@every_optimizer
-def test_one_cycle_schedules_move_momentum_or_betas(cls, options):
-    optimizer = cls([make_param((3, 4))], **{**options, **({"momentum": 0.9} if cls is SGDP else {})})
+@projecting
+def test_one_cycle_schedules_move_momentum_or_betas(build):
+    optimizer = build([make_param((3, 4))], **({"momentum": 0.9} if build.cls is SGDP else {}))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=5)
     for _ in range(4):
         optimizer.step()
         schedule.step()
-
-
-BAD = [
-    ({"lr": -1.0}, "lr"),
-    ({"lr": math.nan}, "lr"),
-    ({"lr": math.inf}, "lr"),
-    ({"lr": "0.1"}, "lr"),
-    ({"lr": torch.ones(2)}, "lr"),
-    ({"lr": torch.ones(1)}, "lr"),
-    ({"eps": -1e-8}, "eps"),
-    ({"weight_decay": -1e-4}, "weight_decay"),
-    ({"weight_decay": math.nan}, "weight_decay"),
-    ({"delta": -0.1}, "delta"),
-    ({"delta": math.nan}, "delta"),
-    ({"wd_ratio": -0.1}, "wd_ratio"),
-    ({"nesterov": 1}, "nesterov"),
-    ({"maximize": None}, "maximize"),
-    ({"scale_invariant": "yes"}, "scale_invariant"),
-    ({"scale_invariant": None}, "scale_invariant"),
-]
-
-
-@pytest.mark.parametrize("cls", [SGDP, AdamP])
-@pytest.mark.parametrize(("bad", "name"), BAD)
-def test_a_bad_option_is_named(cls, bad, name):
-    param = make_param((3, 4))
-    with pytest.raises(ValueError, match=f"^{name}="):
-        cls([param], **{"lr": 0.1, **bad})
-    with pytest.raises(ValueError, match=f"^{name}="):
-        cls([{"params": [param], **bad}], lr=0.1)
-
-
-@pytest.mark.parametrize(
-    ("cls", "bad", "message"),
-    [
-        (SGDP, {"momentum": -0.1}, "momentum=-0.1"),
-        (SGDP, {"momentum": math.nan}, "momentum=nan"),
-        (SGDP, {"dampening": math.nan}, "dampening=nan"),
-        (SGDP, {"momentum": 1.0, "weight_decay": 1e-4}, "momentum must be below 1"),
-        (SGDP, {"project_buffer": 0}, "project_buffer=0"),
-        (AdamP, {"betas": (0.9, 1.0)}, "betas"),
-        (AdamP, {"betas": (-0.1, 0.9)}, "betas"),
-        (AdamP, {"betas": (0.9, math.nan)}, "betas"),
-        (AdamP, {"betas": 0.9}, "betas"),
-    ],
-)
-def test_a_bad_option_of_one_optimizer_is_named(cls, bad, message):
-    with pytest.raises(ValueError, match=message):
-        cls([make_param((3, 4))], **{"lr": 0.1, **bad})
-
-
-def test_momentum_one_is_allowed_without_decay():
-    SGDP([make_param((3, 4))], 0.1, momentum=1.0).step()
-
-
-@pytest.mark.parametrize("cls", [SGDP, AdamP])
-def test_marking_a_vector_as_scale_invariant_is_refused(cls):
-    optimizer = cls([make_param((3, 4))], lr=0.1)
-    with pytest.raises(ValueError, match=r"shape \(3,\)"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "scale_invariant": True})
-    assert len(optimizer.param_groups) == 1
-
-
-@pytest.mark.parametrize("cls", [SGDP, AdamP])
-def test_unknown_options_are_refused(cls):
-    with pytest.raises(TypeError, match="caution"):
-        cls([make_param((3, 4))], lr=0.1, caution=True)
-
-
-@pytest.mark.parametrize("cls", [SGDP, AdamP])
-def test_named_parameters_are_accepted(cls):
-    model = net()
-    cls(model.named_parameters(), lr=0.1)

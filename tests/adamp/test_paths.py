@@ -161,20 +161,21 @@ def test_options_choose_the_path():
     assert chosen(w, foreach=True) == "foreach"
     assert chosen(w, foreach=False) == "single"
     assert chosen(w, differentiable=True) == "single"
-    assert chosen(w, fused=False) == "single"
+    assert chosen(w, fused=False) == "foreach"
     path_options("fused")
     assert chosen(w, fused=True) == "fused"
-    assert chosen(w.to(torch.complex64), fused=True) == "single"  # no kernel takes it
+    assert chosen(w.to(torch.complex64), fused=True) == "foreach"  # no kernel takes it
+    assert chosen(w.to(torch.complex64), fused=True, foreach=False) == "single"
 
 
 def test_by_default_the_cpu_kernel_is_used_only_where_it_is_built_already(monkeypatch):
     w = torch.ones(3, 4)
     monkeypatch.setattr(paths, "_cpu_kernel_is_there", lambda: False)
-    assert chosen(w) == "single"
+    assert chosen(w) == "foreach"
     path_options("fused")
     monkeypatch.setattr(paths, "_cpu_kernel_is_there", lambda: True)
     assert chosen(w) == "fused"
-    assert chosen(w.to(torch.complex64)) == "single"
+    assert chosen(w, capturable=True) == chosen(w.to(torch.complex64)) == "foreach"
 
 
 def test_by_default_other_devices_step_all_at_once():
