@@ -39,6 +39,8 @@ class Train:
         eval_epochs: Evaluate every so many epochs, and after the last one.
         log_every: Optimizer steps between two lines of metrics.
         probe_every: Optimizer steps between two samples of norms and effective steps; 0 switches the probes off.
+        probe_variant: Also probe weights that are not scale-invariant, under "variant/..." names: how often the test
+            of an optimizer takes one of them for scale-invariant.
         oscillation_window: Steps a window of the oscillation measure Q, one a line of metrics; 0 switches it off.
         checkpoint_minutes: Wall-clock minutes between two checkpoints (one is also written at the end of the run,
             when a signal asks for it, and at each new best score).
@@ -65,6 +67,7 @@ class Train:
     eval_epochs: int = 1
     log_every: int = 50
     probe_every: int = 20
+    probe_variant: bool = False
     oscillation_window: int = 0
     checkpoint_minutes: float = 10.0
     timeout_minutes: float = 30.0

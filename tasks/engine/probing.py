@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from adamp import NormProbe
 from tasks.engine.config import Train
 
+VARIANT = ":variant"  # behind a role: the probe of its weights that are not scale-invariant
+
 
 def attach(
     networks: Mapping[str, nn.Module],
@@ -26,7 +28,8 @@ def attach(
         chosen: Role -> names of the parameters to probe; a role left out probes every weight of two or more dimensions.
 
     Returns:
-        Role -> probe; a network without any weight to probe is left out.
+        Role -> probe; a network without any weight to probe is left out. With `probe_variant` a second probe a network
+        follows the weights that are not chosen, under the role and `VARIANT`.
     """
     probes: dict[str, NormProbe] = {}
     for role, net in networks.items() if train.probe_every else ():
@@ -36,13 +39,19 @@ def attach(
             window = train.oscillation_window
             probes[role] = NormProbe(pairs, every=train.probe_every, oscillation_window=window)
             probes[role].attach(optimizers[role])
+        others = [(name, p) for name, p in named.items() if p.ndim > 1 and name not in dict(pairs)]
+        if train.probe_variant and others:
+            probes[role + VARIANT] = NormProbe(others, every=train.probe_every)
+            probes[role + VARIANT].attach(optimizers[role])
     return probes
 
 
 def read(probes: Mapping[str, NormProbe], *, layers: bool) -> dict[str, float]:
     """Return what the probes measured since they were last read; with several networks under "<role>/..." names."""
     values: dict[str, float] = {}
-    for role, probe in probes.items():
-        prefix = f"{role}/" if len(probes) > 1 else ""
-        values |= {prefix + key: value for key, value in probe.read(layers=layers).items()}
+    roles = {role.removesuffix(VARIANT) for role in probes}
+    for key, probe in probes.items():
+        role = key.removesuffix(VARIANT)
+        prefix = (f"{role}/" if len(roles) > 1 else "") + ("variant/" if key != role else "")
+        values |= {prefix + name: value for name, value in probe.read(layers=layers).items()}
     return values

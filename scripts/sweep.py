@@ -1,0 +1,286 @@
+"""The table and the figure of a sweep: the published numbers beside ours, with what the seeds alone make differ."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # `python scripts/sweep.py` puts scripts/ there, not the root
+    sys.path.insert(0, str(ROOT))
+
+from scripts import grids  # noqa: E402
+from scripts.comparison import markdown, write_csv  # noqa: E402
+from scripts.groups import mean_and_deviation  # noqa: E402
+from scripts.options import command, results  # noqa: E402
+from scripts.runs import ReadError, Run, load_run, number  # noqa: E402
+from scripts.tables import read_rows  # noqa: E402
+
+USAGE = """
+usage: python scripts/sweep.py SWEEP [scale=full] [runs=FOLDER] [out=FOLDER] [paper=FILE] [KEY=VALUE ...]
+
+Writes OUT/tables/SWEEP.md and .csv from the runs of a sweep (configs/sweep/SWEEP.yaml), and OUT/figures/SWEEP.png, .svg
+and .csv if the sweep asks for a figure. Cells that have not been run are shown as such.
+
+  runs=FOLDER  default results/runs
+  out=FOLDER   default results
+  paper=FILE   published numbers; default results/paper.csv
+  KEY=VALUE    what was typed beside the sweep, e.g. train.seed=0 or opt=sgdp
+
+example: python scripts/sweep.py table-1 scale=mini
+"""
+BEYOND = 2.8  # standard errors: 95 % of Student's t with 4 degrees of freedom, that is three seeds a side
+NONE = "–"
+NOTE = f"""\
+Ours: mean ± sample standard deviation of the last epoch over n seeds; "failed": the loss was not finite in some seed.
+Difference: to the row named "reference". Beyond seed noise: larger than {BEYOND} standard errors of the difference of
+two means (three seeds a side: 95 %). The paper prints single runs. Where ours are of another data set than the paper's,
+the numbers do not compare, only the signs of their differences may. A + behind a commit: the tree had changes."""
+
+
+def _first_epoch(run: Run) -> float | None:
+    _, epochs, values = run.series("norm/mean")
+    return next((value for epoch, value in zip(epochs, values, strict=True) if epoch >= 1), None)
+
+
+def _score(*keys: str) -> Callable[[Run], float | None]:
+    return lambda run: next((run.scores[key] for key in keys if key in run.scores), None)
+
+
+def _share(key: str, *, others: bool) -> Callable[[Run], float | None]:
+    """Percent of tensors and sampled steps that the test found as they are, over the whole run."""
+
+    def measure(run: Run) -> float | None:
+        values = [value for value in run.series(key)[2] if math.isfinite(value)]
+        mean = sum(values) / len(values) if values else None
+        return None if mean is None else 100 * (1 - mean if others else mean)
+
+    return measure
+
+
+# The published numbers' names in paper.csv -> the same of a run. A moving average of the weights comes first.
+MEASURES: dict[str, Callable[[Run], float | None]] = {
+    "top1": _score("val_ema/top1", "val/top1"),
+    "top5": _score("val_ema/top5", "val/top5"),
+    "weight_norm_first_epoch": _first_epoch,
+    "weight_norm_last_epoch": lambda run: run.ends("norm/mean")[1],
+    "scale_invariant_detection": _share("projected/share", others=False),
+    "scale_variant_detection": _share("variant/projected/share", others=True),
+}
+
+
+@dataclass
+class Cell:
+    """One setting of a sweep and its runs over the seeds.
+
+    Attributes:
+        overrides: Its words, the seed aside.
+        block: The block of the sweep that it comes from.
+        runs: Seed -> run, finished or diverged.
+        count: Seeds that the sweep asks for.
+    """
+
+    overrides: dict[str, str]
+    block: Mapping[str, Any]
+    runs: dict[str, Run] = field(default_factory=dict)
+    count: int = 0
+
+    @property
+    def label(self) -> str:
+        """What tells it from other cells."""
+        given = {k: v for k, v in self.overrides.items() if k != "scale"}
+        words = [f"{given.pop(key)}" for key in ("experiment", "opt") if key in given]
+        return " ".join([*words, *(f"{key.rpartition('.')[2]}={value}" for key, value in given.items())])
+
+    @property
+    def failed(self) -> bool:
+        """Whether some seed diverged."""
+        return any(not run.finished for run in self.runs.values())
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric of each finished run that has it."""
+        found = (MEASURES[metric](run) for run in self.runs.values() if run.finished)
+        return [value for value in found if value is not None and math.isfinite(value)]
+
+
+def collect(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) -> list[Cell]:
+    """Return a sweep's cells with the runs that exist."""
+    from scripts import train  # Hydra takes a second to load
+
+    cells: dict[tuple[tuple[str, str], ...], Cell] = {}
+    found: dict[tuple[tuple[str, str], ...], tuple[str, str, str]] = {}
+    for block, overrides in grids.cells(sweep, scale, typed):
+        seed = overrides.pop("train.seed", "0")
+        key = tuple(sorted(overrides.items()))
+        cell = cells.setdefault(key, Cell(overrides, block))
+        cell.count += 1
+        if key not in found:  # the names of the other seeds follow: composing takes half a second
+            words = [f"sweep={sweep}", f"scale={scale}", *(f"{k}={v}" for k, v in overrides.items())]
+            found[key] = (*train.identify([*words, f"train.seed={seed}"]), seed)
+        experiment, name, first = found[key]
+        folder = runs / experiment / name.replace(f"seed={first}", f"seed={seed}", 1)
+        run = load_run(folder) if (folder / "run.json").exists() else None
+        if run is not None and (run.finished or run.record.get("diverged_at") is not None):
+            cell.runs[seed] = run
+    return list(cells.values())
+
+
+# ------------------------------------------------------------------------------------------------ published numbers
+
+
+def published(cell: Cell, spec: Mapping[str, Any], paper: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return metric -> what the paper prints for a cell, empty where it prints nothing.
+
+    `spec` says where to look: `paper` and `table`; `model`, from experiments to the paper's models; `optimizer`, from
+    ours to the paper's; `setting`, the paper's word and our key, whose value times the block's `printed` is theirs;
+    `settings`, from experiments to the paper's settings.
+    """
+    given = cell.overrides
+    model = (spec.get("model") or {}).get(given.get("experiment", ""), "")
+    optimizer = (spec.get("optimizer") or {}).get(given.get("opt", "sgd"), given.get("opt", "sgd"))
+    wanted = {"paper": spec["paper"], "table": str(spec["table"]), "model": model, "optimizer": optimizer}
+    found = {}
+    for row in paper:
+        if all(row[key] == value for key, value in wanted.items()) and _same_setting(cell, spec, row["setting"]):
+            found[row["metric"]] = row["value"]
+    return found
+
+
+def _same_setting(cell: Cell, spec: Mapping[str, Any], setting: str) -> bool:
+    if spec.get("settings"):
+        return bool(setting == spec["settings"].get(cell.overrides.get("experiment", "")))
+    if not spec.get("setting"):
+        return True
+    (word, key), *_ = spec["setting"].items()
+    name, _, printed = setting.partition("=")
+    ours = number(cell.overrides.get(key, ""))
+    if name != word or ours is None:
+        return False
+    return math.isclose(ours * float(cell.block.get("printed", 1)), float(printed), rel_tol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+def reference(cell: Cell, cells: Sequence[Cell], spec: Mapping[str, Any]) -> Cell | None:
+    """Return the cell that this one is compared with: the same but for what `reference` says."""
+    changed = _changed(spec)
+    if not changed or _is_reference(cell, spec):
+        return None
+    loose = {*changed, *(spec.get("loose") or [])}  # keys in which the two may differ
+
+    def kept(of: Cell) -> dict[str, str]:
+        return {k: v for k, v in of.overrides.items() if k not in loose}
+
+    fits = (o for o in cells if all(o.overrides.get(k) == v for k, v in changed.items()) and kept(o) == kept(cell))
+    return next(fits, None)
+
+
+def _changed(spec: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in (spec.get("reference") or {}).items()}
+
+
+def _is_reference(cell: Cell, spec: Mapping[str, Any]) -> bool:
+    changed = _changed(spec)
+    return bool(changed) and all(cell.overrides.get(key) == value for key, value in changed.items())
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, str]:
+    """Return the difference of two means and whether it is beyond seed noise: yes, no, or a dash for too few seeds."""
+    if not ours or not theirs:
+        return NONE, NONE
+    (a, sa), (b, sb) = mean_and_deviation(ours), mean_and_deviation(theirs)
+    if sa is None or sb is None:
+        return f"{a - b:+.2f}", NONE
+    error = math.sqrt(sa**2 / len(ours) + sb**2 / len(theirs))
+    return f"{a - b:+.2f}", "yes" if abs(a - b) > BEYOND * error else "no"
+
+
+def _mean(cell: Cell, metric: str) -> str:
+    if cell.failed:
+        return "failed"
+    values = cell.values(metric)
+    if not values:
+        return NONE
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _gap(one: str, other: str) -> str:
+    a, b = number(one), number(other)
+    return NONE if a is None or b is None else f"{a - b:+.2f}"
+
+
+def tabulate(cells: Sequence[Cell], spec: Mapping[str, Any], paper: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Return heads and rows: a row a cell; for each metric the paper's number and ours, then differences."""
+    metrics = list(spec.get("metrics") or ["top1"])
+    main = metrics[0]
+    heads = ["setting", *(f"{who}: {metric}" for metric in metrics for who in ("paper", "ours")), "n"]
+    heads += [f"{main}, difference: paper", "ours", "beyond seed noise", "ours - paper", "data, scale"]
+    heads += ["commit", "machine"]
+    rows = []
+    for cell in cells:
+        theirs, other = published(cell, spec, paper), reference(cell, cells, spec)
+        row = [cell.label]
+        for metric in metrics:
+            row += [theirs.get(metric, NONE), _mean(cell, metric)]
+        row.append(f"{len(cell.runs)} of {cell.count}" if len(cell.runs) < cell.count else str(len(cell.runs)))
+        if other is None:
+            row += ["reference" if _is_reference(cell, spec) else NONE, NONE, NONE]
+        else:
+            row.append(_gap(theirs.get(main, ""), published(other, spec, paper).get(main, "")))
+            row += difference(cell.values(main), other.values(main))
+        values, runs = cell.values(main), list(cell.runs.values())
+        same = bool(runs) and {run.data for run in runs} == {"imagenet"} and {run.scale for run in runs} == {"full"}
+        row.append(_gap(str(mean_and_deviation(values)[0]) if values and same else "", theirs.get(main, "")))
+        for facts in ((f"{r.data}, {r.scale}" for r in runs), (r.commit for r in runs), (r.machine for r in runs)):
+            row.append("; ".join(sorted(set(facts))) or NONE)
+        rows.append(row)
+    return [heads, *rows]
+
+
+def main(words: Sequence[str]) -> int:
+    """Write the table and the figure of the sweep that the first word names."""
+    if not words or "=" in words[0]:
+        raise ReadError("name a sweep, e.g. python scripts/sweep.py table-1")
+    sweep, options = (
+        words[0],
+        {"scale": "mini", "runs": results("runs"), "out": results(), "paper": "results/paper.csv"},
+    )
+    typed: dict[str, str] = {}
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ReadError(f"unknown argument {word!r}; give KEY=VALUE, or --help")
+        (options if key in options else typed)[key] = value
+    given = grids.read(sweep)
+    if not given:
+        raise ReadError(f"there is no sweep {sweep}; see configs/sweep")
+    spec = given.get("sweep") or {}
+    if not spec.get("table") and not spec.get("figure"):
+        return 0  # a plain grid: the pages of its experiment show it
+    free = ("gpus", "launcher", "logger", "pictures", "data_root", "paths.", "hydra", "train.progress")
+    kept = {key: value for key, value in typed.items() if not key.startswith(free)}
+    cells = collect(sweep, options["scale"], kept, runs=Path(options["runs"]))
+    out, title = Path(options["out"].rstrip("/")), str(spec.get("title", sweep))
+    if spec.get("table"):
+        heads, *rows = tabulate(cells, spec["table"], read_rows(Path(options["paper"])))
+        text = f"# {title}\n\n{markdown(heads, rows)}\n\n{NOTE}\n{spec.get('note', '')}".rstrip() + "\n"
+        path = out / "tables" / f"{sweep}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        write_csv(path.with_suffix(".csv"), heads, rows)
+        print(text + f"\nwritten to {path}")
+    if spec.get("figure") and any(cell.runs for cell in cells):
+        from scripts.sweep_figure import draw
+
+        print(f"written to {draw(cells, spec['figure'], out / 'figures' / f'{sweep}.svg', title=title).svg}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, USAGE))
