@@ -1,16 +1,26 @@
 """The paths on which a step is computed, for tests that must hold on each."""
 
+import os
+
 import pytest
 import torch
 
 from adamp import kernels
 
 PATHS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+# `TRITON_INTERPRET=1 pytest tests/adamp/test_golden.py`: the kernels for a GPU as well, on the CPU and slowly.
+INTERPRETED = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 
 
-@pytest.fixture(params=PATHS)
-def path(request):
+@pytest.fixture(params=[*PATHS, *INTERPRETED])
+def path(request, monkeypatch):
     """Options that choose a path; skips where this machine cannot build the kernel, with its own reason."""
+    if request.param == "triton":
+        kernel = kernels.of(torch.device("cuda"))
+        if reason := kernel.refusal():
+            pytest.skip(reason)
+        monkeypatch.setattr(kernels, "of", lambda device: kernel)
+        return PATHS["fused"]
     return path_options(request.param)
 
 

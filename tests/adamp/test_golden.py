@@ -4,6 +4,9 @@
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 
 from adamp import SGDP, AdamP
 from tests.adamp import reference
+from tests.adamp.conftest import INTERPRETED
 
 PATH = Path(__file__).with_name("golden.json")
 SHAPES = {"channel": (2, 3), "layer": (2, 2, 2), "none": (3, 2), "vector": (3,)}
@@ -48,6 +52,18 @@ def test_the_stored_trajectory_is_replayed(case, dtype, share, path):
             start, expected = (torch.tensor(y, dtype=torch.float64) for y in (x["start"], x["weights"][step]))
             bound = share * float((expected - start).abs().max())
             torch.testing.assert_close(p.detach().double(), expected, rtol=0, atol=bound)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(INTERPRETED), reason="this is the interpreter's run")
+def test_the_kernels_for_a_gpu_replay_them_under_tritons_interpreter():
+    """In a process of its own: the interpreter must be chosen before triton is imported."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "-k", "triton"]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PATH.parents[2], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"{2 * len(CASES)} passed" in done.stdout
 
 
 def _write():
