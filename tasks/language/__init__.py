@@ -3,10 +3,10 @@
 AdamP paper, Table 4; AdaRem paper, Table 3.
 """
 
-from tasks.language.lstm import DropoutLstm, lstm
+from tasks.language.lstm import DropoutLstm
 from tasks.language.task import LanguageModel, Scoring
 from tasks.language.text import Corpus, text_corpus
-from tasks.language.transformer_xl import DECODER, TransformerXL, transformer_xl, weight_normalise
+from tasks.language.transformer_xl import DECODER, TransformerXL, weight_normalise
 
 __all__ = [
     "DECODER",
@@ -15,8 +15,6 @@ __all__ = [
     "LanguageModel",
     "Scoring",
     "TransformerXL",
-    "lstm",
     "text_corpus",
-    "transformer_xl",
     "weight_normalise",
 ]

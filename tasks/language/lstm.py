@@ -120,8 +120,3 @@ class DropoutLstm(nn.Module):
         if not (self.training and rate):
             return x
         return x * x.new_empty(len(x), 1, x.shape[2]).bernoulli_(1 - rate).div_(1 - rate)
-
-
-def lstm(num_words: int, **sizes: Any) -> nn.Module:
-    """Return a `DropoutLstm`."""
-    return DropoutLstm(num_words, **sizes)

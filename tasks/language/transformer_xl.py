@@ -37,9 +37,10 @@ class TransformerXL(nn.Module):
         dropout: After every linear map, on embeddings, distances and outputs.
         attention_dropout: On attention weights.
         fused_attention: Compute attention by `scaled_dot_product_attention` with the distance term as its mask.
+        weight_norm: Names of the linear maps that carry weight normalisation, as patterns, see `weight_normalise`.
 
     Raises:
-        InputError: A size below its minimum.
+        InputError: A size below its minimum, or a pattern that matches nothing.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TransformerXL(nn.Module):
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
         fused_attention: bool = False,
+        weight_norm: Sequence[str] = (),
     ) -> None:
         super().__init__()
         sizes = {"layers": layers, "width": width, "heads": heads, "head_width": head_width, "inner_width": inner_width}
@@ -78,6 +80,7 @@ class TransformerXL(nn.Module):
         self.softmax = TiedAdaptiveSoftmax(num_words, width, cutoffs)
         self.dropout = nn.Dropout(dropout)
         self._initialise()
+        weight_normalise(self, weight_norm)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -236,8 +239,3 @@ def weight_normalise(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
         for module in found:
             parametrizations.weight_norm(module)
     return model
-
-
-def transformer_xl(num_words: int, *, weight_norm: Sequence[str] = (), **sizes: Any) -> nn.Module:
-    """Return a `TransformerXL`, with weight normalisation on the linear maps that match one of the patterns."""
-    return weight_normalise(TransformerXL(num_words, **sizes), weight_norm)

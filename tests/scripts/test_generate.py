@@ -11,7 +11,7 @@ import torch
 from scripts.generate import generate, main
 from scripts.restore import build, weights
 from scripts.runs import ReadError
-from tasks.language import lstm, transformer_xl
+from tasks.language import DropoutLstm, TransformerXL
 from tests.commands import ROOT, call
 from tests.tasks.language.conftest import sentences
 
@@ -83,7 +83,7 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path) -> None:
 def test_drawing_word_by_word_uses_the_probabilities_of_one_pass(kind: str) -> None:
     torch.manual_seed(0)
     size = {"layers": 2, "width": 16}
-    net = lstm(30, hidden=16, **size) if kind == "lstm" else transformer_xl(
+    net = DropoutLstm(30, hidden=16, **size) if kind == "lstm" else TransformerXL(
         30, heads=1, head_width=16, inner_width=16, memory=50, **size
     )  # fmt: skip
     net.eval()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adamp import AdamP, scale_invariant_parameters
 from adamp.projection import project
 from tasks.base import InputError
-from tasks.language import DECODER, TransformerXL, lstm, transformer_xl
+from tasks.language import DECODER, DropoutLstm, TransformerXL
 from tasks.language.adaptive import TiedAdaptiveSoftmax
 from tasks.language.transformer_xl import shift_by_distance
 
@@ -38,14 +38,14 @@ def text(columns: int = 2, tokens: int = 25) -> Tensor:
 def test_the_full_models_have_the_published_sizes() -> None:
     cutoffs = (20_000, 40_000, 200_000)
     with torch.device("meta"):
-        plain = transformer_xl(267_735, cutoffs=cutoffs)
+        plain = TransformerXL(267_735, cutoffs=cutoffs)
         assert count(plain) == 151_107_538
         assert count(plain.layers) == 41_066_400  # type: ignore[arg-type]
-        normalised = transformer_xl(267_735, cutoffs=cutoffs, weight_norm=DECODER)
+        normalised = TransformerXL(267_735, cutoffs=cutoffs, weight_norm=DECODER)
         assert count(normalised) == 151_180_498
         directions = [p for name, p in normalised.named_parameters() if name.endswith("original1")]
         assert len(directions) == 80 and sum(p.numel() for p in directions) == 41_000_000
-        assert count(lstm(10_000)) == 24_221_600
+        assert count(DropoutLstm(10_000)) == 24_221_600
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -149,11 +149,11 @@ def test_weight_normalisation_leaves_the_function_unchanged_at_the_start_and_the
 
 
 def test_only_the_directions_are_scale_invariant() -> None:
-    model, x = transformer_xl(V, weight_norm=DECODER, **{**SMALL, "layers": 1}), text(2, 9)
+    model, x = TransformerXL(V, weight_norm=DECODER, **{**SMALL, "layers": 1}), text(2, 9)
     found = scale_invariant_parameters(model, (x[:, :-1], x[:, 1:]))
     names = {"qkv", "relative", "out", "inner", "outer"}
     assert found == {f"layers.0.{name}.parametrizations.weight.original1" for name in names}
-    assert not scale_invariant_parameters(lstm(V, width=8, hidden=12), (x[:, :-1], x[:, 1:]))
+    assert not scale_invariant_parameters(DropoutLstm(V, width=8, hidden=12), (x[:, :-1], x[:, 1:]))
 
 
 def share_projected(rows: int, mark: object, *, draws: int = 2000) -> float:
@@ -174,7 +174,7 @@ def test_the_automatic_test_takes_gains_for_scale_invariant_in_eight_percent_of_
 
 
 def test_marked_directions_keep_their_norm_where_automatic_ones_do() -> None:
-    model, x = transformer_xl(V, weight_norm=DECODER, **{**SMALL, "layers": 1, "dropout": 0.0}), text()
+    model, x = TransformerXL(V, weight_norm=DECODER, **{**SMALL, "layers": 1, "dropout": 0.0}), text()
     directions = {name: p for name, p in model.named_parameters() if name.endswith("original1")}
     rest = [p for name, p in model.named_parameters() if name not in directions]
     before = {name: p.detach().norm() for name, p in directions.items()}
@@ -195,7 +195,7 @@ def test_marked_directions_keep_their_norm_where_automatic_ones_do() -> None:
 
 def lstm_small(**options: float) -> nn.Module:
     torch.manual_seed(0)
-    return lstm(V, width=8, hidden=12, **options)
+    return DropoutLstm(V, width=8, hidden=12, **options)
 
 
 def test_two_lstm_segments_with_state_equal_one_pass() -> None:

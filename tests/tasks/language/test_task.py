@@ -12,7 +12,7 @@ from tasks.base import InputError, Shard
 from tasks.engine.outcomes import Stopped
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import cosine
-from tasks.language import Corpus, LanguageModel, lstm, transformer_xl
+from tasks.language import Corpus, DropoutLstm, LanguageModel, TransformerXL
 from tests.engine import toys
 
 SMALL = {"layers": 2, "width": 32, "heads": 2, "head_width": 16, "inner_width": 48, "memory": 8, "cutoffs": (20, 50)}
@@ -23,8 +23,8 @@ def make(corpus: Corpus, *, model: str = "txl", dropout: float = 0.1, **options:
 
     def build(words: int) -> torch.nn.Module:
         if model == "lstm":
-            return lstm(words, width=16, hidden=24, layers=2)
-        return transformer_xl(words, dropout=dropout, **SMALL)
+            return DropoutLstm(words, width=16, hidden=24, layers=2)
+        return TransformerXL(words, dropout=dropout, **SMALL)
 
     given = {"columns": 8, "length": 12, "seed": 0, "val": {"columns": 2, "length": 12}}
     return LanguageModel(corpus, build, **{**given, **options})
