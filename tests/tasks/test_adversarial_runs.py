@@ -132,17 +132,19 @@ def test_two_processes_equal_one(tmp_path):
 # What it reaches ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # five minutes of one core
+@pytest.mark.slow  # 4.3 minutes of one core
 def test_the_small_run_learns_to_resist(tmp_path, environment):
     words = ["experiment=cifar10-pgd-linf", "opt=adamp", "pictures=false", "train.progress=false"]
-    done = commands.run([*words, f"paths.runs={tmp_path}/runs", f"paths.reports={tmp_path}/reports"], environment)
+    words += [f"paths.runs={tmp_path}/runs", f"paths.reports={tmp_path}/reports"]
+    done = commands.finish(commands.start(words, environment), seconds=3600)
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs" / "cifar10-pgd-linf").iterdir()
     record = json.loads((folder / "run.json").read_text())
     assert record["data"]["name"] == "fashion_mnist_10k"
-    # Measured, seed 0: CLEAN and ATTACKED. Chance is 10; with 1,000 pictures one standard error is 1.3 points.
+    # Measured: 83.5 and 79.4; trained on clean pictures 85.4 and 60.9. Chance is 10, and these are four standard errors
+    # of 1,000 pictures below what was measured.
     assert record["scores"]["val/clean_accuracy"] >= 78
-    assert record["scores"]["val/attacked_accuracy"] >= 72
+    assert record["scores"]["val/attacked_accuracy"] >= 74
 
 
 if __name__ == "__main__":
