@@ -1,0 +1,213 @@
+"""Grids made of blocks, and the table and figure of a sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import grids, sweep, sweep_figure
+from scripts.runs import Run
+from scripts.sweep import Cell
+from tests import commands
+from tests.test_configs import check_arguments, composed
+
+TABLES = ("table-1", "table-2", "table-b1", "table-d3", "table-d4", "aws-table-1", "aws-table-2", "aws-table-3",
+          "adarem-table-1", "adarem-table-2")  # fmt: skip
+
+
+def run(top1: float | None, *, seed: int = 0, data: str = "imagenet", scale: str = "full", **more: Any) -> Run:
+    record = {
+        "name": f"run{seed}", "status": "finished" if top1 is not None else "failed", "scale": scale,
+        "scores": {} if top1 is None else {"val/top1": top1}, "data": {"name": data},
+        "git": {"commit": "a" * 40, "dirty": False}, "hardware": {"machine": "a machine"},
+        "diverged_at": 7 if top1 is None else None,
+    }  # fmt: skip
+    return Run(Path("somewhere"), record, more.get("metrics", ()))
+
+
+def cell(*tops: float | None, block: dict[str, Any] | None = None, **overrides: str) -> Cell:
+    words = {key.replace("__", "."): value for key, value in overrides.items()}
+    runs = {str(seed): run(top, seed=seed) for seed, top in enumerate(tops)}
+    return Cell(words, block or {}, runs, count=max(3, len(tops)))
+
+
+# Grids ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_one_command_a_block_and_what_is_typed_wins() -> None:
+    lines = grids.runs(["sweep=table-1", "gpus=1"])
+    assert len(lines) == 3
+    assert all(line[:2] == ["sweep=table-1", "gpus=1"] for line in lines)
+    assert "opt.weight_decay=0,0.0001,0.001,0.01" in lines[0]
+    assert not any("printed" in word for line in lines for word in line)
+    assert all(
+        sum(word.startswith("opt=") for word in line) == 1 for line in grids.runs(["sweep=table-1", "opt=adamp"])
+    )
+
+
+def test_a_scale_has_blocks_of_its_own() -> None:
+    assert grids.runs(["sweep=table-1", "scale=full"]) != grids.runs(["sweep=table-1"])
+
+
+@pytest.mark.parametrize("words", [["experiment=imagenet-resnet18"], ["sweep=claims-norms"], ["sweep=no-such-one"]])
+def test_without_blocks_a_command_stays_as_it_is(words: list[str]) -> None:
+    assert grids.runs(words) == [words]
+
+
+def test_cells_are_the_product_of_parameters_and_block() -> None:
+    cells = [overrides for _, overrides in grids.cells("table-1", "mini")]
+    assert len(cells) == (4 + 3 + 2) * 3
+    assert len({json.dumps(each, sort_keys=True) for each in cells}) == len(cells)
+    assert {each["train.seed"] for each in cells} == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_of_a_published_table_has_a_cell_at_full_size(name: str) -> None:
+    spec = grids.read(name)["sweep"]["table"]
+    paper = [r for r in sweep.read_rows(Path("results/paper.csv")) if r["task"] == "classification"]
+    wanted = {
+        (r["model"], r["optimizer"], r["setting"], r["metric"]): r["value"]
+        for r in paper
+        if (r["paper"], r["table"]) == (spec["paper"], str(spec["table"])) and r["optimizer"] != "published"
+    }
+    cells = [Cell(overrides, block) for block, overrides in grids.cells(name, "full", {"train.seed": "0"})]
+    found = [sweep.published(each, spec, paper) for each in cells]
+    assert sum(len(each) for each in found) >= len(wanted)
+    for (_, _, _, metric), value in wanted.items():
+        assert any(each.get(metric) == value for each in found), (metric, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["mini", "full"])
+@pytest.mark.parametrize("name", [*TABLES, *(f"figure-f{k}" for k in (1, 2, 3, 4))])
+def test_the_first_and_last_cell_of_a_sweep_compose(name: str, scale: str) -> None:
+    cells = [overrides for _, overrides in grids.cells(name, scale, {"train.seed": "0"})]
+    for overrides in (cells[0], cells[-1]):
+        check_arguments(composed(f"sweep={name}", f"scale={scale}", *(f"{k}={v}" for k, v in overrides.items())))
+
+
+# The table --------------------------------------------------------------------------------------------------------
+
+
+def test_a_printed_decay_is_found_in_the_units_of_the_block() -> None:
+    spec = grids.read("table-1")["sweep"]["table"]
+    paper = sweep.read_rows(Path("results/paper.csv"))
+    words = {"experiment": "imagenet-resnet18-norms", "opt": "sgdp", "opt__weight_decay": "1e-4"}
+    assert sweep.published(cell(block={"printed": 0.1}, **words), spec, paper)["top1"] == "70.57"
+    assert "top1" not in sweep.published(cell(block={}, **words), spec, paper)
+
+
+def test_differences_are_to_the_same_cell_with_the_other_optimizer() -> None:
+    spec = {"paper": "p", "table": 1, "model": {"a": "m", "b": "m2"}, "reference": {"opt": "sgd"}}
+    cells = [
+        cell(70.0, 70.2, 70.4, experiment="a", opt="sgd"),
+        cell(72.0, 72.2, 72.4, experiment="a", opt="sgdp"),
+        cell(60.0, 62.0, 64.0, experiment="b", opt="sgd"),
+        cell(61.0, 62.0, 64.5, experiment="b", opt="sgdp"),
+    ]
+    paper = [
+        {"paper": "p", "table": "1", "model": m, "optimizer": o, "setting": "", "metric": "top1", "value": v}
+        for m, o, v in [("m", "sgd", "71.5"), ("m", "sgdp", "72.0")]
+    ]
+    heads, *rows = sweep.tabulate(cells, spec, paper)
+    at = heads.index("top1, difference: paper")
+    assert [row[at : at + 3] for row in rows] == [
+        ["reference", "–", "–"],
+        ["+0.50", "+2.00", "yes"],
+        ["reference", "–", "–"],
+        ["–", "+0.50", "no"],
+    ]
+    assert rows[1][heads.index("ours: top1")] == "72.20 ± 0.20"
+    assert rows[1][heads.index("ours - paper")] == "+0.20"
+
+
+def test_numbers_of_another_data_set_are_not_subtracted_from_the_papers() -> None:
+    spec = {"paper": "p", "table": 1, "model": {"a": "m"}}
+    paper = [
+        {"paper": "p", "table": "1", "model": "m", "optimizer": "sgd", "setting": "", "metric": "top1", "value": "71"}
+    ]
+    small = Cell({"experiment": "a", "opt": "sgd"}, {}, {"0": run(80.0, data="fashion_mnist_10k", scale="mini")}, 1)
+    heads, row = sweep.tabulate([small], spec, paper)
+    assert row[heads.index("ours - paper")] == "–"
+    assert row[heads.index("data, scale")] == "fashion_mnist_10k, mini"
+
+
+def test_a_diverged_run_is_shown_as_failed_and_a_missing_one_as_missing() -> None:
+    heads, failed, missing = sweep.tabulate(
+        [cell(70.0, None, opt="sgd"), cell(opt="adam")], {"paper": "p", "table": 1}, []
+    )
+    assert failed[heads.index("ours: top1")] == "failed"
+    assert failed[heads.index("n")] == "2 of 3"
+    assert (missing[heads.index("ours: top1")], missing[heads.index("n")]) == ("–", "0 of 3")
+
+
+def test_seed_noise_is_judged_by_the_standard_error_of_both_means() -> None:
+    assert sweep.difference([1.0, 1.1, 1.2], [0.0, 0.1, 0.2]) == ("+1.00", "yes")
+    assert sweep.difference([1.0, 2.0, 3.0], [1.5, 2.5, 3.5]) == ("-0.50", "no")
+    assert sweep.difference([1.0], [0.0]) == ("+1.00", "–")
+    assert sweep.difference([], [0.0]) == ("–", "–")
+
+
+def test_detection_is_counted_over_the_whole_run_and_norms_at_the_first_epochs_end() -> None:
+    lines = [
+        {"step": s, "epoch": s / 2, "norm/mean": 1.0 + s, "projected/share": p, "variant/projected/share": v}
+        for s, p, v in [(1, 1.0, 0.5), (2, 0.9, 0.0), (4, 0.8, 0.1)]
+    ]
+    found = run(70.0, metrics=lines)
+    assert sweep.MEASURES["scale_invariant_detection"](found) == pytest.approx(90.0)
+    assert sweep.MEASURES["scale_variant_detection"](found) == pytest.approx(80.0)
+    assert sweep.MEASURES["weight_norm_first_epoch"](found) == 3.0
+    assert sweep.MEASURES["weight_norm_last_epoch"](found) == 5.0
+    assert sweep.MEASURES["top5"](found) is None
+
+
+# The figure -------------------------------------------------------------------------------------------------------
+
+
+def test_an_effective_rate_is_the_rate_over_the_layers_norm() -> None:
+    lines = [{"step": s, "epoch": s / 2, "lr": 0.1 / s, "norm/conv1.weight": 2.0 * s} for s in (1, 2)]
+    found = run(70.0, metrics=lines)
+    assert sweep_figure.series(found, "lr/norm/conv1.weight") == ([0.5, 1.0], pytest.approx([0.05, 0.0125]))
+    assert sweep_figure.series(found, "lr/norm2/conv1.weight")[1] == pytest.approx([0.025, 0.003125])
+
+
+def test_a_figure_has_a_row_a_metric_and_its_numbers_beside_it(tmp_path: Path) -> None:
+    cells = []
+    for opt in ("sgd", "sgdp"):
+        lines = [{"step": s, "epoch": s / 2, "norm/mean": 1.0 + s, "val/top1": 10.0 * s} for s in (1, 2, 3)]
+        cells.append(Cell({"opt": opt, "opt.weight_decay": "0"}, {}, {"0": run(70.0, metrics=lines)}, 1))
+    cells.append(Cell({"opt": "adam"}, {}, {}, 1))
+    spec = {"rows": ["norm/mean", "val/top1", "effective_step/mean"], "columns": "opt"}
+    drawn = sweep_figure.draw(cells, spec, tmp_path / "figure.svg", title="A figure")
+    assert drawn.svg.exists()
+    assert drawn.svg.with_suffix(".png").stat().st_size > 1000
+    rows = list(csv.DictReader(drawn.svg.with_suffix(".csv").read_text().splitlines()))
+    assert len(rows) == 2 * 2 * 3
+    assert {row["metric"] for row in rows} == {"norm/mean", "val/top1"}
+
+
+# The whole ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_diverging_cell_runs_to_its_end_and_its_table_says_failed(tmp_path: Path) -> None:
+    small = [word for word in commands.TINY if not word.startswith(("experiment", "train.epochs", "model.width"))]
+    words = ["sweep=aws-table-1", "hydra.mode=MULTIRUN", "opt.lr=1e30,0.1", "opt.weight_decay=1e-2", "train.seed=0",
+             "train.epochs=1", "experiment=plain-resnet50", "opt=sgd", "normalise_eps=1e-5", *small]  # fmt: skip
+    places = [f"paths.runs={tmp_path}/runs", f"paths.reports={tmp_path}/reports"]
+    first, again = commands.call(*words, *places), commands.call(*words, *places)
+    assert (first.code, again.code) == (0, 0), first.err
+    assert "the loss is not finite" in first.err
+    assert "diverges again" in again.err
+    assert "was finished before" in again.out
+    statuses = {json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/*/run.json")}
+    assert statuses == {"finished", "failed"}
+    typed = [word for word in words[2:] if not word.startswith("pictures")]
+    code = sweep.main(["aws-table-1", f"runs={tmp_path}/runs", f"out={tmp_path}", *typed])
+    text = (tmp_path / "tables" / "aws-table-1.md").read_text()
+    assert code == 0
+    assert "failed" in text
