@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,7 @@ $(READY): requirements.lock pyproject.toml
 	@{ $(PY) -m pip install -q 'uv>=0.9,<1' && $(UV) pip install -q --compile-bytecode --python $(PY) --require-hashes -r requirements.lock; } \
 	  || $(PY) -m pip install -q --require-hashes -r requirements.lock
 	@$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	@$(PY) -m adamp.kernels.cpu || echo "The suite works without the fused CPU kernel, with slower steps of AdamP and SGDP."
 	@touch $@
 
 $(EXPERIMENTS): $(READY)
@@ -74,6 +75,12 @@ gallery: $(READY) ## one static page with the toys' figures and the claims besid
 
 benchmark: $(READY) ## time the engine against a bare loop, and the probes, interleaved in one run
 	@$(PY) benchmarks/engine.py $(ARGS)
+
+benchmark-optimizers: $(READY) ## time AdamP and SGDP against torch's fused optimizers and other packages' AdamP and SGDP
+	@$(PY) benchmarks/optimizers.py $(ARGS)
+
+benchmark-gpu: $(READY) ## the same on a CUDA device, and the share of a whole training step
+	@$(PY) benchmarks/gpu_optimizers.py $(ARGS)
 
 test: $(READY) check ## run the checks and the test suite (what CI runs)
 	@$(PY) -m pytest -q

@@ -61,7 +61,12 @@ def offences(files: list[Path], bad: tuple[str, ...]) -> list[str]:
 
 def test_the_package_imports_torch_and_the_standard_library_alone() -> None:
     allowed = {"torch", "adamp", *sys.stdlib_module_names}
-    wrong = [f"{name(p)}: {i}" for p in sources("adamp") for i in imports(p) if i.split(".")[0] not in allowed]
+
+    def may(path: Path) -> set[str]:
+        # Triton comes with torch where there are GPUs; these files are imported only by a step that uses it.
+        return allowed | ({"triton"} if path.name.startswith("triton_") else set())
+
+    wrong = [f"{name(p)}: {i}" for p in sources("adamp") for i in imports(p) if i.split(".")[0] not in may(p)]
     assert not wrong
 
 
