@@ -11,7 +11,7 @@ Letters: `N` rows of all matrices of a batch on this process, `T` matrices, `R` 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ from adamp.projection import (
     radial_coefficient,
 )
 from adamp.sharding import Layout, sum_over_processes
+
+CHUNK = 2**24  # entries whose products are held at once: they take memory, one more chunk takes four launches
 
 
 class Run(NamedTuple):
@@ -52,6 +54,7 @@ class Batch:
         weights: Weights in working precision, of a sharded one this process's part; changed in place.
         grads: Gradients in working precision; only read.
         updates: What is to be subtracted, times `step_size`.
+        disposable: Whether `updates` may be written to, as they are neither gradients nor a state.
         step_size: s, a float or a 0-d tensor on the weights' device, in their dtype.
         decay: x, likewise; None for no decay.
         matrices: Which of the tensors may be projected.
@@ -64,6 +67,7 @@ class Batch:
     weights: list[Tensor]
     grads: list[Tensor]
     updates: list[Tensor]
+    disposable: bool
     step_size: float | Tensor
     decay: float | Tensor | None
     matrices: list[int]
@@ -125,7 +129,22 @@ def _sort_by_rows(batch: Batch) -> None:
 
 def _dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
     """Return the inner products of the rows of each pair of matrices, each (R,); see `adamp.projection.row_dot`."""
-    return [x.sum(dim=tuple(range(1, x.ndim))) for x in torch._foreach_mul(a, b)]
+    sums: list[Tensor] = []
+    for part in _chunks(a):
+        products = torch._foreach_mul(a[part], b[part])
+        sums += [x.sum(dim=tuple(range(1, x.ndim))) for x in products]
+    return sums
+
+
+def _chunks(xs: Sequence[Tensor]) -> Iterator[slice]:
+    """Divide into neighbours of at most `CHUNK` entries, or a single tensor."""
+    start, size = 0, 0
+    for index, x in enumerate(xs):
+        if size and size + x.numel() > CHUNK:
+            yield slice(start, index)
+            start, size = index, 0
+        size += x.numel()
+    yield slice(start, len(xs))
 
 
 def _sum_rows(batch: Batch) -> None:
@@ -178,7 +197,11 @@ def _per_matrix(batch: Batch, rows: Tensor) -> list[Tensor]:
 
 def _descend(batch: Batch) -> None:
     weights, decay = batch.weights, batch.decay
-    steps = torch._foreach_mul(batch.updates, batch.step_size)
+    steps = batch.updates
+    if batch.disposable:
+        torch._foreach_mul_(steps, batch.step_size)
+    else:
+        steps = list(torch._foreach_mul(steps, batch.step_size))
     plain = sorted(set(range(len(weights))) - set(batch.matrices))
     if plain and decay is not None:
         torch._foreach_add_([steps[i] for i in plain], torch._foreach_mul([weights[i] for i in plain], decay))

@@ -200,6 +200,7 @@ def batch_of(
     grads: list[Tensor],
     updates: list[Tensor],
     states: dict[str, list[Tensor]],
+    disposable: bool = True,
     decay_factor: float = 1.0,
     projected: list[Tensor] | None = None,
 ) -> Batch:
@@ -217,6 +218,7 @@ def batch_of(
         weights=weights,
         grads=grads,
         updates=updates,
+        disposable=disposable,
         step_size=lr,
         decay=lr * (group["weight_decay"] * decay_factor) if group["weight_decay"] > 0 else None,
         matrices=[i for i, param in enumerate(members.params) if param.ndim > 1] if mark is not False else [],

@@ -206,6 +206,7 @@ def _multi_tensor_sgdp(members: Members, group: dict[str, Any]) -> Batch:
         grads=grads,
         updates=updates,
         states=states,
+        disposable=updates is not grads and updates is not buffers,
         decay_factor=decay_factor,
         projected=projected,
     )

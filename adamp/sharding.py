@@ -13,11 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if dist.is_available():
-    from torch.distributed.tensor import DTensor
-else:  # pragma: no cover - a torch built without distributed
-    DTensor = None  # type: ignore[assignment, misc]
-
 
 class Layout(NamedTuple):
     """How the tensors of a batch lie on the processes.
@@ -35,7 +30,13 @@ class Layout(NamedTuple):
 
 def is_sharded(x: Tensor) -> bool:
     """Return whether `x` is a DTensor, of whatever placement."""
-    return DTensor is not None and isinstance(x, DTensor)
+    if type(x) in (Tensor, torch.nn.Parameter):
+        return False  # without the import, which takes half a second
+    try:
+        from torch.distributed.tensor import DTensor
+    except ImportError:  # torch built without distributed, or before it was public
+        return False
+    return isinstance(x, DTensor)
 
 
 def placement_of(x: Tensor) -> Any:

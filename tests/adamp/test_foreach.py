@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adamp import SGDP, AdamP
+from adamp import SGDP, AdamP, foreach
 from tests.adamp.test_projection import HostReads
 
 VIEWS = {"view", "split_with_sizes", "split", "slice", "select", "expand", "unbind", "unsqueeze", "detach", "alias",
@@ -90,3 +90,18 @@ def test_two_steps_from_the_same_start_give_the_same_bits(name, resnet50):
         cls(params, **options, foreach=True).step()
         ends.append(params)
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_size_of_the_chunks_makes_no_difference(name, resnet50, monkeypatch):
+    cls, options = OPTIMIZERS[name]
+    ends = []
+    for chunk in (1, 1000, 2**24):
+        monkeypatch.setattr(foreach, "CHUNK", chunk)
+        params = [nn.Parameter(p.detach().clone()) for p in resnet50]
+        for p, source in zip(params, resnet50, strict=True):
+            p.grad = source.grad
+        cls(params, **options, foreach=True).step()
+        ends.append(params)
+    for params in ends[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(ends[0], params, strict=True))
