@@ -187,6 +187,8 @@ def _multi_tensor_sgdp(members: Members, group: dict[str, Any]) -> Batch:
     weights, grads, states = local_working(members)
     buffers = states.get("momentum_buffer")
     projected = None
+    # Nesterov's update is a new tensor with momentum, the gradient without; the plain one is the buffer or new.
+    disposable = group["nesterov"] == (momentum != 0)
     if buffers is None:
         updates = grads if group["nesterov"] else list(torch._foreach_mul(grads, 1 - group["dampening"]))
     else:
@@ -206,7 +208,7 @@ def _multi_tensor_sgdp(members: Members, group: dict[str, Any]) -> Batch:
         grads=grads,
         updates=updates,
         states=states,
-        disposable=updates is not grads and updates is not buffers,
+        disposable=disposable,
         decay_factor=decay_factor,
         projected=projected,
     )
