@@ -163,10 +163,25 @@ def _draw_alone(axis: Axes, run: Run, panel: Panel) -> None:
 
 def draw_run(run: Run, folder: Path) -> list[Drawn]:
     """Draw one run's figures into `folder`; charts without data are left out."""
+    drawn = [each for role in run.roles[1:] for each in _draw_charts(run.of_role(role), folder, role=role)]
+    return (
+        _draw_charts(run, folder, role=run.roles[0] if run.roles else "")
+        + drawn
+        + heatmaps.draw_run(run, folder, title=where(run))
+    )
+
+
+def _draw_charts(run: Run, folder: Path, *, role: str) -> list[Drawn]:
+    """Draw the charts of one network; those that do not differ between networks with the first one alone."""
     drawn = []
+    first = not run.roles or role == run.roles[0]
+    stem = "" if first else f"{role}-"
     for chart in _charts([run]):
+        if chart.stem == "learning" and not first:
+            continue
+        title = f"{chart.title}, network {role}" if role and chart.stem != "learning" else chart.title
         size = (10.4 if len(chart.panels) > 1 else 6.6, 3.6)
-        with canvas(f"{chart.title} · {where(run)}", columns=len(chart.panels), size=size) as (figure, axes):
+        with canvas(f"{title} · {where(run)}", columns=len(chart.panels), size=size) as (figure, axes):
             keys = []
             for axis, panel in zip(axes, chart.panels, strict=True):
                 _draw_alone(axis, run, panel)
@@ -176,8 +191,8 @@ def draw_run(run: Run, folder: Path) -> list[Drawn]:
             if any(panel.band for panel in chart.panels):
                 caption += " Band: smallest to largest filter; dashed: median filter."
             rows = _rows("", run, keys)
-            drawn.append(save(figure, folder / f"{chart.stem}.svg", chart.title, caption=caption, rows=rows))
-    return drawn + heatmaps.draw_run(run, folder, title=where(run))
+            drawn.append(save(figure, folder / f"{stem}{chart.stem}.svg", title, caption=caption, rows=rows))
+    return drawn
 
 
 def over_seeds(runs: Sequence[Run], key: str) -> tuple[list[float], np.ndarray]:

@@ -23,7 +23,7 @@ DATA_NAMES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "coco": "COCO", "bi
 SCORE_NAMES = {"top1": "top-1", "top5": "top-5"}
 # Weight decay of Table 2's runs in torch's units. The AdamP paper writes that of AdamW and AdamP as lr x torch's value.
 TABLE_2_DECAYS = {"sgd": 1e-4, "sgdp": 1e-5, "adam": 1e-4, "adamw": 1e-1, "adamp": 1e-2}
-LOWER_IS_BETTER = ("loss", "perplexity", "error")
+LOWER_IS_BETTER = ("loss", "perplexity", "ppl", "bpc", "error")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,9 @@ def _distinct(lines: Mapping[str, Line]) -> list[Line]:
 
 
 def _score_key(rows: Sequence[Row]) -> str:
-    """Return the score that the table shows: val/top1, else the first that is no loss."""
+    """Return the score that the table shows: what the task monitors, else val/top1, else the first that is no loss."""
+    if monitored := next((row["monitor"] for row in rows if row.get("monitor")), ""):
+        return monitored
     keys = sorted({key for row in rows for key, value in row.items() if "/" in key and value})
     ranked = sorted(keys, key=lambda key: (key != "val/top1", "loss" in key, key))
     return ranked[0] if ranked else "score"

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +175,37 @@ class Run:
         first, last = self.ends("norm/mean")
         return None if first is None or last is None else last**2 - first**2
 
+    @property
+    def monitor(self) -> str:
+        """The score that picked the best checkpoint, e.g. val/top1; empty in records of earlier versions."""
+        return self.text("monitor").lstrip("-")
+
+    @property
+    def roles(self) -> list[str]:
+        """The networks whose probes have keys of their own, `<role>/norm/mean`, where there are several."""
+        found = {key.removesuffix("/norm/mean"): None for line in self.metrics for key in line if _of_role(key)}
+        return list(found)
+
+    def of_role(self, role: str) -> Run:
+        """Return the run as seen from one of its networks: that network's keys stand without its name."""
+        own, loss = f"{role}/", f"train/{role}_loss"
+        metrics = []
+        for line in self.metrics:
+            seen = {key.removeprefix(own): value for key, value in line.items() if key.startswith(own)}
+            if loss in line:
+                seen["train/loss"] = line[loss]
+            metrics.append({**line, **seen})
+        return replace(self, metrics=metrics)
+
     def throughput(self) -> float | None:
         """Median examples a second over the log intervals, None where nothing was timed."""
         rates = [number(line.get("examples_per_s")) for line in _lines(self.folder / "timing.jsonl")]
         found = sorted(rate for rate in rates if rate is not None and math.isfinite(rate))
         return found[len(found) // 2] if found else None
+
+
+def _of_role(key: str) -> bool:
+    return key.endswith("/norm/mean") and key.count("/") == 2
 
 
 def number(value: Any) -> float | None:
@@ -234,7 +260,9 @@ def load_run(folder: Path) -> Run | None:
     if not isinstance(record, dict):
         log.warning("skipped %s: run.json holds no object", folder)
         return None
-    return Run(folder, record, _metrics(folder / "metrics.jsonl"))
+    run = Run(folder, record, _metrics(folder / "metrics.jsonl"))
+    # Of several networks the task's first stands for the run, in curves and in tables.
+    return run.of_role(run.roles[0]) if run.roles and not run.series("norm/mean")[2] else run
 
 
 def experiments(root: Path) -> list[str]:
@@ -272,7 +300,9 @@ def load_runs(root: Path, experiment: str | None = None) -> list[Run]:
 
 
 def primary_score(runs: Sequence[Run]) -> str | None:
-    """Return the score that stands for these runs: val/top1 if there is one, else a validation score."""
+    """Return the score that stands for these runs: what their task monitors, else val/top1 or another of validation."""
+    if monitored := next((run.monitor for run in runs if run.monitor), ""):
+        return monitored
     keys = {key for run in runs for key in run.scores}
     keys |= {key for run in runs for line in run.metrics for key in line if key.startswith("val/")}
     ranked = sorted(keys, key=lambda key: (key != "val/top1", not key.startswith("val/"), "loss" in key, key))

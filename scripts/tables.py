@@ -43,7 +43,7 @@ example: python scripts/tables.py experiment=imagenet-resnet18 --readme
 
 FACTS = (
     "experiment", "name", "opt", "lr", "weight_decay", "seed", "scale", "data", "epochs", "setting", "norm_first",
-    "norm_last", "commit", "dirty", "machine", "wall_time_s", "date", "best", "best_epoch",
+    "norm_last", "commit", "dirty", "machine", "wall_time_s", "date", "best", "best_epoch", "monitor",
 )  # fmt: skip
 BLOCK = re.compile(
     r"(?P<begin><!-- table:(?P<name>[\w.-]+) begin -->\n)(?P<body>.*?)(?P<end><!-- table:(?P=name) end -->)", re.DOTALL
@@ -82,6 +82,7 @@ def record_row(run: Run) -> Row:
         "date": run.text("ended")[:10],
         "best": best.get("score"),
         "best_epoch": best.get("epoch"),
+        "monitor": run.monitor,
         **run.scores,
     }
     return {key: _text(value) for key, value in values.items()}

@@ -58,7 +58,7 @@ def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]
     convert_networks(task.networks, plan.normalise, eps=plan.normalise_eps)
     probed = _scale_invariant(task, world, record)
     if record is not None:
-        record.update(data=task.describe(), model=_model_facts(task, probed))
+        record.update(data=task.describe(), model=_model_facts(task, probed), monitor=task.monitor)
     sinks: Sequence[Sink] = plan.make_sinks() if record is not None else ()
     trainer = Trainer(
         task, plan.make_phases(), plan.train, _rules(plan, task, world, probed or {}), plan.folder, world,

@@ -196,3 +196,19 @@ def test_runs_lie_at_depth_two(tmp_path: Path, write_run):
     write_run(tmp_path / "deeper")
     with pytest.raises(runs.ReadError):
         runs.load_runs(tmp_path)
+
+
+def test_of_several_networks_the_first_stands_for_the_run_and_each_can_be_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "biased-mnist" / "run"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "monitor": "-val/loss", "scores": {}}))
+    lines = [
+        {"step": n, "epoch": n, "f/norm/mean": 1.0 + n, "g/norm/mean": 5.0, "train/f_loss": 0.5, "val/loss": 2.0}
+        for n in range(3)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = runs.load_run(folder)
+    assert run is not None and run.roles == ["f", "g"]
+    assert run.ends("norm/mean") == (1.0, 3.0) and run.ends("train/loss") == (0.5, 0.5)
+    assert run.of_role("g").ends("norm/mean") == (5.0, 5.0)
+    assert runs.primary_score([run]) == "val/loss"
