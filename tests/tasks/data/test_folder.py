@@ -162,12 +162,21 @@ def test_classes_that_differ_are_counted_and_the_first_named(tmp_path, more, les
         ({"image_size": 0}, "data.image_size=0"),
         ({"resize_ratio": 0.9}, "data.resize_ratio=0.9"),
         ({"max_corrupt": -1}, "data.max_corrupt=-1"),
+        ({"interpolation": "lanczos"}, "data.interpolation=lanczos"),
         ({"crop_scale": (0.5, 1.5)}, "data.crop_scale"),
     ],
 )
 def test_a_wrong_option_is_named(tmp_path, arguments, option):
     with pytest.raises(InputError, match=option):
         ImageFolderSet(str(write_image_folder(tmp_path, classes=1, train=1, val=1)), **arguments)
+
+
+def test_bicubic_pictures_differ_and_the_record_says_which(tmp_path):
+    root = str(write_image_folder(tmp_path, classes=1, train=1, val=1))
+    linear, cubic = (ImageFolderSet(root, image_size=20, interpolation=kind) for kind in ("bilinear", "bicubic"))
+    assert not torch.equal(linear.eval_example(0)[0], cubic.eval_example(0)[0])
+    assert cubic.describe()["interpolation"] == "bicubic, antialiased (Pillow)"
+    assert linear.describe()["interpolation"] == "bilinear, antialiased (Pillow)"
 
 
 def test_the_training_view_keeps_an_area_within_the_scale():
