@@ -1,0 +1,137 @@
+"""Detection batches: pictures stacked, boxes of all of them in one table, in an order fixed by (seed, epoch).
+
+Shapes: B pictures, S their side, N objects of all of them together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tasks.base import InputError, Shard
+from tasks.data.images import UnreadableImageError
+from tasks.data.loader import Batches, CorruptImages, _seed_generators, derive_seed, forked_generators
+from tasks.detection.coco import CocoSet
+from tasks.detection.views import View
+
+# What a loader's item is: (number, reason) of unreadable pictures, and the batch.
+_Loaded = tuple[list[tuple[int, str]], tuple[Tensor, ...]]
+
+
+class _TrainBatches(Dataset[_Loaded]):
+    """Item i: micro-batch i % parts of this process's share of step i // parts.
+
+    Images (B, 3, S, S) uint8, boxes (N, 4), labels (N,), and the picture in the batch that each belongs to (N,).
+    """
+
+    def __init__(
+        self, data: CocoSet, view: View, *, batch_size: int, seed: int, epoch: int, shard: Shard, patience: int
+    ) -> None:
+        self._data, self._view, self._patience = data, view, patience
+        self._seed, self._epoch, self._shard, self._batch_size = seed, epoch, shard, batch_size
+        self._micro_size = batch_size // (shard.count * shard.parts)
+        num = data.num_examples["train"]
+        order = torch.randperm(num, generator=torch.Generator().manual_seed(derive_seed(seed, epoch)))
+        self._order = order[: num - num % batch_size]
+
+    def __len__(self) -> int:
+        return len(self._order) // self._batch_size * self._shard.parts
+
+    def __getitem__(self, number: int) -> _Loaded:
+        step, part = divmod(number, self._shard.parts)
+        first = step * self._batch_size + (self._shard.index * self._shard.parts + part) * self._micro_size
+        unreadable: list[tuple[int, str]] = []
+        with forked_generators():
+            found = [self._load(i, unreadable) for i in self._order[first : first + self._micro_size].tolist()]
+        images, boxes, labels = zip(*found, strict=True)
+        counts = torch.tensor([len(each) for each in labels])
+        owner = torch.arange(len(images)).repeat_interleave(counts)
+        return unreadable, (torch.stack(images), torch.cat(boxes), torch.cat(labels), owner)
+
+    def _load(self, index: int, unreadable: list[tuple[int, str]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a view of picture `index` with its boxes and labels, or of the next readable one."""
+        num = self._data.num_examples["train"]
+        for attempt in range(min(self._patience + 1, num)):
+            candidate = (index + attempt) % num
+            _seed_generators(derive_seed(self._seed, self._epoch, index))
+            try:
+                image = self._data.image("train", candidate)
+            except UnreadableImageError as error:
+                unreadable.append((candidate, str(error)))
+                continue
+            boxes, labels = self._data.objects("train", candidate)
+            view, objects = self._view.train(image, boxes, labels=labels)
+            return view, *objects
+        # More than allowed are unreadable: the main process raises on the report, this picture is never used.
+        size = self._view.size
+        return torch.zeros(3, size, size, dtype=torch.uint8), torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
+
+
+class _EvalBatches(Dataset[_Loaded]):
+    """Item i: validation batch i, without the pictures that cannot be read.
+
+    Images (B, 3, H, W) uint8, their numbers in the split (B,), and what maps boxes back to the stored picture (B, 4).
+    """
+
+    def __init__(self, data: CocoSet, view: View, *, batch_size: int) -> None:
+        self._data, self._view, self._batch_size = data, view, batch_size
+
+    def __len__(self) -> int:
+        return -(-self._data.num_examples["val"] // self._batch_size)
+
+    def __getitem__(self, number: int) -> _Loaded:
+        unreadable: list[tuple[int, str]] = []
+        found: list[tuple[Tensor, int, Tensor]] = []
+        first = number * self._batch_size
+        for index in range(first, min(first + self._batch_size, self._data.num_examples["val"])):
+            try:
+                view, back = self._view.test(self._data.image("val", index))
+                found.append((view, index, back))
+            except UnreadableImageError as error:
+                unreadable.append((index, str(error)))
+        if not found:
+            return unreadable, (torch.zeros(0, 3, 32, 32), torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
+        images, numbers, backs = zip(*found, strict=True)
+        return unreadable, (torch.stack(images), torch.tensor(numbers), torch.stack(backs))
+
+
+def train_batches(data: CocoSet, view: View, *, batch_size: int, shard: Shard, start: int, **more: Any) -> Batches:
+    """Return an epoch's batches of a shard from step `start` on; the last incomplete global batch is dropped.
+
+    Args:
+        data: The set.
+        view: How a picture is shown.
+        batch_size: Over all processes and micro-batches.
+        shard: This process's share.
+        start: First step wanted.
+        more: seed, epoch, corrupt (`CorruptImages`) and num_workers.
+
+    Raises:
+        InputError: The batch does not divide evenly, or exceeds the training split.
+    """
+    pieces = shard.count * shard.parts
+    if batch_size % pieces:
+        raise InputError(
+            f"train.batch_size={batch_size}: must divide by processes x micro-batches ({shard.count} x {shard.parts})"
+        )
+    if batch_size > (num := data.num_examples["train"]):
+        raise InputError(f"train.batch_size={batch_size}: exceeds the {num} training images of {data.name}")
+    corrupt: CorruptImages = more["corrupt"]
+    source = _TrainBatches(
+        data, view, batch_size=batch_size, seed=more["seed"], epoch=more["epoch"], shard=shard,
+        patience=corrupt.limit("train"),
+    )  # fmt: skip
+    numbers = range(start * shard.parts, len(source))
+    return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=more["num_workers"])
+
+
+def eval_batches(
+    data: CocoSet, view: View, *, batch_size: int, shard: Shard, corrupt: CorruptImages, num_workers: int
+) -> Batches:
+    """Return validation batches index, index + count, ... of `batch_size` pictures, the last one shorter."""
+    source = _EvalBatches(data, view, batch_size=batch_size)
+    numbers = range(shard.index, len(source), shard.count)
+    return Batches(source, numbers, split="val", corrupt=corrupt, num_workers=num_workers)

@@ -1,0 +1,161 @@
+"""CenterNet on a ResNet18: three doublings of the last map, deformable or plain, and three small heads.
+
+Shapes: B pictures, S their side, K classes, H W the output map, S / 4.
+Reference: Zhou et al., "Objects as Points", arXiv:1904.07850; `resdcn_18` and `res_18` of its published code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
+
+from tasks.base import InputError
+from tasks.detection.detector import Detector, Mean, Objects, Outputs
+from tasks.detection.targets import centernet_losses, decode, encode
+from tasks.detection.views import CenterNetView
+from tasks.detection.weights import initialise
+from tasks.networks.checks import whole_channels
+from tasks.networks.resnet import resnet18
+
+STRIDE = 4
+
+
+class ModulatedConv(nn.Module):
+    """A 3x3 convolution that reads at learned places with learned strengths (deformable convolution v2).
+
+    It starts at the regular places with strength one half. Zhu et al., arXiv:1811.11168.
+
+    Args:
+        channels: In.
+        out: Channels out.
+    """
+
+    TAPS = 9
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.places = nn.Conv2d(channels, 3 * self.TAPS, kernel_size=3, padding=1)
+        nn.init.zeros_(self.places.weight)
+        nn.init.zeros_(cast(Tensor, self.places.bias))
+        self.conv = DeformConv2d(channels, out, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, channels, h, w) to (B, out, h, w)."""
+        # In float32 at least: the operator has no bfloat16 on the CPU, and offsets need the mantissa.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x if x.dtype == torch.float64 else x.float()
+            places = self.places(x)
+            return self.conv(x, places[:, : 2 * self.TAPS], torch.sigmoid(places[:, 2 * self.TAPS :]))
+
+
+def _normalised(layer: nn.Module, channels: int) -> list[nn.Module]:
+    return [layer, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+def _double(channels: int, out: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels, out, kernel_size=4, stride=2, padding=1, bias=False)
+
+
+class CenterNet(Detector):
+    """CenterNet-ResNet18; 14,437,349 parameters for 80 classes, 15,820,372 with plain up-sampling.
+
+    Transposed convolutions start at PyTorch's own values: the published code writes a bilinear kernel into the pairs of
+    channels (c, 0) alone, a remnant of grouped up-sampling, and batch norm follows.
+
+    Args:
+        num_classes: K.
+        image_size: S of a view, a multiple of 32.
+        deformable: Deformable convolutions to 256, 128, 64 channels before each doubling (`resdcn_18`, the published
+            28.1 AP); else transposed convolutions alone, 256 channels each (`res_18`).
+        width: Factor on every channel count but the heads'.
+        head_channels: Of each head's hidden layer.
+        size_weight: Of the loss of sizes.
+        colours: Jitter colours in training.
+        keep_size: Evaluate pictures at their stored size, one at a time, as the published numbers were; else in a
+            square of side S.
+        init: "random", or "imagenet" for the backbone.
+        weights: File of ImageNet weights; None looks in the usual places.
+
+    Raises:
+        InputError: An option is out of its range, or the weights are missing or do not fit.
+    """
+
+    MERGES: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        image_size: int = 512,
+        deformable: bool = True,
+        width: float = 1.0,
+        head_channels: int = 64,
+        size_weight: float = 0.1,
+        colours: bool = True,
+        keep_size: bool = False,
+        init: str = "imagenet",
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not (image_size >= 64 and image_size % 32 == 0):
+            raise InputError(f"model.image_size={image_size}: must be a multiple of 32, at least 64")
+        if not head_channels >= 1:
+            raise InputError(f"model.head_channels={head_channels}: must be at least 1")
+        if not (size_weight >= 0 and math.isfinite(size_weight)):
+            raise InputError(f"model.size_weight={size_weight}: must be finite and at least 0")
+        self.num_classes, self.size_weight = num_classes, size_weight
+        self.view = CenterNetView(image_size, colours=colours, keep_size=keep_size)
+        self.backbone = resnet18(1, width=width)
+        self.backbone.avgpool = self.backbone.fc = nn.Identity()  # type: ignore[assignment]
+        self.origin = initialise(self.backbone, "resnet18", init=init, path=weights)
+        channels, layers = whole_channels(width, 512), list[nn.Module]()
+        for planes in (256, 128, 64) if deformable else (256, 256, 256):
+            out = whole_channels(width, planes)
+            if deformable:
+                layers += _normalised(ModulatedConv(channels, out), out)
+                channels = out
+            layers += _normalised(_double(channels, out), out)
+            channels = out
+        self.up = nn.Sequential(*layers)
+        self.heads = nn.ModuleDict({name: _head(channels, head_channels, out, name) for name, out in
+                                    (("heat", num_classes), ("size", 2), ("offset", 2))})  # fmt: skip
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Map normalised pictures (B, 3, S, S) to heat-map logits (B, K, H, W), sizes and offsets (B, 2, H, W)."""
+        net = self.backbone
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        x = self.up(x)
+        return tuple(head(x) for head in self.heads.values())
+
+    def losses(self, outputs: Outputs, objects: Objects, *, mean: Mean) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `tasks.detection.targets.centernet_losses`."""
+        batch, num_classes, height, width = outputs[0].shape
+        targets = encode(objects, batch=batch, num_classes=num_classes, size=(height, width), stride=STRIDE)
+        return centernet_losses(cast("tuple[Tensor, Tensor, Tensor]", outputs), targets, mean=mean,
+                                size_weight=self.size_weight)  # fmt: skip
+
+    def detections(self, outputs: Outputs) -> list[Tensor]:
+        """See `tasks.detection.targets.decode`."""
+        return decode(cast("tuple[Tensor, Tensor, Tensor]", outputs), stride=STRIDE)
+
+    def merged(self, outputs: Outputs, mirrored: Outputs) -> Outputs:
+        """Average probabilities and sizes with those of the mirror images; offsets are those of the picture itself."""
+        heat = (torch.sigmoid(outputs[0].float()) + torch.sigmoid(mirrored[0].float()).flip(3)) / 2
+        return torch.logit(heat, eps=1e-6), (outputs[1] + mirrored[1].flip(3)) / 2, outputs[2]
+
+
+def _head(channels: int, hidden: int, out: int, name: str) -> nn.Sequential:
+    last = nn.Conv2d(hidden, out, kernel_size=1)
+    head = nn.Sequential(nn.Conv2d(channels, hidden, kernel_size=3, padding=1), nn.ReLU(inplace=True), last)
+    if name == "heat":
+        nn.init.constant_(cast(Tensor, last.bias), -2.19)  # a probability of 0.1 at first (Lin et al., focal loss)
+        return head
+    for layer in (head[0], last):
+        nn.init.normal_(cast(nn.Conv2d, layer).weight, std=0.001)
+        nn.init.zeros_(cast(Tensor, cast(nn.Conv2d, layer).bias))
+    return head

@@ -1,0 +1,157 @@
+"""Object detection as in the AdamP paper's section D.1: CenterNet and SSD, scored by COCO's average precision.
+
+Shapes: B pictures, S their side in pixels, N objects of all of them, n detections of one picture.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.data import CorruptImages
+from tasks.detection.batches import eval_batches, train_batches
+from tasks.detection.coco import CocoSet
+from tasks.detection.detector import Detector, Objects
+from tasks.detection.evaluation import EVALUATORS, average_precision
+from tasks.detection.views import to_original
+
+_logger = logging.getLogger("tasks.detection")
+# What CenterNet's published code feeds its networks: blue first, with statistics of its own.
+CENTERNET_BGR = ((0.408, 0.447, 0.470), (0.289, 0.274, 0.278))
+COLOURS = ("rgb", "centernet_bgr")
+
+
+class Detection(Task):
+    """A detector on any `CocoSet`.
+
+    Args:
+        data: The pictures and boxes.
+        model: Builds the detector from `num_classes`; called once.
+        batch_size: Global training batch, over all processes and micro-batches.
+        seed: Fixes the order of the data and its augmentation.
+        colours: "rgb" with the data's statistics, or "centernet_bgr": as CenterNet's published code, which gives
+            ImageNet weights the channels in the wrong order.
+        flip_test: Average the outputs of a picture and its mirror image in evaluation; CenterNet alone.
+        evaluator: "pycocotools" or "faster_coco_eval".
+        num_workers: Decoding processes beside each training process; 0 decodes in it.
+        eval_batch_size: Pictures in one evaluation batch of one process; 1 where they keep their sizes.
+
+    Raises:
+        InputError: An option is out of its range.
+    """
+
+    monitor = "val/ap"
+
+    def __init__(
+        self,
+        data: CocoSet,
+        model: Callable[..., Detector],
+        *,
+        batch_size: int,
+        seed: int,
+        colours: str = "rgb",
+        flip_test: bool = False,
+        evaluator: str = "pycocotools",
+        num_workers: int = 0,
+        eval_batch_size: int = 32,
+    ) -> None:
+        for option, value in (("train.batch_size", batch_size), ("task.eval_batch_size", eval_batch_size)):
+            if not value >= 1:
+                raise InputError(f"{option}={value}: must be at least 1")
+        if not num_workers >= 0:
+            raise InputError(f"train.num_workers={num_workers}: must be 0 or more")
+        for option, given, known in (("colours", colours, COLOURS), ("evaluator", evaluator, EVALUATORS)):
+            if given not in known:
+                raise InputError(f"task.{option}={given}: choose one of {', '.join(known)}")
+        net = model(num_classes=data.num_classes)
+        if flip_test and not net.MERGES:
+            raise InputError("task.flip_test=true: only CenterNet's maps can be averaged with those of mirror images")
+        self.data, self.networks, self.view, self._net = data, {"model": net}, net.view, net
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.eval_batch_size = 1 if getattr(net.view, "keep_size", False) else eval_batch_size
+        self.flip_test, self.evaluator = flip_test, evaluator
+        self._corrupt = CorruptImages(data)  # type: ignore[arg-type]
+        self._bgr = colours == "centernet_bgr"
+        mean, std = CENTERNET_BGR if self._bgr else (data.mean, data.std)
+        self._mean, self._std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        _logger.info("network starts from %s", net.origin)
+
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+        return train_batches(
+            self.data, self.view, batch_size=self.batch_size, shard=shard, start=start, seed=self.seed, epoch=epoch,
+            corrupt=self._corrupt, num_workers=self.num_workers,
+        )  # fmt: skip
+
+    def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
+        batches = eval_batches(
+            self.data, self.view, batch_size=self.eval_batch_size, shard=shard, corrupt=self._corrupt,
+            num_workers=self.num_workers,
+        )  # fmt: skip
+        return {"val": batches}
+
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+        images, *objects = batch
+        outputs = nets["model"](self.normalise(images))
+        with torch.autocast(images.device.type, enabled=False):
+            loss, parts = self._net.losses(outputs, Objects(*objects), mean=self._mean_count)
+        yield Update(loss, log={f"train/{name}_loss": part.detach() for name, part in parts.items()})
+
+    def _mean_count(self, count: Tensor) -> Tensor:
+        """Return the mean over processes of a 0-d count."""
+        return self.gather(count.detach().float().reshape(1)).mean()
+
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+        """Return image ids, and each picture's (n, 6) boxes in its stored pixels, scores and category ids, as numpy."""
+        images, numbers, backs = batch
+        if not len(images):
+            return [], []
+        images = self.normalise(images)
+        outputs = nets["model"](images)
+        if self.flip_test:
+            outputs = self._net.merged(outputs, nets["model"](images.flip(3)))
+        ids = np.array(self.data.category_ids)
+        found = []
+        for rows, back in zip(self._net.detections(outputs), backs, strict=True):
+            boxes = to_original(rows[:, :4], back)
+            detections = torch.cat([boxes, rows[:, 4:]], dim=1).cpu().numpy()
+            detections[:, 5] = ids[detections[:, 5].astype(np.int64)]
+            found.append(detections)
+        return [self.data.image_id("val", number) for number in numbers.tolist()], found
+
+    def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
+        """Return COCO's AP and recall in percent; pictures that could not be read are left out."""
+        if not any(images for images, _ in records):
+            raise InputError(f"{self.data.name}: no readable image in the {split} split")
+        truth = self.data.splits["val"].ground_truth()
+        found = average_precision(truth, records, evaluator=self.evaluator)
+        return {f"{split}/{name}": value for name, value in found.items()}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn (B, 3, H, W) uint8 into float32 of mean 0 and deviation 1 a channel, on the same device."""
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        if self._bgr:
+            images = images.flip(1)
+        return (images.float() - self._mean) / self._std
+
+    def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
+        """Return up to two normalised training pictures, the same ones whatever the batch size."""
+        num = min(2, self.data.num_examples["train"])
+        batches = train_batches(
+            self.data, self.view, batch_size=num, shard=Shard(), start=0, seed=0, epoch=0,
+            corrupt=CorruptImages(self.data), num_workers=0,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return {"model": (self.normalise(next(iter(batches))[0].cpu()),)}
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.data.describe(), "network_starts_from": self._net.origin}
+
+    def notices(self) -> dict[str, int]:
+        counts = {"corrupt_images": self._corrupt.count, **self.data.skipped}
+        return {name: count for name, count in counts.items() if count}

@@ -1,0 +1,156 @@
+"""How a detector sees a picture: augmented for training, plain for evaluation, boxes along with it.
+
+Shapes: S side of a training view in pixels, n objects. Boxes are x0, y0, x1, y1 with edges, not pixel centres, as
+numbers: the first column of pixels reaches from 0 to 1. So a mirror image maps x to width - x.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from tasks.data.augment import ColourJitter
+
+Objects = tuple[Tensor, Tensor]  # boxes (n, 4) float32, labels (n,) int64
+
+
+class View(Protocol):
+    """What a detector asks of its pictures; `size` is S."""
+
+    size: int
+
+    def train(self, image: Image.Image, boxes: Tensor, *, labels: Tensor) -> tuple[Tensor, Objects]:
+        """Return an augmented picture (3, S, S) uint8 and the objects left in it, in its pixels."""
+
+    def test(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """Return a picture (3, H, W) uint8, and what maps its pixels back: (4,) scales and shifts of x and y."""
+
+
+def remaining(boxes: Tensor, labels: Tensor, *, size: int) -> Objects:
+    """Return boxes clipped to the view, without those that nothing is left of."""
+    clipped = boxes.clamp(0, size)
+    whole = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+    return clipped[whole], labels[whole]
+
+
+def to_original(boxes: Tensor, back: Tensor) -> Tensor:
+    """Map boxes (..., 4) of a test view to pixels of the stored picture.
+
+    Args:
+        boxes: In pixels of the view.
+        back: (..., 4) scale of x, scale of y, shift of x, shift of y.
+    """
+    scale, shift = back[..., :2], back[..., 2:]
+    return boxes * torch.cat([scale, scale], -1) + torch.cat([shift, shift], -1)
+
+
+class CenterNetView:
+    """One affine map to a square: zoom, shift and mirror image, then colour; black where the picture ends.
+
+    Training: the longer side times one of 0.6, 0.7, ..., 1.3 fills the view, about a point at least 128 pixels inside
+    (less in small pictures). Evaluation: the longer side fills the view, or the picture as it is, padded to
+    a multiple of 32.
+
+    Args:
+        size: Side S of a view.
+        colours: Jitter colours in training.
+        keep_size: Evaluate at the stored size.
+
+    Reference:
+        Zhou et al., arXiv:1904.07850, section 4; scales and border as in its published code.
+    """
+
+    SCALES = tuple(step / 10 for step in range(6, 14))
+    BORDER = 128
+
+    def __init__(self, size: int, *, colours: bool = True, keep_size: bool = False) -> None:
+        self.size, self.keep_size = size, keep_size
+        self._colours = ColourJitter(size, (0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) if colours else None
+
+    def train(self, image: Image.Image, boxes: Tensor, *, labels: Tensor) -> tuple[Tensor, Objects]:
+        """Return a random view."""
+        width, height = image.size
+        side = max(width, height) * random.choice(self.SCALES)
+        centre = [random.randint(border := self._border(length), length - border) for length in (width, height)]
+        mirrored = random.random() < 0.5
+        view = self._warp(image, centre, side=side, mirrored=mirrored)
+        scale = self.size / side
+        moved = (boxes - torch.tensor(centre * 2)) * scale + self.size / 2
+        if mirrored:
+            moved = torch.stack([self.size - moved[:, 2], moved[:, 1], self.size - moved[:, 0], moved[:, 3]], dim=1)
+        picture = v2.functional.pil_to_tensor(view)
+        return self._colours(picture) if self._colours else picture, remaining(moved, labels, size=self.size)
+
+    def test(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """Return the whole picture, in the middle of a square or at its own size."""
+        width, height = image.size
+        if self.keep_size:
+            padded = [(length | 31) + 1 for length in (width, height)]
+            left, top = (padded[0] - width) // 2, (padded[1] - height) // 2
+            view = Image.new("RGB", (padded[0], padded[1]))
+            view.paste(image, (left, top))
+            return v2.functional.pil_to_tensor(view), torch.tensor([1.0, 1.0, -left, -top])
+        side = float(max(width, height))
+        view = self._warp(image, [width / 2, height / 2], side=side, mirrored=False)
+        scale = side / self.size
+        back = torch.tensor([scale, scale, (width - side) / 2, (height - side) / 2])
+        return v2.functional.pil_to_tensor(view), back
+
+    def _border(self, length: int) -> int:
+        """Return how far inside the centre must lie: 128, halved until it fits."""
+        part = 1
+        while length - self.BORDER // part <= self.BORDER // part:
+            part *= 2
+        return self.BORDER // part
+
+    def _warp(self, image: Image.Image, centre: list[Any], *, side: float, mirrored: bool) -> Image.Image:
+        """Return the square of side `side` about `centre`. Pillow asks for the map from the view to the picture."""
+        step = side / self.size
+        across = -step if mirrored else step
+        half = self.size / 2
+        coefficients = (across, 0.0, centre[0] - across * half, 0.0, step, centre[1] - step * half)
+        return image.transform((self.size, self.size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
+
+
+class SsdView:
+    """SSD's augmentation of torchvision's reference training, then a resize to a square; plain resize in evaluation.
+
+    Args:
+        size: Side S of a view.
+        mean: Channel means in [0, 1]: the colour around a picture that is zoomed out.
+
+    Reference:
+        Liu et al., arXiv:1512.02325, section 2.2 and 3.6.
+    """
+
+    def __init__(self, size: int, mean: tuple[float, float, float]) -> None:
+        self.size = size
+        self._transform = v2.Compose(
+            [
+                v2.RandomPhotometricDistort(),
+                v2.RandomZoomOut(fill={tv_tensors.Image: [255 * value for value in mean], "others": 0}),
+                v2.RandomIoUCrop(),
+                v2.RandomHorizontalFlip(),
+                v2.Resize((size, size), antialias=True),
+                v2.SanitizeBoundingBoxes(),
+            ]
+        )
+
+    def train(self, image: Image.Image, boxes: Tensor, *, labels: Tensor) -> tuple[Tensor, Objects]:
+        """Return a random view."""
+        framed: Any = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
+        sample = {"image": tv_tensors.Image(v2.functional.pil_to_tensor(image)), "boxes": framed, "labels": labels}
+        found = self._transform(sample)
+        objects = remaining(found["boxes"].as_subclass(Tensor), found["labels"], size=self.size)
+        return found["image"].as_subclass(Tensor), objects
+
+    def test(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """Return the picture stretched to the square."""
+        view = v2.functional.resize(v2.functional.pil_to_tensor(image), [self.size, self.size], antialias=True)
+        return view, torch.tensor([image.width / self.size, image.height / self.size, 0.0, 0.0])

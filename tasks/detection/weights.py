@@ -1,0 +1,73 @@
+"""ImageNet weights for backbones, read from a file in torchvision's layout; nothing is ever downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tasks.base import InputError
+from tasks.data.fashion_mnist import cache_folder
+
+# "Official PyTorch models" (appendix E.3): torchvision's first weights, IMAGENET1K_V1.
+FILES = {"resnet18": "resnet18-f37072fd.pth", "vgg16_bn": "vgg16_bn-6c64b313.pth"}
+WEIGHTS = {"resnet18": "ResNet18_Weights.IMAGENET1K_V1", "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1"}
+INITS = ("random", "imagenet")
+
+
+def initialise(backbone: nn.Module, name: str, *, init: str, path: str | None, prefix: str = "") -> str:
+    """Fill a backbone as asked, and return where its weights come from, in words.
+
+    Args:
+        backbone: Has torchvision's names.
+        name: A key of FILES.
+        init: "random" leaves it as it is, "imagenet" reads a file.
+        path: The file; None looks in $ADAMP_DATA, ~/.cache/adamp/data and torch's own cache.
+        prefix: What the file's names begin with, before those of the backbone; its other tensors are the classifier's.
+
+    Raises:
+        InputError: No file, one that cannot be read, or one of another network.
+    """
+    if init not in INITS:
+        raise InputError(f"model.init={init}: choose one of {', '.join(INITS)}")
+    if init == "random":
+        return "random weights"
+    file = Path(path).expanduser() if path else _usual_place(name)
+    if file is None or not file.is_file():
+        where = f"model.weights={path} is no file" if path else f"{FILES[name]} is not on this machine"
+        raise InputError(
+            f"model.init=imagenet: {where}; download torchvision's {WEIGHTS[name]} and give its path as "
+            "model.weights=..., or set model.init=random"
+        )
+    state = _read(file)
+    own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    missing = [key for key in own if prefix + key not in state]
+    if missing:
+        raise InputError(f"{file}: holds no {name}; it has no tensor {prefix}{missing[0]}")
+    for key, value in own.items():
+        if state[prefix + key].shape != value.shape:
+            raise InputError(
+                f"{file}: {prefix}{key} has the shape {tuple(state[prefix + key].shape)}, and this network needs "
+                f"{tuple(value.shape)}; ImageNet weights fit model.width=1 only"
+            )
+    backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
+    return f"ImageNet weights {file.name}"
+
+
+def _usual_place(name: str) -> Path | None:
+    for folder in (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints"):
+        if (folder / FILES[name]).is_file():
+            return folder / FILES[name]
+    return None
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a broken archive
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(f"model.weights={file}: cannot be read ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"model.weights={file}: is no state dictionary of tensors")
+    return state
