@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,25 @@ from tasks.base import InputError
 from tasks.data.images import INTERPOLATIONS, ImageSet, RandomView, Split, UnreadableImageError
 
 # What Pillow raises for damaged files of the formats that ImageFolder accepts.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class Listing(Protocol):
+    """The pictures of one split, numbered in the order of `ImageFolder`, wherever they are stored.
+
+    Attributes:
+        labels: Class numbers, (N,).
+    """
+
+    labels: NDArray[np.int64]
+
+    def location(self, index: int) -> str:
+        """Return where a picture lies, for messages."""
+
+    def open(self, index: int) -> Path | IO[bytes]:
+        """Return what Pillow opens; OSError where it cannot be read."""
 
 
 class ImageFolderSet(ImageSet):
@@ -66,7 +84,6 @@ class ImageFolderSet(ImageSet):
             raise InputError(f"data.interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
         if max_corrupt is not None and not max_corrupt >= 0:
             raise InputError(f"data.max_corrupt={max_corrupt}: must be 0 or more")
-        self.root = check_root(root)
         self.name = name
         self.image_size = image_size
         self.mean, self.std = mean, std
@@ -76,9 +93,8 @@ class ImageFolderSet(ImageSet):
         self._view = RandomView(image_size, crop_scale, interpolation=self._interpolation)
         self._described = f"{interpolation}, antialiased (Pillow)"
         self._short_side = round(image_size * resize_ratio)
-        self.classes = check_classes(self.root)
-        self._splits: dict[Split, _Listing] = {s: _Listing(self.root / s, self.classes) for s in ("train", "val")}
-        self.num_examples = {split: len(listing) for split, listing in self._splits.items()}
+        self.root, self.classes, self._splits = self._open(root)
+        self.num_examples = {split: len(listing.labels) for split, listing in self._splits.items()}
 
     def train_example(self, index: int) -> tuple[Tensor, int]:
         return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self._label("train", index)
@@ -94,21 +110,27 @@ class ImageFolderSet(ImageSet):
         return {**super().describe(), "interpolation": self._described}
 
     def location(self, split: Split, index: int) -> str:
-        return str(self._splits[split].path(index))
+        return self._splits[split].location(index)
+
+    def _open(self, root: str | None) -> tuple[Path, tuple[str, ...], dict[Split, Listing]]:
+        """Return the folder, the classes and the pictures of each split."""
+        path = check_root(root)
+        classes = check_classes(path)
+        return path, classes, {split: _Folders(path / split, classes) for split in ("train", "val")}
 
     def _label(self, split: Split, index: int) -> int:
         return int(self._splits[split].labels[index])
 
     def _decode(self, split: Split, index: int) -> Image.Image:
-        path = self._splits[split].path(index)
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"{path}: {error}") from error
+            with Image.open(self._splits[split].open(index)) as image:
+                image.load()
+                return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB
+        except DECODE_ERRORS as error:
+            raise UnreadableImageError(f"{self.location(split, index)}: {error}") from error
 
 
-class _Listing:
+class _Folders:
     """The pictures of one split, in arrays: a list of a million strings would be copied into every worker."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
@@ -124,10 +146,10 @@ class _Listing:
         self._names: NDArray[np.bytes_] = np.array(names)
         self.labels: NDArray[np.int64] = np.array(labels, dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def location(self, index: int) -> str:
+        return str(self.open(index))
 
-    def path(self, index: int) -> Path:
+    def open(self, index: int) -> Path:
         return self._folders[self.labels[index]] / os.fsdecode(bytes(self._names[index]))
 
 

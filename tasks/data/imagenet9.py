@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tasks.base import InputError
-from tasks.data.folder import _DECODE_ERRORS, list_images
+from tasks.data.folder import DECODE_ERRORS, list_images
 from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, UnreadableImageError
 
 # Class -> synsets. A class's number is its place here.
@@ -121,7 +121,7 @@ class SynsetPictures(ImageSet):
         try:
             with Image.open(path) as image:
                 return image.convert("RGB")
-        except (*_DECODE_ERRORS, Image.DecompressionBombError) as error:
+        except DECODE_ERRORS as error:
             raise UnreadableImageError(f"{path}: {error}") from error
 
 
