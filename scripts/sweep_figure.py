@@ -55,11 +55,12 @@ def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: s
     groups = list(dict.fromkeys(cell.overrides.get(key, "") if key else "" for cell in cells if cell.runs))
     size = (max(4.2, 3.2 * len(groups)), 0.6 + 2.3 * len(rows))
     written: list[tuple[Any, ...]] = []
+    constant = {k for k in cells[0].overrides if len({c.overrides.get(k) for c in cells}) == 1}
     with canvas(title, rows=len(rows), columns=len(groups), size=size) as (figure, axes):
         for index, axis in enumerate(axes):
             metric, group = rows[index // len(groups)], groups[index % len(groups)]
             inside = [c for c in cells if c.runs and (not key or c.overrides.get(key, "") == group)]
-            drawn = [_line(axis, cell, place, metric, key, written) for place, cell in enumerate(inside)]
+            drawn = [_line(axis, cell, place, metric, {*constant, key}, written) for place, cell in enumerate(inside)]
             axis.set_ylabel(NAMES.get(metric, plain(metric, limit=32)) if index % len(groups) == 0 else "")
             axis.set_xlabel("epoch" if index >= len(axes) - len(groups) else "")
             if any(drawn) and metric.startswith(LOGARITHMIC):
@@ -70,9 +71,9 @@ def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: s
         return save(figure, path, title, caption="Each seed is a line.", rows=written)
 
 
-def _line(axis: Any, cell: Cell, place: int, metric: str, key: str | None, written: list[tuple[Any, ...]]) -> bool:
-    """Draw a cell's runs and note their numbers; return whether there was anything positive to draw."""
-    given = {k: v for k, v in cell.overrides.items() if k != key}
+def _line(axis: Any, cell: Cell, place: int, metric: str, known: set[Any], written: list[tuple[Any, ...]]) -> bool:
+    """Draw a cell's runs, named by what is not known, and note their numbers; return whether any is positive."""
+    given = {k: v for k, v in cell.overrides.items() if k not in known}
     names = ("opt", "experiment")
     label = " ".join(v if k in names else f"{k.rpartition('.')[2]}={v}" for k, v in given.items())
     shade = colour(given["opt"]) if set(given) == {"opt"} else SPREAD[place % len(SPREAD)]

@@ -112,6 +112,7 @@ DEPARTURES = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "SGDP": {"momentum": 0.9, "nesterov": True},
     "Muon": {"nesterov": True},  # as torch's and the method's author
+    "RMSpropTF": {"eps": 1e-3, "momentum": 0.9},  # timm's recipe
     "Synthetic": {},
     "FashionMnist": {},
 }
