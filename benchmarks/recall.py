@@ -11,6 +11,7 @@ the same K. faiss hands over the K nearest, which is all it can do; where embedd
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -85,7 +86,9 @@ SEARCHES = {"ours": ours, "faiss": with_faiss}
 def measure(name: str, folder: Path, ks: str, threads: int) -> dict[str, Any]:
     """Run one search in a process of its own: recalls, seconds, and peak memory in bytes above the idle process."""
     words = [sys.executable, str(Path(__file__).resolve()), "search", name, str(folder), ks, str(threads)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    # Threads that wait sleep, as in training: spinning on a core that others use lengthens both searches.
+    env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
     if done.returncode:
         raise ReadError(f"{name}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

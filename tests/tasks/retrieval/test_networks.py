@@ -53,7 +53,7 @@ def test_measured_statistics_give_every_layer_of_a_random_network_the_same_scale
     before, after = seen[0], seen[-1]
     assert after.mean((0, 2, 3)).abs().max() < 0.25  # statistics count one value less than they have
     assert (after.std((0, 2, 3)) - 1).abs().max() < 0.25
-    assert (before.std((0, 2, 3)) - 1).abs().max() > 1
+    assert before.std((0, 2, 3)).max() < 0.5  # random layers shrink what they pass on
     assert not any(norm.training for norm in net.batch_norms())
 
 
