@@ -6,5 +6,6 @@ from tasks.detection.detector import Detector
 from tasks.detection.fashion_scenes import FashionScenes
 from tasks.detection.ssd import Ssd
 from tasks.detection.task import Detection
+from tasks.detection.tree_crowns import TreeCrowns
 
-__all__ = ["CenterNet", "CocoSet", "Detection", "Detector", "FashionScenes", "Ssd"]
+__all__ = ["CenterNet", "CocoSet", "Detection", "Detector", "FashionScenes", "Ssd", "TreeCrowns"]
