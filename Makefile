@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -79,11 +79,14 @@ benchmark: $(READY) ## time the engine against a bare loop, and the probes, inte
 benchmark-optimizers: $(READY) ## time AdamP and SGDP against torch's fused optimizers and other packages' AdamP and SGDP
 	@$(PY) benchmarks/optimizers.py $(ARGS)
 
+benchmark-attack: $(READY) ## time a step of adversarial training against the passes it cannot do without
+	@$(PY) benchmarks/attack.py $(ARGS)
+
 benchmark-gpu: $(READY) ## the same on a CUDA device, and the share of a whole training step
 	@$(PY) benchmarks/gpu_optimizers.py $(ARGS)
 
 test: $(READY) check ## run the checks and the test suite (what CI runs)
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n auto --dist loadfile
 
 test-slow: $(READY) ## run the tests that take minutes
 	@$(PY) -m pytest -q -m slow
