@@ -84,7 +84,7 @@ SEARCHES = {"ours": ours, "faiss": with_faiss}
 
 
 def measure(name: str, folder: Path, ks: str, threads: int) -> dict[str, Any]:
-    """Run one search in a process of its own: recalls, seconds, and peak memory in bytes above the idle process."""
+    """Run one search in a process of its own: recalls, seconds, CPU seconds and peak memory in bytes."""
     words = [sys.executable, str(Path(__file__).resolve()), "search", name, str(folder), ks, str(threads)]
     # Threads that wait sleep, as in training: spinning on a core that others use lengthens both searches.
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}

@@ -37,7 +37,7 @@ Without: draws queries of the run's own unseen classes with their nearest neighb
 
   run=FOLDER          a run of a retrieval experiment, results/runs/EXPERIMENT/NAME
   k=6                 neighbours of a query
-  queries=8           rows of the picture, spread evenly over the classes
+  queries=8           rows of the picture, spread evenly over the set's queries
   checkpoint=best     best or last
   embeddings=FILE     also write the folder's paths and embeddings, as npz
   out=FILE            the picture; default RUN/figures/neighbours.png, and none for folder= unless given
