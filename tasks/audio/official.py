@@ -1,0 +1,218 @@
+"""Readers of the three sets in the folders their authors publish, with their official splits.
+
+They look at names and lists alone; decoding is for `tasks.audio.cache`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tasks.audio.clips import Clip, Listing
+from tasks.base import InputError
+
+# DCASE 2017 task 4, in the order of the reference code.
+EVENTS = (
+    "Train horn",
+    "Air horn, truck horn",
+    "Car alarm",
+    "Reversing beeps",
+    "Ambulance (siren)",
+    "Police car (siren)",
+    "Fire engine, fire truck (siren)",
+    "Civil defense siren",
+    "Screaming",
+    "Bicycle",
+    "Skateboard",
+    "Car",
+    "Car passing by",
+    "Bus",
+    "Truck",
+    "Motorcycle",
+    "Train",
+)
+# List -> the folder of its recordings.
+DCASE_LISTS = {
+    "training": "unbalanced_train_segments_training_set_audio_formatted_and_segmented_downloads",
+    "testing": "unbalanced_train_segments_testing_set_audio_formatted_and_segmented_downloads",
+    "evaluation": "evaluation_set_formatted_audio_segments",
+}
+DCASE_SEED = 123
+VAL_SHARE = 0.1
+MTAT_TAGS = 188
+# First hex digit of a clip's folder -> its split.
+MTAT_SPLITS = {"train": "0123456789ab", "val": "c", "test": "def"}
+LICENCES = {
+    "speech_commands": "CC BY 4.0 (Google)",
+    "mtat": "research use; recordings CC BY-NC-SA (Magnatune)",
+    "dcase2017_task4": "annotations CC BY 4.0 (Google AudioSet); recordings of YouTube",
+}
+
+
+def find_folder(root: str | Path | None, inside: tuple[str, ...], sign: str) -> Path:
+    """Return the folder that holds the file `sign`: the root, or one of the known places inside it.
+
+    Raises:
+        InputError: The root is not given, is no folder, or holds no such file.
+    """
+    if root is None:
+        raise InputError(f"data_root is not set; give the folder that holds {inside[0]}, data_root=/path/to/it")
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise InputError(f"data_root={root}: does not exist")
+    for place in ("", *inside):
+        if (base / place / sign).is_file():
+            return base / place
+    raise InputError(f"data_root={root}: no {sign} there nor in {' or '.join(inside)}")
+
+
+def speech_commands(root: str | Path | None, *, name: str = "speech_commands", licence: str | None = None) -> Listing:
+    """Read Speech Commands: one folder a word, `validation_list.txt` and `testing_list.txt`; the rest is training.
+
+    Folders that begin with an underscore hold background noise and are no class; classes are in alphabetical order.
+
+    Args:
+        root: The folder with the lists, or one of those around it.
+        name: What records call the set.
+        licence: Terms of the recordings; None: those of the published set.
+
+    Raises:
+        InputError: A list is missing or names a file that does not exist.
+    """
+    folder = find_folder(root, ("SpeechCommands/speech_commands_v0.02", "speech_commands_v0.02"), "validation_list.txt")
+    words = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
+    held: dict[str, str] = {}
+    for split, file in (("val", "validation_list.txt"), ("test", "testing_list.txt")):
+        if not (folder / file).is_file():
+            raise InputError(f"data_root: {folder / file}: the list of the {split} split is missing")
+        held |= dict.fromkeys((folder / file).read_text(encoding="utf-8").split(), split)
+    clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+    for number, word in enumerate(words):
+        for path in sorted((folder / word).glob("*.wav")):
+            clips[held.pop(f"{word}/{path.name}", "train")].append(Clip(path, (number,)))
+    if held:
+        lost, split = next(iter(held.items()))
+        raise InputError(f"data_root: {folder}: {len(held)} files of the lists are missing, first {lost} ({split})")
+    return Listing(name, folder, tuple(words), False, clips, licence or LICENCES["speech_commands"])
+
+
+def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = None, num_tags: int = 50) -> Listing:
+    """Read MagnaTagATune: `annotations_final.csv`, 188 tag columns, and `mp3/<0-9a-f>/*.mp3`.
+
+    The classes are the tags that most clips carry, ties in the order of the columns; clips with none of them are left
+    out. A clip's folder decides its split: 0 to b train, c validation, d to f test.
+
+    Args:
+        root: The folder with the csv file, or the one around it.
+        name: What records call the set.
+        licence: Terms of the recordings; None: those of the published set.
+        num_tags: Classes; 50 in every publication.
+
+    Raises:
+        InputError: The csv file is missing, or is not what it should be.
+    """
+    folder = find_folder(root, ("mtat",), "annotations_final.csv")
+    path = folder / "annotations_final.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t"))
+    if not rows or rows[0][0] != "clip_id" or rows[0][-1] != "mp3_path":
+        raise InputError(f"data_root: {path}: its first line is not clip_id, tags, mp3_path, separated by tabs")
+    tags, rows = rows[0][1:-1], rows[1:]
+    if not 1 <= num_tags <= len(tags):
+        raise InputError(f"data.num_tags={num_tags}: must be from 1 to the {len(tags)} tags of {path}")
+    try:
+        has = np.array([[int(value) for value in row[1:-1]] for row in rows], dtype=np.int64).reshape(-1, len(tags))
+    except ValueError:
+        raise InputError(f"data_root: {path}: holds a line that is not {len(tags)} numbers and a path") from None
+    # A stable rule: the reference sorts with an unstable one, so that ties change from machine to machine.
+    chosen = np.lexsort((np.arange(len(tags)), -has.sum(0)))[:num_tags]
+    clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+    untagged = 0
+    for row, marks in zip(rows, has[:, chosen], strict=True):
+        digit = row[-1][:1].lower()
+        split = next((each for each, digits in MTAT_SPLITS.items() if digit and digit in digits), None)
+        if split is None:
+            raise InputError(f"data_root: {path}: {row[-1]!r} does not begin with a folder 0 to f")
+        labels = tuple(int(number) for number in np.flatnonzero(marks))
+        if labels:
+            clips[split].append(Clip(folder / "mp3" / row[-1], labels))
+        untagged += not labels
+    notes = {"clips_without_a_top_tag": untagged}
+    return Listing(name, folder, tuple(tags[i] for i in chosen), True, clips, licence or LICENCES["mtat"], notes)
+
+
+def dcase(root: str | Path | None, *, name: str = "dcase2017_task4", licence: str | None = None) -> Listing:
+    """Read DCASE 2017 task 4: three lists of (file, start, end, label) without a header, and their folders.
+
+    Training is the lists `training` and `testing` together, less a tenth of each class's files for validation, drawn
+    with a fixed seed (the authors' draw is not published); test is `evaluation`. A file of several lines or lists is
+    one clip with all their labels; one that `evaluation` has is in no other split.
+
+    Args:
+        root: The folder with the lists, or the one around it.
+        name: What records call the set.
+        licence: Terms of the recordings; None: those of the published set.
+
+    Raises:
+        InputError: A list is missing, or holds a line that is not four columns with a known label.
+    """
+    folder = find_folder(root, ("dcase/raw", "raw"), "groundtruth_weak_label_training_set.csv")
+    found: dict[str, dict[str, set[int]]] = {each: _read_list(folder, each) for each in DCASE_LISTS}
+    test = _clips(folder, found["evaluation"], "evaluation")
+    pool: dict[str, tuple[str, set[int]]] = {}
+    for each in ("training", "testing"):
+        for file, labels in found[each].items():
+            if file not in found["evaluation"]:
+                first, known = pool.get(file, (each, set()))
+                pool[file] = (first, known | labels)
+    held = _held_out({file: labels for file, (_, labels) in pool.items()})
+    clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": test}
+    for file in sorted(pool):
+        first, labels = pool[file]
+        clips["val" if file in held else "train"] += _clips(folder, {file: labels}, first)
+    twice = sum(len(found[each].keys() & found["evaluation"].keys()) for each in ("training", "testing"))
+    notes = {"training_clips_in_the_test_list": twice} if twice else {}
+    return Listing(name, folder, EVENTS, True, clips, licence or LICENCES["dcase2017_task4"], notes)
+
+
+def _read_list(folder: Path, which: str) -> dict[str, set[int]]:
+    path = folder / f"groundtruth_weak_label_{which}_set.csv"
+    if not path.is_file():
+        raise InputError(f"data_root: {path}: the list is missing")
+    numbers = {event: number for number, event in enumerate(EVENTS)}
+    found: dict[str, set[int]] = {}
+    for line, columns in _rows(path):
+        if len(columns) != 4 or columns[3] not in numbers:  # labels hold commas: the tabs alone separate
+            raise InputError(
+                f"data_root: {path}: line {line} is not file, start, end and one of the 17 labels, separated by tabs"
+            )
+        found.setdefault(columns[0], set()).add(numbers[columns[3]])
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            yield number, [column.strip() for column in line.split("\t")]
+
+
+def _clips(folder: Path, files: dict[str, set[int]], which: str) -> list[Clip]:
+    # The recordings' names have a Y in front: a name that begins with a hyphen is an option to many programs.
+    return [Clip(folder / DCASE_LISTS[which] / f"Y{file}", tuple(sorted(files[file]))) for file in sorted(files)]
+
+
+def _held_out(files: dict[str, set[int]]) -> set[str]:
+    """Return a tenth of the files of each class, drawn from their sorted names."""
+    generator = np.random.RandomState(DCASE_SEED)
+    held: set[str] = set()
+    for number in range(len(EVENTS)):
+        own = sorted(file for file, labels in files.items() if number in labels)
+        if len(own) > 1:
+            held |= {own[i] for i in generator.permutation(len(own))[: max(1, round(VAL_SHARE * len(own)))]}
+    return held
+
+
+READERS = {"speech_commands": speech_commands, "mtat": mtat, "dcase2017_task4": dcase}
