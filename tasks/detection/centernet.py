@@ -108,6 +108,7 @@ class CenterNet(Detector):
         if not (size_weight >= 0 and math.isfinite(size_weight)):
             raise InputError(f"model.size_weight={size_weight}: must be finite and at least 0")
         self.num_classes, self.size_weight = num_classes, size_weight
+        self.num_examples, self.example_side = 2, min(image_size, 128)
         self.view = CenterNetView(image_size, colours=colours, keep_size=keep_size)
         self.backbone = resnet18(1, width=width)
         self.backbone.avgpool = self.backbone.fc = nn.Identity()  # type: ignore[assignment]

@@ -42,11 +42,15 @@ class Detector(nn.Module):
     Attributes:
         view: How it sees pictures.
         origin: Where its first weights come from, in words.
+        num_examples: Pictures that show, in one pass, which weights have no scale: enough for every batch norm.
+        example_side: Side of the part of them that is enough.
         MERGES: Whether outputs of a picture and its mirror image can be averaged.
     """
 
     view: View
     origin: str
+    num_examples: int
+    example_side: int
     MERGES: ClassVar[bool] = False
 
     @abstractmethod

@@ -156,6 +156,8 @@ class Ssd(SSD, Detector):
         self.transform = nn.Identity()  # views resize and the task normalises
         self.view, self.origin = SsdView(image_size, tuple(mean)), maps.origin  # type: ignore[arg-type]
         self.image_size = image_size
+        # The last map has one cell: batch norm behind it sees one value a picture.
+        self.num_examples, self.example_side = (4 if bn_extras else 1), image_size
         with torch.no_grad():
             empty = ImageList(torch.empty(1, 3, image_size, image_size), [(image_size, image_size)])
             sizes = _map_sizes(layout, image_size)

@@ -141,13 +141,16 @@ class Detection(Task):
         return (images.float() - self._mean) / self._std
 
     def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
-        """Return up to two normalised training pictures, the same ones whatever the batch size."""
-        num = min(2, self.data.num_examples["train"])
+        """Return the middle of a few normalised training pictures, the same ones whatever the batch size."""
+        num = min(self._net.num_examples, self.data.num_examples["train"])
         batches = train_batches(
             self.data, self.view, batch_size=num, shard=Shard(), start=0, seed=0, epoch=0,
             corrupt=CorruptImages(self.data), num_workers=0,  # type: ignore[arg-type]
         )  # fmt: skip
-        return {"model": (self.normalise(next(iter(batches))[0].cpu()),)}
+        images = next(iter(batches))[0].cpu()
+        side = self._net.example_side
+        first = (images.shape[-1] - side) // 2
+        return {"model": (self.normalise(images[..., first : first + side, first : first + side]),)}
 
     def describe(self) -> dict[str, Any]:
         return {**self.data.describe(), "network_starts_from": self._net.origin}

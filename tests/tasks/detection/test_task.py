@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from adamp import scale_invariant_parameters
 from tasks.base import InputError, Shard
 from tasks.detection import CenterNet, CocoSet, Detection, Ssd
 from tasks.engine.distributed import World, in_data_order, joined
@@ -260,9 +261,27 @@ def test_two_processes_equal_one(root, tmp_path):
         assert [two[key] for key in keys] == pytest.approx([one[key] for key in keys], rel=1e-3, abs=1e-5)
 
 
-def test_the_probe_finds_the_weights_without_scale_from_training_pictures(root):
-    from adamp import scale_invariant_parameters
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (partial(SMALL, image_size=256), (2, 3, 128, 128)),
+        (SMALL_SSD, (1, 3, 300, 300)),
+        (partial(SMALL_SSD, bn_extras=True), (4, 3, 300, 300)),
+    ],
+)
+def test_pictures_for_the_probe_are_few_and_enough_for_every_batch_norm(root, model, shape):
+    task = make(root, model)
+    (pictures,) = task.example_inputs()["model"]
+    assert pictures.shape == shape
+    norms = [m for m in task.networks["model"].modules() if isinstance(m, nn.BatchNorm2d)]
+    seen = []
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].numel() // args[0].shape[1]))
+    task.networks["model"](pictures)
+    assert min(seen) > 2
 
+
+def test_the_probe_finds_the_weights_without_scale_from_training_pictures(root):
     task = make(root)
     (pictures,) = task.example_inputs()["model"]
     assert pictures.shape == (2, 3, 64, 64)
