@@ -34,7 +34,19 @@ DEFAULTS = {
     "rows": "60502", "features": "512", "classes": "11316", "ks": "1,10,100,1000", "noise": "2.2", "threads": "2",
     "rounds": "1",
 }  # fmt: skip
-LEAST_SHARE, MOST_MEMORY = 1.5, 2 * 2**30
+MOST_TIME, MOST_MEMORY = 1.5, 2 * 2**30
+
+
+class Clock:
+    """Wall-clock seconds and CPU seconds of all threads, of what runs inside it."""
+
+    def __enter__(self) -> Clock:
+        self.seconds, self.cpu_seconds = -time.perf_counter(), -time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter()
+        self.cpu_seconds += time.process_time()
 
 
 def make(folder: Path, *, rows: int, features: int, classes: int, noise: float) -> None:
@@ -47,7 +59,7 @@ def make(folder: Path, *, rows: int, features: int, classes: int, noise: float) 
     np.save(folder / "labels.npy", labels)
 
 
-def ours(folder: Path, ks: Sequence[int], threads: int) -> tuple[dict[int, float], float]:
+def ours(folder: Path, ks: Sequence[int], threads: int) -> tuple[dict[int, float], Clock]:
     """Search with `tasks.retrieval.recall_at_k`."""
     import torch
 
@@ -55,29 +67,29 @@ def ours(folder: Path, ks: Sequence[int], threads: int) -> tuple[dict[int, float
 
     torch.set_num_threads(threads)
     rows, labels = torch.from_numpy(np.load(folder / "rows.npy")), torch.from_numpy(np.load(folder / "labels.npy"))
-    begun = time.perf_counter()
-    found = recall_at_k(rows, labels, ks=ks)
-    return found, time.perf_counter() - begun
+    with Clock() as clock:
+        found = recall_at_k(rows, labels, ks=ks)
+    return found, clock
 
 
-def with_faiss(folder: Path, ks: Sequence[int], threads: int) -> tuple[dict[int, float], float]:
+def with_faiss(folder: Path, ks: Sequence[int], threads: int) -> tuple[dict[int, float], Clock]:
     """Search with faiss's flat index of inner products, leaving out the query itself."""
     import faiss
 
     faiss.omp_set_num_threads(threads)
     rows, labels = np.load(folder / "rows.npy"), np.load(folder / "labels.npy")
-    begun = time.perf_counter()
-    index = faiss.IndexFlatIP(rows.shape[1])
-    index.add(rows)
-    hits = dict.fromkeys(ks, 0)
-    for start in range(0, len(rows), 4096):  # 1,001 neighbours of all rows at once would be 727 MB
-        part = np.arange(start, min(start + 4096, len(rows)))
-        near = index.search(rows[part], max(ks) + 1)[1]
-        same = (labels[near] == labels[part, None]) & (near != part[:, None])
-        ahead = ((near != part[:, None]) & ~same).cumsum(1)
-        for k in ks:
-            hits[k] += int((same & (ahead < k)).any(1).sum())
-    return {k: count / len(rows) for k, count in hits.items()}, time.perf_counter() - begun
+    with Clock() as clock:
+        index = faiss.IndexFlatIP(rows.shape[1])
+        index.add(rows)
+        hits = dict.fromkeys(ks, 0)
+        for start in range(0, len(rows), 4096):  # 1,001 neighbours of all rows at once would be 727 MB
+            part = np.arange(start, min(start + 4096, len(rows)))
+            near = index.search(rows[part], max(ks) + 1)[1]
+            same = (labels[near] == labels[part, None]) & (near != part[:, None])
+            ahead = ((near != part[:, None]) & ~same).cumsum(1)
+            for k in ks:
+                hits[k] += int((same & (ahead < k)).any(1).sum())
+    return {k: count / len(rows) for k, count in hits.items()}, clock
 
 
 SEARCHES = {"ours": ours, "faiss": with_faiss}
@@ -97,10 +109,9 @@ def measure(name: str, folder: Path, ks: str, threads: int) -> dict[str, Any]:
 def search(words: Sequence[str]) -> int:
     """The inside of such a process: search and print."""
     name, folder, ks, threads = words
-    found, seconds = SEARCHES[name](Path(folder), [int(k) for k in ks.split(",")], int(threads))
+    found, clock = SEARCHES[name](Path(folder), [int(k) for k in ks.split(",")], int(threads))
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
-    cpu = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    print(json.dumps({"recall": found, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak}))
+    print(json.dumps({"recall": found, **vars(clock), "peak_bytes": peak}))
     return 0
 
 
@@ -117,8 +128,11 @@ def table(found: Mapping[str, Mapping[str, Any]], options: Mapping[str, str], wo
         recalls = " | ".join(f"{100 * value:.4f}" for value in one["recall"].values())
         memory = one["peak_bytes"] / 2**20
         lines.append(f"| {name} | {one['seconds']:.1f} | {one['cpu_seconds']:.1f} | {memory:.0f} | {recalls} |")
-    share = found["ours"]["seconds"] / found["faiss"]["seconds"]
-    lines.append(f"\nOurs takes {share:.2f} x the time of faiss (aim: at most {LEAST_SHARE}).\n")
+    cpu, wall = (found["ours"][key] / found["faiss"][key] for key in ("cpu_seconds", "seconds"))
+    lines.append(
+        f"\nOurs takes {cpu:.2f} x the CPU time of faiss (aim: at most {MOST_TIME}) and {wall:.2f} x its wall-clock "
+        "time, which says little where other work shares the cores.\n"
+    )
     lines.append(
         f"{now()}, commit {git_state(ROOT)['commit']}, {hardware(1)['machine']}, torch {versions()['torch']}. "
         f"Command: `{' '.join(['python benchmarks/recall.py', *words])}`\n"
@@ -144,7 +158,7 @@ def main(words: Sequence[str]) -> int:
         for _ in range(numbers["rounds"]):  # in turns; the quickest of each counts
             for name in SEARCHES:
                 one = measure(name, Path(folder), options["ks"], numbers["threads"])
-                if name not in found or one["seconds"] < found[name]["seconds"]:
+                if name not in found or one["cpu_seconds"] < found[name]["cpu_seconds"]:
                     found[name] = one
     text = table(found, options, words)
     print(text)
@@ -154,7 +168,7 @@ def main(words: Sequence[str]) -> int:
     (out / "recall.json").write_text(
         json.dumps({**found, "options": options, "hardware": hardware(1), "git": git_state(ROOT)}, indent=2) + "\n"
     )
-    good = found["ours"]["seconds"] <= LEAST_SHARE * found["faiss"]["seconds"]
+    good = found["ours"]["cpu_seconds"] <= MOST_TIME * found["faiss"]["cpu_seconds"]
     return 0 if good and found["ours"]["peak_bytes"] < MOST_MEMORY else 1
 
 

@@ -106,3 +106,14 @@ def test_a_network_that_cannot_be_is_named(options, words):
     given = {"backbone": "resnet18", **options}
     with pytest.raises(InputError, match=words):
         EmbeddingNet(given.pop("backbone"), 0, **given)
+
+
+def test_efficientnet_lite_weights_fit_by_their_order_under_other_names(tmp_path):
+    torch.manual_seed(2)
+    state = EmbeddingNet("efficientnet_lite0", 0).backbone.state_dict()
+    renamed = {f"block{i}.{name.rsplit('.', 1)[-1]}": value for i, (name, value) in enumerate(state.items())}
+    torch.save({**renamed, "fc.weight": torch.zeros(1000, 1280), "fc.bias": torch.zeros(1000)}, tmp_path / "lite.pth")
+    net = EmbeddingNet("efficientnet_lite0", 0, init="imagenet", weights=str(tmp_path / "lite.pth"))
+    assert all(torch.equal(value, state[name]) for name, value in net.backbone.state_dict().items())
+    rows, _ = net.eval()(torch.zeros(1, 3, 32, 32))
+    assert rows.shape == (1, 512)
