@@ -14,9 +14,9 @@ from tasks.base import InputError
 Schedule = Callable[[float, float], float]
 
 
-def constant(epoch: float, epochs: float) -> float:
-    """Return 1."""
-    return 1.0
+def constant(epoch: float, epochs: float, *, scale: float = 1.0) -> float:
+    """Return 1, or a factor on the rate such as `batch_scale`."""
+    return scale
 
 
 def cosine(
@@ -45,13 +45,24 @@ def cosine(
     return scale * (final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0))))
 
 
-def step(epoch: float, epochs: float, *, milestones: Sequence[float] = (0.3, 0.6, 0.9), factor: float = 0.1) -> float:
+def step(
+    epoch: float,
+    epochs: float,
+    *,
+    milestones: Sequence[float] = (0.3, 0.6, 0.9),
+    factor: float = 0.1,
+    warmup_epochs: float = 0.0,
+    scale: float = 1.0,
+) -> float:
     """Multiply by `factor` at each milestone, a share of the whole run (x0.1 at 30, 60, 90 of 100 epochs).
 
-    Shares rather than epochs, so that a short run keeps the shape of the long one.
+    Shares rather than epochs, so that a short run keeps the shape of the long one. `warmup_epochs` rise linearly from
+    0 before; `scale` multiplies all of it.
     """
+    if epoch < warmup_epochs:
+        return scale * epoch / warmup_epochs
     # The small slack keeps 29.999999999 / 100 on the later side of 0.3.
-    return float(factor ** sum(epoch / epochs >= share - 1e-9 for share in milestones))
+    return float(scale * factor ** sum(epoch / epochs >= share - 1e-9 for share in milestones))
 
 
 def epochs_begun(epoch: float, epochs: float) -> float:

@@ -92,3 +92,9 @@ def test_the_rate_follows_the_batch_by_the_rule_asked_for(rule: str, factor: flo
 def test_an_unknown_rule_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="lr_scaling is 'cubic'; choose one of none, sqrt, linear"):
         schedules.batch_scale(4096, rule="cubic")
+
+
+def test_steps_and_constants_scale_and_warm_up_alike() -> None:
+    assert schedules.step(50, 100, scale=4.0) == pytest.approx(0.4)
+    assert schedules.step(1, 100, scale=4.0, warmup_epochs=5) == pytest.approx(0.8)
+    assert schedules.constant(3, 10, scale=2.0) == 2.0
