@@ -223,7 +223,7 @@ def main(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = write_pictures(Path(folder), pictures=numbers["pictures"])
         rates = picture_rates(data, size=numbers["size"], rounds=numbers["rounds"])
-    machine, git = hardware(), git_state()
+    machine, git = hardware(1), git_state(ROOT)
     found = {
         "options": numbers, "rates": rates, "heat": heat_times(size=numbers["size"], rounds=numbers["rounds"]),
         "shares": step_shares(steps=numbers["steps"]), "hardware": machine, "git": git, "versions": versions(),
