@@ -74,6 +74,7 @@ class CenterNet(Detector):
         width: Factor on every channel count but the heads'.
         head_channels: Of each head's hidden layer.
         size_weight: Of the loss of sizes.
+        crop: Zoom and shift in training; else the whole picture, mirrored or not.
         colours: Jitter colours in training.
         keep_size: Evaluate pictures at their stored size, one at a time, as the published numbers were; else in a
             square of side S.
@@ -95,6 +96,7 @@ class CenterNet(Detector):
         width: float = 1.0,
         head_channels: int = 64,
         size_weight: float = 0.1,
+        crop: bool = True,
         colours: bool = True,
         keep_size: bool = False,
         init: str = "imagenet",
@@ -109,7 +111,7 @@ class CenterNet(Detector):
             raise InputError(f"model.size_weight={size_weight}: must be finite and at least 0")
         self.num_classes, self.size_weight = num_classes, size_weight
         self.num_examples, self.example_side = 2, min(image_size, 128)
-        self.view = CenterNetView(image_size, colours=colours, keep_size=keep_size)
+        self.view = CenterNetView(image_size, crop=crop, colours=colours, keep_size=keep_size)
         self.backbone = resnet18(1, width=width)
         self.backbone.avgpool = self.backbone.fc = nn.Identity()  # type: ignore[assignment]
         self.origin = initialise(self.backbone, "resnet18", init=init, path=weights)

@@ -59,6 +59,7 @@ class CenterNetView:
 
     Args:
         size: Side S of a view.
+        crop: Zoom and shift in training; else the whole picture, mirrored or not.
         colours: Jitter colours in training.
         keep_size: Evaluate at the stored size.
 
@@ -69,15 +70,17 @@ class CenterNetView:
     SCALES = tuple(step / 10 for step in range(6, 14))
     BORDER = 128
 
-    def __init__(self, size: int, *, colours: bool = True, keep_size: bool = False) -> None:
-        self.size, self.keep_size = size, keep_size
+    def __init__(self, size: int, *, crop: bool = True, colours: bool = True, keep_size: bool = False) -> None:
+        self.size, self.crop, self.keep_size = size, crop, keep_size
         self._colours = ColourJitter(size, (0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) if colours else None
 
     def train(self, image: Image.Image, boxes: Tensor, *, labels: Tensor) -> tuple[Tensor, Objects]:
         """Return a random view."""
         width, height = image.size
-        side = max(width, height) * random.choice(self.SCALES)
-        centre = [random.randint(border := self._border(length), length - border) for length in (width, height)]
+        side, centre = float(max(width, height)), [width / 2, height / 2]
+        if self.crop:
+            side *= random.choice(self.SCALES)
+            centre = [random.randint(border := self._border(length), length - border) for length in (width, height)]
         mirrored = random.random() < 0.5
         view = self._warp(image, centre, side=side, mirrored=mirrored)
         scale = self.size / side

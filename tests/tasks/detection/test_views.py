@@ -51,6 +51,23 @@ def test_boxes_follow_their_pixels_through_scale_shift_and_mirror_image(number):
     assert boxes[0].tolist() == pytest.approx(measured(view), abs=0.5)
 
 
+def test_without_cropping_training_sees_the_whole_picture_mirrored_or_not():
+    box = (60, 40, 90, 100)
+    image = scene(200, 120, box)
+    view = CenterNetView(100, crop=False, colours=False)
+    plain, back = view.test(image)
+    seen = set()
+    for number in range(8):
+        seeded(number)
+        shown, (boxes, _) = view.train(image, torch.tensor([box], dtype=torch.float32), labels=torch.tensor([0]))
+        mirrored = not shown.equal(plain)
+        assert shown.equal(plain.flip(2) if mirrored else plain)
+        if not mirrored:
+            assert to_original(boxes, back)[0].tolist() == pytest.approx(box)
+        seen.add(mirrored)
+    assert seen == {False, True}
+
+
 def test_both_mirror_images_and_all_eight_scales_occur():
     view, seen = CenterNetView(64, colours=False), set()
     box = (150, 110, 170, 150)
