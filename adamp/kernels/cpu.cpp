@@ -10,13 +10,10 @@
 //
 // Sums are taken per block of fixed extent and added in the order of the blocks, so that a result does not depend on
 // the number of threads.
-#include <algorithm>
+#include "lanes.h"
+
 #include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <thread>
-#include <type_traits>
 #include <vector>
 
 namespace {
@@ -45,156 +42,6 @@ struct Options {
   int64_t threads;
   void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel of the runtime torch uses, or null
 };
-
-// -------------------------------------------------------------------------------------------------- storage types
-
-struct bfloat16 { uint16_t bits; };
-struct float16 { uint16_t bits; };
-
-inline float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-inline uint32_t to_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(bfloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
-inline float widen(float16 x) {
-  const uint32_t size = x.bits & 0x7fff;
-  const float finite = from_bits(size << 13) * 0x1p112f;  // the exponents' biases differ by 112; exact
-  return from_bits((size < 0x7c00 ? to_bits(finite) : 0x7f800000 | size << 13) | uint32_t(x.bits & 0x8000) << 16);
-}
-// To the nearest, ties to even; NaN stays NaN.
-inline void narrow(float x, bfloat16& y) {
-  const uint32_t bits = to_bits(x);
-  y.bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-inline void narrow(float x, float16& y) {
-  const uint32_t bits = to_bits(x) & 0x7fffffff;
-  const uint32_t normal = (bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13;
-  const uint32_t small = to_bits(from_bits(bits) + 0.5f) - to_bits(0.5f);  // below 2^-14: 0.5 ends at 2^-24, as float16
-  const uint32_t size = bits < 113u << 23 ? small : bits < 0x477ff000 ? normal : bits > 0x7f800000 ? 0x7e00 : 0x7c00;
-  y.bits = uint16_t(size | (to_bits(x) >> 16 & 0x8000));
-}
-
-template <class T> using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// Return `n` entries as A: those in memory, or a copy of half precision.
-template <class T, class A> A* open(T* x, int64_t n, A* scratch) {
-  if constexpr (std::is_same_v<std::remove_const_t<T>, A>) return const_cast<A*>(x);
-  else {
-    for (int64_t i = 0; i < n; ++i) scratch[i] = widen(x[i]);
-    return scratch;
-  }
-}
-template <class T, class A> void close(T* x, const A* value, int64_t n) {
-  if constexpr (!std::is_same_v<T, A>)
-    for (int64_t i = 0; i < n; ++i) narrow(value[i], x[i]);
-}
-
-// ---------------------------------------------------------------------------------------------------- inner products
-
-template <class A> constexpr int64_t LANES = 32 / sizeof(A);
-template <class A> struct Vector { typedef A type __attribute__((vector_size(32))); };
-template <class A> using Lanes = typename Vector<A>::type;
-
-template <class A> inline Lanes<A> load(const A* x) {
-  Lanes<A> y;
-  std::memcpy(&y, x, sizeof(y));
-  return y;
-}
-// The first n < LANES entries and zeros; `end` is where the memory that may be read ends.
-template <class A> inline Lanes<A> load_part(const A* x, int64_t n, const A* end) {
-  using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-  Lanes<A> y{};
-  if (x + LANES<A> > end) {
-    for (int64_t j = 0; j < n; ++j) y[j] = x[j];
-    return y;
-  }
-  typename Vector<Int>::type index;
-  for (int64_t j = 0; j < LANES<A>; ++j) index[j] = static_cast<Int>(j);
-  return index < static_cast<Int>(n) ? load(x) : y;
-}
-inline double total(Lanes<float> x) {
-  typedef float Half __attribute__((vector_size(16)));
-  Half a, b;
-  std::memcpy(&a, &x, 16);
-  std::memcpy(&b, reinterpret_cast<const char*>(&x) + 16, 16);
-  a += b;
-  return static_cast<double>((a[0] + a[2]) + (a[1] + a[3]));
-}
-inline double total(Lanes<double> x) { return (x[0] + x[2]) + (x[1] + x[3]); }
-
-// All lanes or the first n.
-template <bool ALL, class A> inline Lanes<A> get(const A* x, int64_t n, const A* end) {
-  return ALL ? load(x) : load_part(x, n, end);
-}
-template <bool ALL, class A> inline void put(A* x, Lanes<A> y, int64_t n) {
-  if (ALL) std::memcpy(x, &y, sizeof(y));
-  else
-    for (int64_t j = 0; j < n; ++j) x[j] = y[j];
-}
-template <class V> inline V root(V x) {
-  V y;
-  for (size_t j = 0; j < sizeof(x) / sizeof(x[0]); ++j) y[j] = std::sqrt(x[j]);
-  return y;
-}
-
-constexpr int64_t RUN = 256;  // entries summed in float before they are added in double
-
-template <class A> double dot(const A* a, const A* b, int64_t n, const A* a_end, const A* b_end) {
-  constexpr int64_t L = LANES<A>;
-  double sum = 0;
-  for (int64_t i = 0; i < n;) {
-    const int64_t stop = std::min(n, i + RUN);
-    Lanes<A> s0{}, s1{}, s2{}, s3{};
-    for (; i + 4 * L <= stop; i += 4 * L) {
-      s0 += load(a + i) * load(b + i);
-      s1 += load(a + i + L) * load(b + i + L);
-      s2 += load(a + i + 2 * L) * load(b + i + 2 * L);
-      s3 += load(a + i + 3 * L) * load(b + i + 3 * L);
-    }
-    for (; i + L <= stop; i += L) s0 += load(a + i) * load(b + i);
-    if (i < stop) s1 += load_part(a + i, stop - i, a_end) * load_part(b + i, stop - i, b_end);
-    i = stop;
-    sum += total((s0 + s1) + (s2 + s3));
-  }
-  return sum;
-}
-
-struct Sums {
-  double wg = 0, ww = 0, gg = 0, wu = 0;
-  int64_t failed = 0;  // rows that are not orthogonal to their gradient
-  void operator+=(const Sums& x) { wg += x.wg, ww += x.ww, gg += x.gg, wu += x.wu, failed += x.failed; }
-};
-
-template <class A> Sums row_sums(const A* w, const A* g, A gain, int64_t n, const A* w_end, const A* g_end) {
-  constexpr int64_t L = LANES<A>;
-  Sums sums;
-  for (int64_t i = 0; i < n;) {
-    const int64_t stop = std::min(n, i + RUN);
-    Lanes<A> wg{}, ww{}, gg{}, wg1{}, ww1{}, gg1{};
-    for (; i + 2 * L <= stop; i += 2 * L) {
-      const Lanes<A> x = load(w + i), y = load(g + i) * gain, x1 = load(w + i + L), y1 = load(g + i + L) * gain;
-      wg += x * y, ww += x * x, gg += y * y;
-      wg1 += x1 * y1, ww1 += x1 * x1, gg1 += y1 * y1;
-    }
-    for (; i < stop; i += L) {
-      const bool whole = i + L <= stop;
-      const Lanes<A> x = whole ? load(w + i) : load_part(w + i, stop - i, w_end);
-      const Lanes<A> y = (whole ? load(g + i) : load_part(g + i, stop - i, g_end)) * gain;
-      wg += x * y, ww += x * x, gg += y * y;
-    }
-    i = stop;
-    sums.wg += total(wg + wg1), sums.ww += total(ww + ww1), sums.gg += total(gg + gg1);
-  }
-  return sums;
-}
 
 // ----------------------------------------------------------------------------------------------------- update rules
 
@@ -227,7 +74,7 @@ template <class A> struct SgdRule {
 
 // ------------------------------------------------------------------------------------------------- one tensor's step
 
-constexpr int64_t BLOCK = 2048;  // entries of the blocks of several rows: w and u of one stay in the first cache
+constexpr int64_t BLOCK = 1024;  // entries of the blocks of several rows: w and u of one stay in the first cache
 constexpr int64_t LONG = 16384;  // longer rows are cut
 
 // NaN where an argument is NaN, which fails every test.
@@ -239,6 +86,12 @@ inline double radial(double wu, double ww, double eps) {  // c in u - c w
   const double norm = std::sqrt(ww) + eps;
   return ww == 0 ? 0 : wu / (norm * norm);
 }
+
+struct Sums {
+  double wg = 0, ww = 0, gg = 0, wu = 0;
+  int64_t failed = 0;  // rows that are not orthogonal to their gradient
+  void operator+=(const Sums& x) { wg += x.wg, ww += x.ww, gg += x.gg, wu += x.wu, failed += x.failed; }
+};
 
 enum Decision { NONE, ROWS, WHOLE, LONG_ROWS };
 
@@ -262,9 +115,8 @@ struct Plan {
     const int64_t row = b / pieces * rows_per_block, column = b % pieces * LONG;
     return {row * t.cols + column, std::min(rows_per_block, t.rows - row), std::min(LONG, t.cols - column), row};
   }
-  double threshold(int64_t length) const { return o.delta / std::sqrt(double(length)); }
   bool is_orthogonal(const Sums& x, int64_t length) const {
-    return cosine(x.wg, x.ww, x.gg, o.eps) < threshold(length);
+    return cosine(x.wg, x.ww, x.gg, o.eps) < o.delta / std::sqrt(double(length));
   }
   void decide() {
     if (t.mark != AUTO) {
@@ -306,12 +158,6 @@ template <class A> void descend(A* __restrict w, A* __restrict u, int64_t n, A s
     for (int64_t i = 0; i < n; ++i) w[i] -= step_size * u[i] + factor * w[i];
 }
 
-template <class A> A* scratch(int64_t n) {
-  thread_local std::vector<A> memory;
-  if (memory.size() < size_t(n)) memory.resize(n);
-  return memory.data();
-}
-
 enum Sweep {
   DOTS,     // w.u and w.w, writes nothing
   UPDATES,  // the same, writes moments and u
@@ -322,105 +168,110 @@ template <class T, template <class> class RuleOf, int MOMENTS> struct Kernel {
   using A = Arithmetic<T>;
   using Rule = RuleOf<A>;
   const Plan& plan;
-  const Rule rule;
+  const Rule& rule;
   const Block block;
   const int64_t n;
   A *w, *g, *m, *v, *u;
-  double *wu, *ww;
 
-  Kernel(const Plan& p, int64_t b)
-      : plan(p), rule(p.o, p.t), block(p.block(b)), n(block.rows * block.cols) {
-    A* space = scratch<A>(5 * LONG);
-    w = open(static_cast<T*>(plan.t.weight) + block.start, n, space);
-    g = open(static_cast<const T*>(plan.t.grad) + block.start, n, space + LONG);
-    u = space + 2 * LONG;
+  Kernel(const Plan& p, const Rule& r, int64_t b) : plan(p), rule(r), block(p.block(b)), n(block.rows * block.cols) {
+    thread_local std::vector<A> space(5 * LONG);
+    w = open(static_cast<T*>(plan.t.weight) + block.start, n, &space[0]);
+    g = open(static_cast<const T*>(plan.t.grad) + block.start, n, &space[LONG]);
+    u = &space[2 * LONG];
   }
   void open_moments() {
     if (MOMENTS > 0) m = open(static_cast<T*>(plan.t.first) + block.start, n, u + LONG);
     if (MOMENTS > 1) v = open(static_cast<T*>(plan.t.second) + block.start, n, u + 2 * LONG);
   }
+  static double* rows_space() {  // three numbers a row
+    thread_local std::vector<double> space(3 * BLOCK);
+    return space.data();
+  }
 
-  // One vector, or with ALL false the first `left` entries of one, from entry i of the block.
+  // What does not change in a sweep, for the compiler to keep in registers.
+  struct Constants { Rule rule; A gain, step_size, factor; };
+
+  // One vector from entry i of the block or, with ALL false, the first `left` entries of one.
   template <Sweep KIND, bool ALL>
-  inline void advance(int64_t i, int64_t left, A gain, A step_size, A factor, Lanes<A>& wu, Lanes<A>& ww) {
-    const Lanes<A> x = get<ALL>(g + i, left, g + n) * gain, y = get<ALL>(w + i, left, w + n);
+  void advance(const Constants& k, int64_t i, int64_t left, Lanes<A>& wu, Lanes<A>& ww) const {
+    const Lanes<A> x = get<ALL>(g + i, left, g + n) * k.gain, y = get<ALL>(w + i, left, w + n);
     Lanes<A> first{}, second{};
     if (MOMENTS > 0) first = get<ALL>(m + i, left, m + n);
     if (MOMENTS > 1) second = get<ALL>(v + i, left, v + n);
-    first = rule.first(x, first), second = rule.second(x, second);
-    const Lanes<A> update = rule.update(x, first, second);
+    first = k.rule.first(x, first), second = k.rule.second(x, second);
+    Lanes<A> update = k.rule.update(x, first, second);
+    if (!ALL) update = keep<A>(update, left);  // with eps 0 the others are 0 / 0
     if (KIND != DOTS && MOMENTS > 0) put<ALL>(m + i, first, left);
     if (KIND != DOTS && MOMENTS > 1) put<ALL>(v + i, second, left);
     if (KIND == UPDATES) put<ALL>(u + i, update, left);
-    if (KIND == DESCENT) put<ALL>(w + i, y - (update * step_size + y * factor), left);
-    else wu += y * update, ww += y * y;
+    if (KIND != DESCENT) {
+      wu += y * update, ww += y * y;
+    } else {
+      const Lanes<A> step = update * k.step_size;
+      put<ALL>(w + i, y - (k.factor == 0 ? step : step + y * k.factor), left);  // 0 times infinity would be NaN
+    }
   }
 
   // Entries start .. start + size of the block; factor multiplies w in a descent.
-  template <Sweep KIND> Sums sweep(int64_t start, int64_t size, A factor = 0) const {
+  template <Sweep KIND> void sweep(int64_t start, int64_t size, A factor, double* wu_sum, double* ww_sum) const {
     constexpr int64_t L = LANES<A>;
-    Kernel k = *this;  // in registers: the stores below do not change it
-    const A gain = A(plan.o.gain), step_size = A(rule.step_size);
+    const Kernel k = *this;  // a copy that no store below can change
+    const Constants constants{rule, A(plan.o.gain), A(rule.step_size), factor};
     const int64_t end = start + size;
-    Sums sums;
+    double sum_wu = 0, sum_ww = 0;
     for (int64_t i = start; i < end;) {
       const int64_t stop = std::min(end, i + RUN);
       Lanes<A> wu{}, ww{};
-      for (; i + L <= stop; i += L) k.template advance<KIND, true>(i, L, gain, step_size, factor, wu, ww);
-      if (i < stop) k.template advance<KIND, false>(i, stop - i, gain, step_size, factor, wu, ww);
+      for (; i + L <= stop; i += L) k.template advance<KIND, true>(constants, i, L, wu, ww);
+      if (i < stop) k.template advance<KIND, false>(constants, i, stop - i, wu, ww);
       i = stop;
-      if (KIND != DESCENT) sums.wu += total(wu), sums.ww += total(ww);
+      if (KIND != DESCENT) sum_wu += total(wu), sum_ww += total(ww);
     }
-    return sums;
+    if (KIND != DESCENT) *wu_sum = sum_wu, *ww_sum = sum_ww;
   }
 
-  static void stats(Plan& plan, int64_t b) {
-    const Kernel k(plan, b);
-    double* wg = scratch<double>(3 * BLOCK);
+  static void stats(Plan& plan, const Rule& rule, int64_t b) {
+    const Kernel k(plan, rule, b);
+    double* wg = rows_space();
     double *ww = wg + BLOCK, *gg = ww + BLOCK;
     const int64_t rows = k.block.rows, cols = k.block.cols;
-    Sums sums;
-    for (int64_t r = 0; r < rows; ++r) {
-      const Sums row = row_sums<A>(k.w + r * cols, k.g + r * cols, A(plan.o.gain), cols, k.w + k.n, k.g + k.n);
-      wg[r] = row.wg, ww[r] = row.ww, gg[r] = row.gg;
-      sums += row;
-    }
-    if (plan.pieces == 1) {
-      const double eps = plan.o.eps, threshold = plan.threshold(cols);
-      for (int64_t r = 0; r < rows; ++r) sums.failed += !(cosine(wg[r], ww[r], gg[r], eps) < threshold);
-    }
-    plan.sums[b] = sums;
+    const A gain = A(plan.o.gain);
+    const A *w = k.w, *g = k.g;
+    for (int64_t r = 0; r < rows; ++r, w += cols, g += cols)
+      products(w, g, gain, cols, k.w + k.n, k.g + k.n, wg + r, ww + r, gg + r);
+    Sums& sums = plan.sums[b];
+    sums.wg = sum(wg, rows), sums.ww = sum(ww, rows), sums.gg = sum(gg, rows);
+    if (plan.pieces > 1) return;  // which part of a row is no row
+    const double eps = plan.o.eps, threshold = plan.o.delta / std::sqrt(double(cols));
+    for (int64_t r = 0; r < rows; ++r) sums.failed += !(cosine(wg[r], ww[r], gg[r], eps) < threshold);
   }
 
-  static void dots(Plan& plan, int64_t b) {
-    Kernel k(plan, b);
+  static void dots(Plan& plan, const Rule& rule, int64_t b) {
+    Kernel k(plan, rule, b);
     k.open_moments();
-    const Sums found = k.template sweep<DOTS>(0, k.n);
-    plan.sums[b].wu = found.wu;
-    if (plan.t.mark == ALWAYS) plan.sums[b].ww = found.ww;
+    double ww;
+    k.template sweep<DOTS>(0, k.n, 0, &plan.sums[b].wu, &ww);
+    if (plan.t.mark == ALWAYS) plan.sums[b].ww = ww;
   }
 
-  static void apply(Plan& plan, int64_t b) {
-    Kernel k(plan, b);
+  static void apply(Plan& plan, const Rule& rule, int64_t b) {
+    Kernel k(plan, rule, b);
     k.open_moments();
     const bool fired = plan.decision != NONE, project = MOMENTS > 0 && fired && plan.o.project_buffer;
-    const A step_size = A(k.rule.step_size), decay = A(plan.o.decay * (fired ? plan.o.wd_ratio : 1));
+    const A step_size = A(rule.step_size), decay = A(plan.o.decay * (fired ? plan.o.wd_ratio : 1));
     if (plan.decision == ROWS || project) {
       const int64_t cols = k.block.cols;
-      double* c = scratch<double>(3 * BLOCK);
+      double* c = rows_space();
       double *wu = c + BLOCK, *ww = wu + BLOCK;
       const double eps = plan.o.eps, known = plan.known(k.block);
       const int64_t rows = k.block.rows;
-      for (int64_t i = 0; i < rows; ++i) {
-        const Sums found = k.template sweep<UPDATES>(i * cols, cols);
-        wu[i] = found.wu, ww[i] = found.ww;
-      }
+      for (int64_t i = 0; i < rows; ++i) k.template sweep<UPDATES>(i * cols, cols, 0, wu + i, ww + i);
       for (int64_t i = 0; i < rows; ++i) c[i] = plan.decision == ROWS ? radial(wu[i], ww[i], eps) : known;
-      for (int64_t i = 0; i < k.block.rows; ++i)
+      for (int64_t i = 0; i < rows; ++i)
         descend(k.w + i * cols, k.u + i * cols, cols, step_size, decay, A(c[i]), project);
       if (project) std::copy(k.u, k.u + k.n, k.m);
     } else {
-      k.template sweep<DESCENT>(0, k.n, A(decay - k.rule.step_size * plan.known(k.block)));
+      k.template sweep<DESCENT>(0, k.n, A(decay - rule.step_size * plan.known(k.block)), nullptr, nullptr);
     }
     const int64_t start = k.block.start;
     close(static_cast<T*>(plan.t.weight) + start, k.w, k.n);
@@ -451,17 +302,18 @@ template <class Work> void run(const Options& o, int64_t count, const Work& work
   }
 }
 
-constexpr int64_t CHUNK = 16;       // blocks a thread takes at a time
+constexpr int64_t CHUNK = 32;       // blocks a thread takes at a time
 constexpr int64_t SMALL = 1 << 16;  // a tensor up to this size is one thread's
 
 template <template <class> class Rule, int MOMENTS, class T> void step_tensor(const Tensor& t, const Options& o) {
   using K = Kernel<T, Rule, MOMENTS>;
   Plan plan(t, o);
+  const Rule<Arithmetic<T>> rule(o, t);
   const int64_t chunks = (plan.blocks + CHUNK - 1) / CHUNK;
   const auto over_blocks = [&](auto&& work, bool backwards) {
     run(o, chunks, [&](int64_t i) {
       const int64_t first = (backwards ? chunks - 1 - i : i) * CHUNK, last = std::min(first + CHUNK, plan.blocks);
-      for (int64_t b = first; b < last; ++b) work(plan, backwards ? first + last - 1 - b : b);
+      for (int64_t b = first; b < last; ++b) work(plan, rule, b);
     });
   };
   if (t.mark != NEVER) plan.sums.resize(plan.blocks);

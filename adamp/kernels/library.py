@@ -22,7 +22,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "lanes.h"))  # the first is compiled
 # No -ffast-math: NaN must stay NaN. The processor's own instructions: the file's name holds the processor.
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 FLAGS = ("-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
@@ -50,7 +50,9 @@ def _cache() -> Path:
 
 @functools.cache
 def _name() -> str:
-    identity = "\n".join([SOURCE.read_text(), *FLAGS, platform.system(), platform.machine(), _processor()])
+    identity = "\n".join(
+        [*(path.read_text() for path in SOURCES), *FLAGS, platform.system(), platform.machine(), _processor()]
+    )
     return f"cpu-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
 
 
@@ -115,7 +117,7 @@ def _compile(target: Path) -> None:
     log.info("compiling the CPU kernel of AdamP and SGDP, once for this machine, into %s", target)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         output = Path(folder) / target.name
-        command = [*compiler, *FLAGS, "-o", str(output), str(SOURCE)]
+        command = [*compiler, *FLAGS, "-o", str(output), str(SOURCES[0])]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:

@@ -1,0 +1,124 @@
+"""The CPU kernel's library: when it is compiled, and what happens where it cannot be."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from adamp import SGDP
+from adamp.kernels import cpu, library
+
+ROOT = Path(__file__).resolve().parents[2]
+reason = cpu.refusal()
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+def run(code, tmp_path, **environment):
+    given = {**os.environ, "ADAMP_KERNEL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", **environment}
+    command = code if isinstance(code, list) else [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=300)
+
+
+STEP = """
+import torch
+from adamp import AdamP
+from adamp.kernels import cpu
+weight = torch.nn.Parameter(torch.ones(4, 3))
+weight.grad = torch.arange(12.0).reshape(4, 3)
+AdamP([weight]).step()
+print(cpu.built(), bool((weight != 1).any()), cpu.refusal())
+try:
+    AdamP([weight], fused=True)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_a_compiler_the_default_works_and_fused_says_why_not(tmp_path):
+    done = run(STEP, tmp_path, PATH=str(tmp_path), CXX="")
+    assert done.returncode == 0, done.stderr
+    assert "False True no C++ compiler was found" in done.stdout
+    assert "fused=True` requires a kernel: no C++ compiler was found: install g++ or clang++" in done.stdout
+    done = run([sys.executable, "-m", "adamp.kernels.cpu"], tmp_path, PATH=str(tmp_path), CXX="")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("not built: no C++ compiler")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A process that has not built or loaded anything, with an empty cache."""
+    monkeypatch.setenv("ADAMP_KERNEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(library._Loaded, "library", None)
+    monkeypatch.setattr(library._Loaded, "failure", None)
+    return monkeypatch
+
+
+def step():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    SGDP([weight], lr=0.1, fused=True).step()
+
+
+def compiler(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_compiler_that_fails_is_quoted_and_not_started_again(fresh, tmp_path):
+    fresh.setenv("CXX", compiler(tmp_path / "c++", f"echo x >> {tmp_path}/calls; echo no such flag >&2; exit 1"))
+    assert cpu.refusal() is None and not cpu.built()
+    assert not (tmp_path / "calls").exists()  # neither of the two compiles
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no such flag"):
+            step()
+    assert (tmp_path / "calls").read_text() == "x\n"
+    assert "no such flag" in cpu.refusal()
+    assert not cpu.built()
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".lock"]
+
+
+def test_a_compiler_that_is_not_there_and_a_cache_that_cannot_be_made_are_named(fresh, tmp_path):
+    fresh.setenv("CXX", "no-such-compiler -O1")
+    assert cpu.refusal() == "the C++ compiler no-such-compiler was not found: correct CXX"
+    (tmp_path / "file").write_text("")
+    fresh.setenv("ADAMP_KERNEL_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(cpu.BuildError, match="set ADAMP_KERNEL_CACHE to a folder"):
+        cpu.build()
+
+
+def test_a_damaged_library_is_refused_in_words(fresh, tmp_path):
+    target = library._target()
+    target.parent.mkdir()
+    target.write_text("not a library")
+    assert not cpu.built()
+    assert "cannot be loaded" in cpu.refusal()
+
+
+def test_two_processes_that_start_together_compile_once(tmp_path):
+    # The compiler here counts its calls and hands out the library that this process uses.
+    target = cpu.build()
+    script = compiler(
+        tmp_path / "c++",
+        f'echo x >> {tmp_path}/calls; sleep 0.5; while [ "$1" != -o ]; do shift; done; cp {target} "$2"',
+    )
+    given = {**os.environ, "ADAMP_KERNEL_CACHE": str(tmp_path / "cache"), "CXX": script, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "adamp.kernels.cpu"]
+    both = [subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert all(str(tmp_path / "cache") in line for line in said)
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+@pytest.mark.slow
+def test_the_kernel_compiles_without_a_warning_and_the_command_says_where(tmp_path):
+    flags = "-Wall -Wextra -Werror"
+    done = run([sys.executable, "-m", "adamp.kernels.cpu"], tmp_path, CXX=f"{os.environ.get('CXX', 'c++')} {flags}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("built: ")
+    done = run([sys.executable, "-m", "adamp.kernels.cpu"], tmp_path, PATH="")  # needs no compiler now
+    assert done.stdout.startswith("already built: ")
