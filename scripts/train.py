@@ -226,13 +226,18 @@ def sweeping() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def identify(overrides: Sequence[str]) -> tuple[str, str]:
-    """Return experiment and name of the run that overrides stand for, without running it."""
+def composed(overrides: Sequence[str]) -> Plan:
+    """Return the plan of the run that overrides stand for, without running it; made before the next is composed."""
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # what asks for the choices of groups asks it
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    planned = plan(own, overrides)
+    return plan(own, overrides)
+
+
+def identify(overrides: Sequence[str]) -> tuple[str, str]:
+    """Return experiment and name of the run that overrides stand for, without running it."""
+    planned = composed(overrides)
     return planned.experiment, planned.name
 
 
