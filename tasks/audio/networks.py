@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from tasks.audio.harmonic import HarmonicSpectrogram
 from tasks.base import InputError
 
+CHANNELS = 128  # of the published network's first four stages
+
 
 def _convolution(fan_in: int, fan_out: int) -> list[nn.Module]:
     return [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.BatchNorm2d(fan_out)]
@@ -43,7 +45,7 @@ class HarmonicCnn(nn.Module):
 
     Args:
         num_classes: K.
-        channels: C of the first four stages; the last three have twice as many.
+        width: Factor on every channel count: C is 128 times this in the first four stages, twice as many in the others.
         time_pools: By what each of the seven stages divides the time axis.
         dropout: Before the last layer.
         sample_rate: Of the clips, in Hz.
@@ -60,7 +62,7 @@ class HarmonicCnn(nn.Module):
         self,
         num_classes: int,
         *,
-        channels: int = 128,
+        width: float = 1.0,
         time_pools: Sequence[int] = (2, 2, 2, 2, 2, 2, 2),
         dropout: float = 0.5,
         sample_rate: int = 16_000,
@@ -70,8 +72,8 @@ class HarmonicCnn(nn.Module):
         learn_q: bool = True,
     ) -> None:
         super().__init__()
-        if not channels >= 1:
-            raise InputError(f"model.channels={channels}: must be at least 1")
+        if not (width > 0 and math.isfinite(width)):
+            raise InputError(f"model.width={width}: must be positive and finite")
         if not 0 <= dropout < 1:
             raise InputError(f"model.dropout={dropout}: must be at least 0 and below 1")
         if len(time_pools) != 7 or not all(pool >= 1 for pool in time_pools):
@@ -86,6 +88,7 @@ class HarmonicCnn(nn.Module):
                 "change model.semitone_scale or model.num_harmonics"
             )
         self.normalise = nn.BatchNorm2d(num_harmonics)
+        channels = max(1, round(CHANNELS * width))
         wide, pools = 2 * channels, [(2, pool) for pool in time_pools]
         self.stages = nn.Sequential(
             PlainStage(num_harmonics, channels, pools[0]),

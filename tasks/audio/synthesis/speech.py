@@ -1,14 +1,18 @@
 """Words spoken by espeak-ng's voices, in the layout of Speech Commands.
 
 espeak-ng (GPL-3.0-or-later) comes with the package espeakng-loader, an optional extra that nothing but this file uses.
-A speaker is a voice with an accent; all speakers of a voice are in one split. Each clip is spoken after seeding the
-synthesiser by its word and speaker, so that the set is the same bytes on every machine with the same espeak-ng.
+A speaker is a voice with an accent; all speakers of a voice are in one split. espeak-ng is seeded for every clip and
+runs in a process of its own, since it keeps more than its random numbers from word to word: so a set is the same bytes
+again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
+import subprocess
+import sys
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,22 @@ _SYNCHRONOUS = 2  # espeak's AUDIO_OUTPUT_SYNCHRONOUS: the callback gets the sam
 _UTF8 = 1
 
 
+def loader() -> Any:
+    """Return the optional package that brings espeak-ng.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise InputError(
+            "data=speech_commands_tts: the package espeakng-loader, which speaks the words, is not installed; "
+            "python -m pip install 'adamp[speech]', or scale=full data_root=FOLDER for the recorded words"
+        ) from None
+    return espeakng_loader
+
+
 class Speaker:
     """espeak-ng through its C interface.
 
@@ -44,13 +64,7 @@ class Speaker:
     """
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader  # the optional extra
-        except ImportError:
-            raise InputError(
-                "data=speech_commands_tts: the package espeakng-loader, which speaks the words, is not installed; "
-                "python -m pip install 'adamp[speech]', or scale=full data_root=FOLDER for the recorded words"
-            ) from None
+        espeakng_loader = loader()
         data = str(espeakng_loader.get_data_path())
         try:
             self._library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
@@ -126,6 +140,16 @@ def write(folder: Path, *, words: int = 35, speakers: int = 104) -> None:
     """
     if not 2 <= words <= len(WORDS):
         raise InputError(f"data.words={words}: must be from 2 to {len(WORDS)}")
+    loader()  # what is missing is said before a process is started
+    # By the file's path: as a module of its package it would load torch.
+    command = [sys.executable, __file__, str(folder.resolve()), str(words), str(speakers)]
+    given = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise InputError((done.stdout.strip().splitlines() or ["data=speech_commands_tts: espeak-ng failed"])[-1])
+
+
+def _write(folder: Path, words: int, speakers: int) -> None:
     espeak = Speaker()
     if not 10 <= speakers <= len(ACCENTS) * len(espeak.voices):
         raise InputError(f"data.speakers={speakers}: must be from 10 to {len(ACCENTS) * len(espeak.voices)}")
@@ -145,3 +169,11 @@ def write(folder: Path, *, words: int = 35, speakers: int = 104) -> None:
             lists[split_of(place)].append(f"{word}/{name}")
     for split, file in (("val", "validation_list.txt"), ("test", "testing_list.txt")):
         (folder / file).write_text("".join(f"{line}\n" for line in sorted(lists[split])), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        _write(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    except InputError as error:
+        print(error)
+        sys.exit(2)

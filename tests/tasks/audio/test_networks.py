@@ -11,7 +11,7 @@ POOLS = {"mtat": (2, 2, 2, 2, 2, 3, 3), "dcase": (2, 2, 2, 2, 2, 2, 2), "keyword
 
 def small(kind, classes=5):
     torch.manual_seed(0)
-    return HarmonicCnn(classes, channels=8, time_pools=POOLS[kind])
+    return HarmonicCnn(classes, width=1 / 16, time_pools=POOLS[kind])
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_network_has_the_published_number_of_parameters(kind, classes, count
 
 def test_a_narrow_keyword_network_has_the_expected_number_of_parameters():
     with torch.device("meta"):
-        network = HarmonicCnn(35, channels=16, time_pools=POOLS["keyword"])
+        network = HarmonicCnn(35, width=0.125, time_pools=POOLS["keyword"])
     assert sum(p.numel() for p in network.parameters()) == 59_264
 
 
@@ -126,7 +126,8 @@ def test_of_the_full_network_994_thousandths_are_scale_invariant():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"channels": 0}, "model.channels=0"),
+        ({"width": 0}, "model.width=0"),
+        ({"width": float("nan")}, "model.width=nan"),
         ({"dropout": float("nan")}, "model.dropout=nan"),
         ({"time_pools": (2, 2)}, "model.time_pools=[2, 2]"),
         ({"n_fft": 2}, "model.n_fft=2"),

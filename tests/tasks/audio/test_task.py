@@ -27,7 +27,7 @@ def make(data, *, pools=(2, 2, 2, 2, 2, 2, 1), norm=True, **options):
              "eval_batch_size": 4} | options  # fmt: skip
 
     def model(num_classes):
-        network = HarmonicCnn(num_classes, channels=4, time_pools=pools, dropout=0.0 if not norm else 0.5)
+        network = HarmonicCnn(num_classes, width=1 / 32, time_pools=pools, dropout=0.0 if not norm else 0.5)
         if not norm:  # statistics over half a batch differ
             for module in network.modules():
                 for name, child in list(module.named_children()):
@@ -250,7 +250,7 @@ def test_the_experiments_at_full_scale_hold_the_papers_settings():
         assert (config["train"]["epochs"], config["opt"]["lr"], config["opt"]["weight_decay"]) == (epochs, 1e-4, 0)
         assert (config["task"]["input_length"], config["task"]["chunks"]) == (length, chunks)
         assert config["schedule"]["lr"]["_target_"].endswith("cosine")
-        assert config["model"]["channels"] == 128
+        assert config["model"]["width"] == 1.0
 
 
 if __name__ == "__main__":
