@@ -105,7 +105,7 @@ def decoding(files: int) -> dict[str, float]:
             clips = [root / f"{i}.{ending}" for i in range(files)]
             for clip in clips:
                 soundfile.write(clip, 0.1 * generator.standard_normal(441_000), 44_100)
-            for what in (f"{ending}, decoded and resampled", f"{ending}, from the cache"):
+            for what in (f"{ending}, decoded and resampled", f"{ending}, looked up in the cache"):
                 begun = time.perf_counter()
                 decode_all(clips, root, sample_rate=16_000, cache=Path(folder) / "cache")
                 found[what] = files / (time.perf_counter() - begun)

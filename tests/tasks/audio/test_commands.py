@@ -1,5 +1,7 @@
 """Commands: a run on the official layout, its pictures and tables, and what wrong input says."""
 
+import json
+
 import pytest
 
 from scripts import filterbank, table_3
@@ -103,3 +105,15 @@ def test_a_missing_split_file_and_too_many_broken_clips_end_the_command_and_name
     (root / "testing_list.txt").unlink()
     done = commands.call(*words)
     assert (done.code, "testing_list.txt" in done.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_the_small_keyword_run_learns_eight_times_what_guessing_scores(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    done = commands.call(
+        "experiment=speech-commands", "opt=adamp", f"data.cache={tmp_path}/cache", "pictures=false",
+        "train.progress=false", f"paths.runs={tmp_path}/runs",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (record,) = (tmp_path / "runs").rglob("run.json")
+    assert json.loads(record.read_text())["scores"]["test/top1"] >= 8 * 100 / 35
