@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup mini test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,7 +47,16 @@ $(EXPERIMENTS): $(READY)
 
 $(SWEEPS): $(READY)
 	@$(PY) scripts/train.py sweep=$@ gpus=$(GPUS) hydra.mode=MULTIRUN $(ARGS)
-	@script=scripts/$(subst -,_,$@).py; if test -f $$script; then $(PY) $$script; fi
+	@script=scripts/$(subst -,_,$@).py; if test -f $$script; then $(PY) $$script; else $(PY) scripts/sweep.py $@ $(ARGS); fi
+
+# Sweeps that share runs stand in one half, in this order, so that no run is made twice at once.
+MINI_A := table-1 figure-f1 figure-f2 figure-f3 figure-f4 table-b1 table-2
+MINI_B := aws-table-1 aws-table-2 aws-table-3 aws-figure-1 aws-figure-2 aws-figure-4 aws-figure-5 aws-figure-6 \
+	adarem-table-1 adarem-table-2 adarem-figure-2 adarem-figure-4 adarem-figure-5 table-d3 table-d4
+
+mini: $(READY) ## every small classification table and figure, two runs at a time; the same command goes on
+	@for half in "$(MINI_A)" "$(MINI_B)"; do \
+	  ( for sweep in $$half; do $(MAKE) --no-print-directory $$sweep $(ARGS) || echo "$$sweep: not all cells finished"; done ) & done; wait
 
 report: $(READY) ## draw the runs of experiment=NAME (or of all) again, and the page that compares them
 	@$(PY) scripts/report.py $(ARGS)
@@ -72,6 +81,18 @@ theory: $(READY) ## check every closed-form claim of the three papers, and that 
 
 gallery: $(READY) ## one static page with the toys' figures and the claims beside the published numbers
 	@$(PY) scripts/gallery.py $(ARGS)
+
+imagenet-check: $(READY) ## verify a copy of ImageNet (data_root=...): classes, counts, every picture; writes a report
+	@$(PY) scripts/imagenet_check.py $(ARGS)
+
+plan: $(READY) ## steps, FLOPs, memory and GPU hours of experiment=NAME or sweep=NAME, before it is started
+	@$(PY) scripts/plan.py $(ARGS)
+
+resnet18-speed: $(READY) ## share of data, forward, backward, optimizer and probes in a step, for each optimizer
+	@$(PY) scripts/resnet18_speed.py $(ARGS)
+
+benchmark-loader: $(READY) ## time the loader, folders and shards, against timm's and torchvision's
+	@$(PY) benchmarks/loader.py $(ARGS)
 
 benchmark: $(READY) ## time the engine against a bare loop, and the probes, interleaved in one run
 	@$(PY) benchmarks/engine.py $(ARGS)
