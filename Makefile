@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup mini test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup mini test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -90,6 +90,9 @@ plan: $(READY) ## steps, FLOPs, memory and GPU hours of experiment=NAME or sweep
 
 resnet18-speed: $(READY) ## share of data, forward, backward, optimizer and probes in a step, for each optimizer
 	@$(PY) scripts/resnet18_speed.py $(ARGS)
+
+benchmark-audio: $(READY) ## time the harmonic front end against torchaudio's, and decoding
+	@$(PY) benchmarks/audio.py $(ARGS)
 
 benchmark-loader: $(READY) ## time the loader, folders and shards, against timm's and torchvision's
 	@$(PY) benchmarks/loader.py $(ARGS)
