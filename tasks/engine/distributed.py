@@ -187,6 +187,10 @@ def joined(device: str, *, timeout_minutes: float) -> Iterator[World]:
     try:
         yield World(rank, size, chosen)
     finally:
+        # Gloo's threads drop the tensors of finished collectives, and need the interpreter's lock for it. Whoever
+        # destroys the group waits for these threads with the lock held, so a late one would hang the process for good
+        # (seen under load, in the destructor at interpreter exit): sleeping hands the lock over first.
+        time.sleep(0.25)
         dist.destroy_process_group()
 
 
