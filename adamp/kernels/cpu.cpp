@@ -1,286 +1,13 @@
 // One step of AdamP or SGDP for a list of tensors on the CPU: the arithmetic of adamp/projection.py, adamp.py and
-// sgdp.py in blocks that stay in a cache. Plain C++17 without torch's headers; cpu.py compiles and calls it.
+// sgdp.py in blocks that stay in a cache. Plain C++17 without torch's headers; library.py compiles it, cpu.py calls it.
 //
-// Letters: R rows (output channels), C entries a row, w weight, g gradient, u update, m and v the moments of AdamP;
-// m is SGDP's momentum buffer. T is the type in memory, A the type of the arithmetic: float, or double for double.
-//
-// Per tensor: (1) stats: w.g, w.w, g.g of each row, which decide; (2) dots: w.u, only where it must be known before
-// the first weight changes (a whole tensor or a very long row is projected); (3) apply: moments, update, weight.
-// apply runs over the blocks backwards, so that it begins with what stats has left in the cache.
-//
-// Sums are taken per block of fixed extent and added in the order of the blocks, so that a result does not depend on
-// the number of threads.
-#include "lanes.h"
+// A tensor's updates run over its chunks backwards, so that they begin with what the statistics have left in the cache.
+#include "step.h"
 
 #include <atomic>
 #include <thread>
-#include <vector>
 
 namespace {
-
-// ---------------------------------------------------------------------------------------------- shared with cpu.py
-
-enum Dtype : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
-enum Mark : int64_t { NEVER, AUTO, ALWAYS };
-
-struct Tensor {
-  void* weight;
-  const void* grad;
-  void* first;   // exp_avg, momentum_buffer or null
-  void* second;  // exp_avg_sq or null
-  float* step;   // AdamP: number of steps before this one
-  int64_t rows, cols;
-  int64_t dtype, mark;
-};
-
-struct Options {
-  double lr, decay;  // decay: lr * weight_decay, for SGDP / (1 - momentum)
-  double beta1, beta2;  // SGDP: momentum, 1 - dampening
-  double eps, delta, wd_ratio;
-  double gain;  // factor of every gradient: -1 to maximize, over the scale of the gradients
-  int64_t nesterov, project_buffer;
-  int64_t threads;
-  void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel of the runtime torch uses, or null
-};
-
-// ----------------------------------------------------------------------------------------------------- update rules
-
-// `first` and `second` are the moments of one entry after this step, `update` is its update with these.
-template <class A> struct AdamRule {
-  A beta1, rest1, beta2, rest2, inverse_root, eps;
-  bool nesterov;
-  double step_size;
-  AdamRule(const Options& o, const Tensor& t)
-      : beta1(A(o.beta1)), rest1(A(1 - o.beta1)), beta2(A(o.beta2)), rest2(A(1 - o.beta2)),
-        inverse_root(A(1 / std::sqrt(1 - std::pow(o.beta2, double(*t.step))))), eps(A(o.eps)), nesterov(o.nesterov),
-        step_size(o.lr / (1 - std::pow(o.beta1, double(*t.step)))) {}
-  Lanes<A> first(Lanes<A> x, Lanes<A> m) const { return m * beta1 + x * rest1; }
-  Lanes<A> second(Lanes<A> x, Lanes<A> v) const { return v * beta2 + x * x * rest2; }
-  Lanes<A> update(Lanes<A> x, Lanes<A> m, Lanes<A> v) const {
-    return (nesterov ? first(x, m) : m) / (root(v) * inverse_root + eps);
-  }
-};
-
-template <class A> struct SgdRule {
-  A momentum, fresh;
-  bool nesterov;
-  double step_size;
-  SgdRule(const Options& o, const Tensor&)
-      : momentum(A(o.beta1)), fresh(A(o.beta2)), nesterov(o.nesterov), step_size(o.lr) {}
-  Lanes<A> first(Lanes<A> x, Lanes<A> m) const { return m * momentum + x * fresh; }
-  Lanes<A> second(Lanes<A>, Lanes<A> v) const { return v; }
-  Lanes<A> update(Lanes<A> x, Lanes<A> m, Lanes<A>) const { return nesterov ? x + m * momentum : m; }
-};
-
-// ------------------------------------------------------------------------------------------------- one tensor's step
-
-constexpr int64_t BLOCK = 1024;  // entries of the blocks of several rows: w and u of one stay in the first cache
-constexpr int64_t LONG = 16384;  // longer rows are cut
-
-// NaN where an argument is NaN, which fails every test.
-inline double cosine(double wg, double ww, double gg, double eps) {
-  const double w = std::sqrt(ww), g = std::sqrt(gg);
-  return std::fabs(wg) / (w < eps ? eps : w) / (g < eps ? eps : g);
-}
-inline double radial(double wu, double ww, double eps) {  // c in u - c w
-  const double norm = std::sqrt(ww) + eps;
-  return ww == 0 ? 0 : wu / (norm * norm);
-}
-
-struct Sums {
-  double wg = 0, ww = 0, gg = 0, wu = 0;
-  int64_t failed = 0;  // rows that are not orthogonal to their gradient
-  void operator+=(const Sums& x) { wg += x.wg, ww += x.ww, gg += x.gg, wu += x.wu, failed += x.failed; }
-};
-
-enum Decision { NONE, ROWS, WHOLE, LONG_ROWS };
-
-struct Block { int64_t start, rows, cols, row; };
-
-struct Plan {
-  const Tensor& t;
-  const Options& o;
-  int64_t pieces, rows_per_block, blocks;
-  std::vector<Sums> sums;            // of each block
-  std::vector<double> coefficients;  // c in u - c w: of the tensor (WHOLE) or of each row (LONG_ROWS)
-  Decision decision = NONE;
-
-  Plan(const Tensor& tensor, const Options& options) : t(tensor), o(options) {
-    pieces = (t.cols + LONG - 1) / LONG;
-    rows_per_block = pieces > 1 ? 1 : std::max<int64_t>(1, BLOCK / std::max<int64_t>(1, t.cols));
-    blocks = t.cols ? (t.rows + rows_per_block - 1) / rows_per_block * pieces : 0;
-  }
-  int64_t size() const { return t.rows * t.cols; }
-  Block block(int64_t b) const {
-    const int64_t row = b / pieces * rows_per_block, column = b % pieces * LONG;
-    return {row * t.cols + column, std::min(rows_per_block, t.rows - row), std::min(LONG, t.cols - column), row};
-  }
-  bool is_orthogonal(const Sums& x, int64_t length) const {
-    return cosine(x.wg, x.ww, x.gg, o.eps) < o.delta / std::sqrt(double(length));
-  }
-  void decide() {
-    if (t.mark != AUTO) {
-      decision = t.mark == NEVER ? NONE : pieces > 1 ? LONG_ROWS : ROWS;
-      return;
-    }
-    Sums whole;
-    for (int64_t b = 0; b < blocks; b += pieces) {
-      Sums row;
-      for (int64_t p = b; p < b + pieces; ++p) row += sums[p];
-      if (pieces > 1) row.failed = !is_orthogonal(row, t.cols);
-      whole += row;
-    }
-    if (whole.failed == 0) decision = pieces > 1 ? LONG_ROWS : ROWS;
-    else if (is_orthogonal(whole, size())) decision = WHOLE;
-  }
-  double known(const Block& block) const {  // c where it does not come from the block itself
-    return coefficients.empty() ? 0 : coefficients[decision == LONG_ROWS ? block.row : 0];
-  }
-  bool needs_dots() const { return decision == WHOLE || decision == LONG_ROWS; }
-  void set_coefficients() {
-    const int64_t step = decision == WHOLE ? blocks : pieces;
-    for (int64_t b = 0; b < blocks; b += step) {
-      Sums part;
-      for (int64_t p = b; p < b + step; ++p) part += sums[p];
-      coefficients.push_back(radial(part.wu, part.ww, o.eps));
-    }
-  }
-};
-
-// w <- w - (step_size (u - c w) + decay w); project: u <- u - c w as well.
-template <class A> void descend(A* __restrict w, A* __restrict u, int64_t n, A step_size, A decay, A c, bool project) {
-  if (project)
-    for (int64_t i = 0; i < n; ++i) u[i] -= c * w[i];
-  const A factor = decay - (project ? 0 : step_size * c);
-  if (factor == 0)  // 0 times an infinite weight would be NaN
-    for (int64_t i = 0; i < n; ++i) w[i] -= step_size * u[i];
-  else
-    for (int64_t i = 0; i < n; ++i) w[i] -= step_size * u[i] + factor * w[i];
-}
-
-enum Sweep {
-  DOTS,     // w.u and w.w, writes nothing
-  UPDATES,  // the same, writes moments and u
-  DESCENT,  // writes moments and w
-};
-
-template <class T, template <class> class RuleOf, int MOMENTS> struct Kernel {
-  using A = Arithmetic<T>;
-  using Rule = RuleOf<A>;
-  const Plan& plan;
-  const Rule& rule;
-  const Block block;
-  const int64_t n;
-  A *w, *g, *m, *v, *u;
-
-  Kernel(const Plan& p, const Rule& r, int64_t b) : plan(p), rule(r), block(p.block(b)), n(block.rows * block.cols) {
-    thread_local std::vector<A> space(5 * LONG);
-    w = open(static_cast<T*>(plan.t.weight) + block.start, n, &space[0]);
-    g = open(static_cast<const T*>(plan.t.grad) + block.start, n, &space[LONG]);
-    u = &space[2 * LONG];
-  }
-  void open_moments() {
-    if (MOMENTS > 0) m = open(static_cast<T*>(plan.t.first) + block.start, n, u + LONG);
-    if (MOMENTS > 1) v = open(static_cast<T*>(plan.t.second) + block.start, n, u + 2 * LONG);
-  }
-  static double* rows_space() {  // three numbers a row
-    thread_local std::vector<double> space(3 * BLOCK);
-    return space.data();
-  }
-
-  // What does not change in a sweep, for the compiler to keep in registers.
-  struct Constants { Rule rule; A gain, step_size, factor; };
-
-  // One vector from entry i of the block or, with ALL false, the first `left` entries of one.
-  template <Sweep KIND, bool ALL>
-  void advance(const Constants& k, int64_t i, int64_t left, Lanes<A>& wu, Lanes<A>& ww) const {
-    const Lanes<A> x = get<ALL>(g + i, left, g + n) * k.gain, y = get<ALL>(w + i, left, w + n);
-    Lanes<A> first{}, second{};
-    if (MOMENTS > 0) first = get<ALL>(m + i, left, m + n);
-    if (MOMENTS > 1) second = get<ALL>(v + i, left, v + n);
-    first = k.rule.first(x, first), second = k.rule.second(x, second);
-    Lanes<A> update = k.rule.update(x, first, second);
-    if (!ALL) update = keep<A>(update, left);  // with eps 0 the others are 0 / 0
-    if (KIND != DOTS && MOMENTS > 0) put<ALL>(m + i, first, left);
-    if (KIND != DOTS && MOMENTS > 1) put<ALL>(v + i, second, left);
-    if (KIND == UPDATES) put<ALL>(u + i, update, left);
-    if (KIND != DESCENT) {
-      wu += y * update, ww += y * y;
-    } else {
-      const Lanes<A> step = update * k.step_size;
-      put<ALL>(w + i, y - (k.factor == 0 ? step : step + y * k.factor), left);  // 0 times infinity would be NaN
-    }
-  }
-
-  // Entries start .. start + size of the block; factor multiplies w in a descent.
-  template <Sweep KIND> void sweep(int64_t start, int64_t size, A factor, double* wu_sum, double* ww_sum) const {
-    constexpr int64_t L = LANES<A>;
-    const Kernel k = *this;  // a copy that no store below can change
-    const Constants constants{rule, A(plan.o.gain), A(rule.step_size), factor};
-    const int64_t end = start + size;
-    double sum_wu = 0, sum_ww = 0;
-    for (int64_t i = start; i < end;) {
-      const int64_t stop = std::min(end, i + RUN);
-      Lanes<A> wu{}, ww{};
-      for (; i + L <= stop; i += L) k.template advance<KIND, true>(constants, i, L, wu, ww);
-      if (i < stop) k.template advance<KIND, false>(constants, i, stop - i, wu, ww);
-      i = stop;
-      if (KIND != DESCENT) sum_wu += total(wu), sum_ww += total(ww);
-    }
-    if (KIND != DESCENT) *wu_sum = sum_wu, *ww_sum = sum_ww;
-  }
-
-  static void stats(Plan& plan, const Rule& rule, int64_t b) {
-    const Kernel k(plan, rule, b);
-    double* wg = rows_space();
-    double *ww = wg + BLOCK, *gg = ww + BLOCK;
-    const int64_t rows = k.block.rows, cols = k.block.cols;
-    const A gain = A(plan.o.gain);
-    const A *w = k.w, *g = k.g;
-    for (int64_t r = 0; r < rows; ++r, w += cols, g += cols)
-      products(w, g, gain, cols, k.w + k.n, k.g + k.n, wg + r, ww + r, gg + r);
-    Sums& sums = plan.sums[b];
-    sums.wg = sum(wg, rows), sums.ww = sum(ww, rows), sums.gg = sum(gg, rows);
-    if (plan.pieces > 1) return;  // which part of a row is no row
-    const double eps = plan.o.eps, threshold = plan.o.delta / std::sqrt(double(cols));
-    for (int64_t r = 0; r < rows; ++r) sums.failed += !(cosine(wg[r], ww[r], gg[r], eps) < threshold);
-  }
-
-  static void dots(Plan& plan, const Rule& rule, int64_t b) {
-    Kernel k(plan, rule, b);
-    k.open_moments();
-    double ww;
-    k.template sweep<DOTS>(0, k.n, 0, &plan.sums[b].wu, &ww);
-    if (plan.t.mark == ALWAYS) plan.sums[b].ww = ww;
-  }
-
-  static void apply(Plan& plan, const Rule& rule, int64_t b) {
-    Kernel k(plan, rule, b);
-    k.open_moments();
-    const bool fired = plan.decision != NONE, project = MOMENTS > 0 && fired && plan.o.project_buffer;
-    const A step_size = A(rule.step_size), decay = A(plan.o.decay * (fired ? plan.o.wd_ratio : 1));
-    if (plan.decision == ROWS || project) {
-      const int64_t cols = k.block.cols;
-      double* c = rows_space();
-      double *wu = c + BLOCK, *ww = wu + BLOCK;
-      const double eps = plan.o.eps, known = plan.known(k.block);
-      const int64_t rows = k.block.rows;
-      for (int64_t i = 0; i < rows; ++i) k.template sweep<UPDATES>(i * cols, cols, 0, wu + i, ww + i);
-      for (int64_t i = 0; i < rows; ++i) c[i] = plan.decision == ROWS ? radial(wu[i], ww[i], eps) : known;
-      for (int64_t i = 0; i < rows; ++i)
-        descend(k.w + i * cols, k.u + i * cols, cols, step_size, decay, A(c[i]), project);
-      if (project) std::copy(k.u, k.u + k.n, k.m);
-    } else {
-      k.template sweep<DESCENT>(0, k.n, A(decay - rule.step_size * plan.known(k.block)), nullptr, nullptr);
-    }
-    const int64_t start = k.block.start;
-    close(static_cast<T*>(plan.t.weight) + start, k.w, k.n);
-    if (MOMENTS > 0) close(static_cast<T*>(plan.t.first) + start, k.m, k.n);
-    if (MOMENTS > 1) close(static_cast<T*>(plan.t.second) + start, k.v, k.n);
-  }
-};
-
-// ------------------------------------------------------------------------------------------------------- all tensors
 
 // Run work(0) .. work(count - 1), in this order on one thread.
 template <class Work> void run(const Options& o, int64_t count, const Work& work) {
@@ -304,55 +31,104 @@ template <class Work> void run(const Options& o, int64_t count, const Work& work
 
 constexpr int64_t CHUNK = 32;       // blocks a thread takes at a time
 constexpr int64_t SMALL = 1 << 16;  // a tensor up to this size is one thread's
+constexpr int64_t GROUP = 1 << 20;  // larger ones go in groups whose w and g (8 MB in float32) stay in a cache
 
-template <template <class> class Rule, int MOMENTS, class T> void step_tensor(const Tensor& t, const Options& o) {
-  using K = Kernel<T, Rule, MOMENTS>;
-  Plan plan(t, o);
-  const Rule<Arithmetic<T>> rule(o, t);
+template <class Visit> void for_chunks(const Plan& plan, bool backwards, const Visit& visit) {
   const int64_t chunks = (plan.blocks + CHUNK - 1) / CHUNK;
-  const auto over_blocks = [&](auto&& work, bool backwards) {
-    run(o, chunks, [&](int64_t i) {
-      const int64_t first = (backwards ? chunks - 1 - i : i) * CHUNK, last = std::min(first + CHUNK, plan.blocks);
-      for (int64_t b = first; b < last; ++b) work(plan, rule, b);
-    });
-  };
-  if (t.mark != NEVER) plan.sums.resize(plan.blocks);
-  if (t.mark == AUTO) over_blocks(K::stats, false);
-  plan.decide();
-  if (plan.needs_dots()) {
-    over_blocks(K::dots, true);
-    plan.set_coefficients();
-    over_blocks(K::apply, false);
-  } else {
-    over_blocks(K::apply, true);
+  for (int64_t i = 0; i < chunks; ++i) {
+    const int64_t first = (backwards ? chunks - 1 - i : i) * CHUNK;
+    visit(first, std::min(first + CHUNK, plan.blocks));
   }
 }
 
-template <template <class> class Rule, int MOMENTS> void step_any(const Tensor& t, const Options& o) {
-  if (t.step) *t.step += 1;
-  if (t.dtype == FLOAT32) step_tensor<Rule, MOMENTS, float>(t, o);
-  if (t.dtype == FLOAT64) step_tensor<Rule, MOMENTS, double>(t, o);
-  if (t.dtype == BFLOAT16) step_tensor<Rule, MOMENTS, bfloat16>(t, o);
-  if (t.dtype == FLOAT16) step_tensor<Rule, MOMENTS, float16>(t, o);
+void step_alone(Plan& plan) {
+  const auto go = [&](Phase phase, bool backwards) {
+    for_chunks(plan, backwards, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) phase(plan, b);
+    });
+  };
+  plan.prepare();
+  if (plan.t.mark == AUTO) go(plan.phases.stats, false);
+  plan.decide();
+  if (plan.needs_dots()) {
+    go(plan.phases.dots, true);
+    plan.set_coefficients();
+  }
+  go(plan.phases.apply, !plan.needs_dots());
+  plan.sums = {};
 }
 
-template <template <class> class Rule, int MOMENTS> void step_all(int64_t count, const Tensor* tensors, const Options& o) {
-  const auto is_small = [&](const Tensor& t) { return o.threads < 2 || t.rows * t.cols <= SMALL; };
-  std::vector<const Tensor*> small;
-  for (int64_t i = 0; i < count; ++i)
-    if (is_small(tensors[i])) small.push_back(&tensors[i]);
-    else step_any<Rule, MOMENTS>(tensors[i], o);
-  Options alone = o;
-  alone.threads = 1;
-  run(o, int64_t(small.size()), [&](int64_t i) { step_any<Rule, MOMENTS>(*small[i], alone); });
+struct Work {
+  Plan* plan;
+  Phase phase;  // null: the whole step of a tensor
+  int64_t first, last;
+};
+
+struct Works : std::vector<Work> {
+  void add(Plan& plan, Phase phase, bool backwards) {
+    for_chunks(plan, backwards, [&](int64_t first, int64_t last) { push_back({&plan, phase, first, last}); });
+  }
+  void finish(const Options& o) {
+    run(o, int64_t(size()), [&](int64_t i) {
+      const Work& work = (*this)[i];
+      if (!work.phase) step_alone(*work.plan);
+      for (int64_t b = work.first; b < work.last; ++b) work.phase(*work.plan, b);
+    });
+    clear();
+  }
+};
+
+// Threads wait for each other once a group: the updates of one share their turn with the statistics of the next.
+void step_all(std::vector<Plan>& plans, const Options& o) {
+  std::vector<Plan*> small, large;
+  for (Plan& plan : plans) (o.threads < 2 || plan.size() <= SMALL ? small : large).push_back(&plan);
+  Works works, dots;
+  for (size_t begin = 0, end = 0; begin < large.size(); begin = end) {
+    for (int64_t size = 0; end < large.size() && (end == begin || size + large[end]->size() <= GROUP); ++end)
+      size += large[end]->size();
+    for (size_t i = begin; i < end; ++i) {
+      large[i]->prepare();
+      if (large[i]->t.mark == AUTO) works.add(*large[i], large[i]->phases.stats, false);
+    }
+    works.finish(o);
+    for (size_t i = begin; i < end; ++i) {
+      large[i]->decide();
+      if (large[i]->needs_dots()) dots.add(*large[i], large[i]->phases.dots, true);
+    }
+    dots.finish(o);
+    for (size_t i = end; i-- > begin;) {
+      if (large[i]->needs_dots()) large[i]->set_coefficients();
+      works.add(*large[i], large[i]->phases.apply, !large[i]->needs_dots());
+    }
+  }
+  for (Plan* plan : small) works.push_back({plan, nullptr, 0, 0});
+  works.finish(o);
+}
+
+template <template <class> class Rule, int MOMENTS> Phases phases_of(int64_t dtype) {
+  switch (dtype) {
+    case FLOAT32: return Kernel<float, Rule, MOMENTS>::phases();
+    case FLOAT64: return Kernel<double, Rule, MOMENTS>::phases();
+    case BFLOAT16: return Kernel<bfloat16, Rule, MOMENTS>::phases();
+    default: return Kernel<float16, Rule, MOMENTS>::phases();
+  }
+}
+
+template <template <class> class Rule, int MOMENTS> void step(int64_t count, const Tensor* tensors, const Options& o) {
+  std::vector<Plan> plans;
+  plans.reserve(count);
+  for (const Tensor* t = tensors; t < tensors + count; ++t) {
+    if (t->step) *t->step += 1;
+    plans.emplace_back(*t, o, phases_of<Rule, MOMENTS>(t->dtype));
+  }
+  step_all(plans, o);
 }
 
 }  // namespace
 
 extern "C" {
-void adamp_step(int64_t count, const Tensor* tensors, const Options* o) { step_all<AdamRule, 2>(count, tensors, *o); }
+void adamp_step(int64_t count, const Tensor* tensors, const Options* o) { step<AdamRule, 2>(count, tensors, *o); }
 void sgdp_step(int64_t count, const Tensor* tensors, const Options* o) {
-  if (!count || !tensors->first) step_all<SgdRule, 0>(count, tensors, *o);
-  else step_all<SgdRule, 1>(count, tensors, *o);
+  (o->moments ? step<SgdRule, 1> : step<SgdRule, 0>)(count, tensors, *o);
 }
 }

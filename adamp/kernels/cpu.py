@@ -33,7 +33,7 @@ class _Options(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_double) for name in ("lr", "decay", "beta1", "beta2", "eps", "delta", "wd_ratio", "gain")),
-        *((name, ctypes.c_int64) for name in ("nesterov", "project_buffer", "threads")),
+        *((name, ctypes.c_int64) for name in ("nesterov", "project_buffer", "moments", "threads")),
         ("parallel", ctypes.c_void_p),
     )
 
@@ -83,9 +83,9 @@ def takes(param: Tensor, grad: Tensor, *states: Tensor) -> bool:
     if dtype not in _DTYPES:
         return False
     for x in (param, grad, *states):
-        if not (type(x) in _TENSOR_TYPES and x.is_cpu and x.dtype == dtype and x.numel() == size):
+        if type(x) not in _TENSOR_TYPES or not x.is_cpu or x.dtype is not dtype or x.is_neg():
             return False
-        if x.is_contiguous() != contiguous or x.is_neg():
+        if x.numel() != size or x.is_contiguous() is not contiguous:
             return False
     if contiguous or size == 0:
         return True
@@ -139,6 +139,7 @@ def adamp(
         return
     options = _options(lr, eps, delta, wd_ratio, nesterov, maximize, grad_scale)
     options.beta1, options.beta2 = betas
+    options.moments = 2
     options.decay = options.lr * weight_decay
     _run("adamp_step", options, scale_invariant, params, grads, exp_avgs, exp_avg_sqs, steps)
 
@@ -192,6 +193,7 @@ def sgdp(
     options.decay = options.lr * weight_decay / (1 - momentum) if weight_decay > 0 else 0.0
     options.project_buffer = project_buffer and not nesterov
     buffers = () if momentum_buffers is None else (momentum_buffers,)
+    options.moments = len(buffers)
     _run("sgdp_step", options, scale_invariant, params, grads, *buffers)
 
 

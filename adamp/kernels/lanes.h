@@ -114,7 +114,8 @@ constexpr int64_t RUN = 256;  // entries summed in float before they are added i
 
 // The three inner products of a row and its gradient.
 template <class A>
-void products(const A* w, const A* g, A gain, int64_t n, const A* w_end, const A* g_end, double* wg, double* ww, double* gg) {
+void products(const A* w, const A* g, A gain, int64_t n, const A* w_end, const A* g_end, double* wg, double* ww,
+              double* gg) {
   constexpr int64_t L = LANES<A>;
   double sum_wg = 0, sum_ww = 0, sum_gg = 0;
   for (int64_t i = 0; i < n;) {
