@@ -239,11 +239,15 @@ template <class T, template <class> class RuleOf, int MOMENTS> struct Kernel {
     double sum_wu = 0, sum_ww = 0;
     for (int64_t i = start; i < end;) {
       const int64_t stop = std::min(end, i + RUN);
-      Lanes<A> wu{}, ww{};
-      for (; i + L <= stop; i += L) k.template advance<KIND, true>(constants, i, L, wu, ww);
-      if (i < stop) k.template advance<KIND, false>(constants, i, stop - i, wu, ww);
+      Lanes<A> wu0{}, ww0{}, wu1{}, ww1{};  // two chains of additions, or their latency is the time
+      for (; i + 2 * L <= stop; i += 2 * L) {
+        k.template advance<KIND, true>(constants, i, L, wu0, ww0);
+        k.template advance<KIND, true>(constants, i + L, L, wu1, ww1);
+      }
+      if (i + L <= stop) k.template advance<KIND, true>(constants, i, L, wu0, ww0), i += L;
+      if (i < stop) k.template advance<KIND, false>(constants, i, stop - i, wu1, ww1);
       i = stop;
-      if (KIND != DESCENT) sum_wu += total(wu), sum_ww += total(ww);
+      if (KIND != DESCENT) sum_wu += total(wu0 + wu1), sum_ww += total(ww0 + ww1);
     }
     if (KIND != DESCENT) *wu_sum = sum_wu, *ww_sum = sum_ww;
   }
