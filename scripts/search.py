@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from torch import Tensor  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
 from scripts.options import command, parse  # noqa: E402
+from scripts.restore import build, configuration, weights  # noqa: E402
 from scripts.runs import ReadError  # noqa: E402
 from tasks.base import InputError  # noqa: E402
 from tasks.data.folder import list_images  # noqa: E402
@@ -68,13 +66,6 @@ class Trained:
     config: dict[str, Any]
 
 
-def build(node: Mapping[str, Any], **more: Any) -> Any:
-    """Call what a configuration node names, as a run does; `_partial_` nodes are called too, with what is missing."""
-    module, name = str(node["_target_"]).rsplit(".", 1)
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    return functools.partial(getattr(importlib.import_module(module), name), **arguments)(**more)
-
-
 def load(folder: Path, checkpoint: str) -> Trained:
     """Read a run's network in evaluation mode.
 
@@ -83,18 +74,11 @@ def load(folder: Path, checkpoint: str) -> Trained:
     """
     if checkpoint not in ("best", "last"):
         raise ReadError(f"checkpoint={checkpoint}: choose best or last")
-    try:
-        config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
-        raise ReadError(f"run={folder}: holds no run.json of a run") from None
+    config = configuration(folder)
     if not str(config.get("task", {}).get("_target_", "")).startswith("tasks.retrieval."):
         raise ReadError(f"run={folder}: is a run of {config.get('experiment_name')}, not of a retrieval experiment")
-    path = folder / "checkpoints" / f"{checkpoint}.pt"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["networks"]["model"]
-    except Exception as error:  # torch raises a dozen kinds for a broken archive
-        raise ReadError(f"{path}: cannot be read ({str(error).splitlines()[0][:100]})") from None
-    net = build(config["model"], num_proxies=len(state.get("proxies", ())), init="random")
+    state = weights(folder, checkpoint)["model"]
+    net = build(config["model"])(num_proxies=len(state.get("proxies", ())), init="random")
     net.load_state_dict(state)
     return Trained(net.eval(), config)
 
@@ -149,7 +133,7 @@ def search_folder(trained: Trained, folder: Path, query: Path, *, k: int, embedd
 def search_set(trained: Trained, *, queries: int, k: int, data_root: str) -> list[Row]:
     """Return queries spread over the run's unseen classes, with their neighbours."""
     root = {"root": data_root} if data_root else {}
-    data: RetrievalSet = build(trained.config["data"], **root)
+    data: RetrievalSet = build({**trained.config["data"], **root})
     numbers = range(len(data.val_labels))
     pictures = [data.eval_example(i)[0] for i in numbers]
     rows, labels = embed(trained.net, pictures), torch.tensor(data.val_labels)

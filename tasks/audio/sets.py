@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import json
@@ -15,6 +14,7 @@ from tasks.audio.cache import cache_folder
 from tasks.audio.clips import ClipSet
 from tasks.audio.official import READERS, dcase, mtat, speech_commands
 from tasks.base import InputError
+from tasks.data.cache import locked
 
 # Name -> the module that writes it, and how its layout is read.
 SYNTHETIC = {
@@ -104,9 +104,7 @@ def make(name: str, base: Path, options: dict[str, Any]) -> Path:
     if target.is_dir():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that start at once, one writes
+        with locked(target):
             if not target.is_dir():
                 work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
                 try:

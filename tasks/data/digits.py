@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.base import InputError
-from tasks.data.fashion_mnist import cache_folder
+from tasks.data.cache import cache_folder
 from tasks.data.idx import parse_idx
 
 # What the authors published, uncompressed: file, sha256.

@@ -8,7 +8,6 @@ Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset", arXiv:
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tasks.base import InputError
+from tasks.data.cache import cache_folder
 from tasks.data.idx import decompress, parse_idx
 from tasks.data.images import BILINEAR, ImageSet, RandomView, Split
 
@@ -40,11 +40,6 @@ FILES: dict[Split, tuple[str, str]] = {
     "val": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "fashion_mnist_10k"
-
-
-def cache_folder() -> Path:
-    """Return where `make data` puts data sets: `$ADAMP_DATA`, or `~/.cache/adamp/data`."""
-    return Path(os.environ.get("ADAMP_DATA") or "~/.cache/adamp/data").expanduser()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -8,13 +8,11 @@ Shapes: H W pixels of a cut-out, S side of a scene.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,8 @@ from PIL import Image
 from scipy import ndimage
 
 from tasks.base import InputError
-from tasks.data.fashion_mnist import CLASSES, EMBEDDED, cache_folder, read_manifest, read_split
+from tasks.data.cache import cache_folder, locked
+from tasks.data.fashion_mnist import CLASSES, EMBEDDED, read_manifest, read_split
 from tasks.data.images import Split
 from tasks.detection.coco import CocoSet
 
@@ -75,7 +74,10 @@ def prepare(cache: Path, *, train_examples: int, val_examples: int) -> Path:
         return target
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache), tempfile.TemporaryDirectory(prefix=".fashion_scenes-", dir=cache) as temporary:
+        with (
+            locked(cache / "fashion_scenes"),
+            tempfile.TemporaryDirectory(prefix=".fashion_scenes-", dir=cache) as temporary,
+        ):
             if (target / "manifest.json").is_file():  # by the process that held the lock
                 return target
             _logger.info("making the scenes of fashion_scenes in %s, once", target)
@@ -90,14 +92,6 @@ def prepare(cache: Path, *, train_examples: int, val_examples: int) -> Path:
             f"{cache}: cannot hold fashion_scenes ({error.strerror}); set ADAMP_DATA to a folder"
         ) from None
     return target
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock, so that several processes of a run make the scenes once."""
-    with (folder / ".fashion_scenes.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file frees the lock
 
 
 def write_split(folder: Path, split: Split, *, count: int) -> str:

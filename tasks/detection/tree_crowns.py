@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.base import InputError
-from tasks.data.fashion_mnist import cache_folder
+from tasks.data.cache import cache_folder
 from tasks.detection.coco import CocoSet
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tasks.base import InputError
-from tasks.data.fashion_mnist import cache_folder
+from tasks.weights import read_weights, weights_file
 
 # "Official PyTorch models" (appendix E.3): torchvision's first weights, IMAGENET1K_V1.
 FILES = {"resnet18": "resnet18-f37072fd.pth", "vgg16_bn": "vgg16_bn-6c64b313.pth"}
@@ -33,14 +30,8 @@ def initialise(backbone: nn.Module, name: str, *, init: str, path: str | None, p
         raise InputError(f"model.init={init}: choose one of {', '.join(INITS)}")
     if init == "random":
         return "random weights"
-    file = Path(path).expanduser() if path else _usual_place(name)
-    if file is None or not file.is_file():
-        where = f"model.weights={path} is no file" if path else f"{FILES[name]} is not on this machine"
-        raise InputError(
-            f"model.init=imagenet: {where}; download torchvision's {WEIGHTS[name]} and give its path as "
-            "model.weights=..., or set model.init=random"
-        )
-    state = _read(file)
+    file = weights_file(FILES[name], path, how=f"download torchvision's {WEIGHTS[name]}")
+    state = read_weights(file)
     own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in own if prefix + key not in state]
     if missing:
@@ -53,21 +44,3 @@ def initialise(backbone: nn.Module, name: str, *, init: str, path: str | None, p
             )
     backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
     return f"ImageNet weights {file.name}"
-
-
-def _usual_place(name: str) -> Path | None:
-    for folder in (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints"):
-        if (folder / FILES[name]).is_file():
-            return folder / FILES[name]
-    return None
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a broken archive
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"model.weights={file}: cannot be read ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"model.weights={file}: is no state dictionary of tensors")
-    return state

@@ -7,16 +7,13 @@ code gives the same files and Penn Treebank's (`train.txt`, ...), and `ptb.train
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import lzma
-import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -26,6 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tasks.base import InputError
+from tasks.data.cache import cache_folder, locked
 
 Tokens = NDArray[np.int32]
 Order = Literal["frequency", "appearance"]
@@ -97,15 +95,18 @@ def text_corpus(
         raise InputError(f"data.unit is {unit!r}; choose word or char")
     folder = EMBEDDED if root is None else Path(root)
     paths = {split: find(folder, split) for split in SPLITS}
-    base = (
-        Path(cache) if cache is not None else Path(os.environ.get("ADAMP_DATA") or "~/.cache/adamp/data").expanduser()
-    )
+    base = Path(cache) if cache is not None else cache_folder()
     rule = {"order": order, "unit": unit, "format": _FORMAT}
     target = base / "tokens" / f"{name}-{_digest(list(paths.values()), rule)}"
     if not (target / "vocabulary.json").exists():
-        with _locked(target):
-            if not (target / "vocabulary.json").exists():
-                _build(paths, target, order=order, unit=unit)
+        try:
+            with locked(target):
+                if not (target / "vocabulary.json").exists():
+                    _build(paths, target, order=order, unit=unit)
+        except OSError as error:
+            raise InputError(
+                f"the cache {target.parent} cannot be written ({error.strerror}); set ADAMP_DATA"
+            ) from None
     stored = json.loads((target / "vocabulary.json").read_text(encoding="utf-8"))
     words: list[str] = stored["words"]
     if vocabulary_size is not None and len(words) != vocabulary_size:
@@ -223,15 +224,3 @@ def _digest(paths: list[Path], rule: dict[str, Any]) -> str:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold a lock beside the target: of several processes that start at once, one builds."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise InputError(f"the cache {target.parent} cannot be written ({error.strerror}); set ADAMP_DATA") from None

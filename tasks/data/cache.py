@@ -1,0 +1,27 @@
+"""Where data sets that are fetched or made are kept, and how processes that start at once share the making."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return where `make data` puts data sets: `$ADAMP_DATA`, or `~/.cache/adamp/data`."""
+    return Path(os.environ.get("ADAMP_DATA") or "~/.cache/adamp/data").expanduser()
+
+
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold a lock beside what is to be made: of several processes that start at once, one makes it.
+
+    Raises:
+        OSError: The folder around `target` cannot be made or written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file frees the lock
