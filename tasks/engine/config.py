@@ -11,7 +11,7 @@ from tasks.base import InputError
 PRECISIONS = ("fp32", "bf16", "fp16")
 # Options that change where, how fast or how talkatively a run runs, but not one bit of its result. They may
 # differ between the stored configuration of a run and the command that resumes it.
-FREE_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress")
+FREE_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress", "check_every")
 
 
 @dataclass
@@ -33,6 +33,9 @@ class Train:
         clip_value: Largest absolute gradient entry; null for no clipping.
         ema_decay: Also evaluate an exponential moving average of the weights; null for none.
         deterministic: Refuse operations that are not deterministic on the device.
+        nonfinite: What to do with an update whose loss or gradient is not finite: null ends the run as diverged, "skip"
+            leaves the update out, "scale" also halves a factor on the loss; see `tasks.engine.numerics.Guard`.
+        check_every: Optimizer steps between two comparisons of all processes' weights; 0 compares before saving alone.
         device: "auto" (CUDA when there is one), "cpu" or "cuda".
         threads: CPU threads of each process; null lets torch choose.
         num_workers: Data loading processes beside each training process; 0 loads in the training process.
@@ -61,6 +64,8 @@ class Train:
     clip_value: float | None = None
     ema_decay: float | None = None
     deterministic: bool = False
+    nonfinite: str | None = None
+    check_every: int = 100
     device: str = "auto"
     threads: int | None = None
     num_workers: int = 0
@@ -78,7 +83,7 @@ class Train:
         lowest = {
             "epochs": 1, "batch_size": 1, "seed": 0, "accumulation": 1, "max_steps": 1, "threads": 1,
             "num_workers": 0, "eval_epochs": 1, "log_every": 1, "probe_every": 0, "oscillation_window": 0,
-            "checkpoint_minutes": 0,
+            "checkpoint_minutes": 0, "check_every": 0,
         }  # fmt: skip
         for name, low in lowest.items():
             value = getattr(self, name)
@@ -92,6 +97,8 @@ class Train:
             raise InputError(f"train.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
         if self.precision not in PRECISIONS:
             raise InputError(f"train.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        if self.nonfinite not in (None, "skip", "scale"):
+            raise InputError(f"train.nonfinite is {self.nonfinite!r}; choose skip, scale or null, which ends the run")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"train.device is {self.device!r}; choose auto, cpu or cuda")
 

@@ -81,6 +81,15 @@ class World:
             values /= self.size
         return values
 
+    def first_difference(self, values: Tensor) -> int | None:
+        """Return the first index at which an int64 CPU vector differs between processes, or None."""
+        if self.size == 1 or len(values) == 0:
+            return None
+        both = torch.cat([values, ~values])  # the complement turns the order around, without an overflow
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        unequal = (both[: len(values)] != ~both[len(values) :]).nonzero()
+        return int(unequal[0]) if len(unequal) else None
+
     def gather(self, value: Any) -> list[Any] | None:
         """Return every process's value, in order of rank, on process 0; None elsewhere."""
         if self.size == 1:

@@ -6,23 +6,22 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from adamp import NormProbe
-from tasks.base import Batch, Carry, InputError, Shard, Task, Update
-from tasks.engine import checkpoint, probing, state
+from tasks.base import Batch, Carry, InputError, Shard, Task
+from tasks.engine import checkpoint, numerics, probing, state, steps
 from tasks.engine.config import Train, check_division
 from tasks.engine.distributed import World
 from tasks.engine.evaluate import evaluate
-from tasks.engine.meters import FiniteWatch, Meter, placed
+from tasks.engine.meters import FiniteWatch, Meter
 from tasks.engine.optim import (
     OptimizerFactory,
     Rule,
@@ -30,17 +29,13 @@ from tasks.engine.optim import (
     build_optimizer,
     check_rules,
     first_lr,
-    gradient_norm,
     parameter_groups,
-    scaled_rates,
 )  # fmt: skip
 from tasks.engine.outcomes import Diverged, Stopped
 from tasks.engine.phases import Best, Phase, Position
 from tasks.engine.progress import Progress
 from tasks.engine.records import RunRecord, Sink
 from tasks.engine.signals import NOTHING, SAVE, STOP, requests
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -92,6 +87,7 @@ class Trainer:
         self.at, self.best, self.scores = Position(), Best(), {}  # type: ignore[var-annotated]
         self.meter, self.watch = Meter(), FiniteWatch(self.world.device)
         self.carries = [Carry() for _ in range(self.train.accumulation)]
+        self.guard = numerics.Guard(self.train.nonfinite, self.world)
         self.notes: list[str] = []
         self.notices: dict[str, int] | None = None  # over all processes, once the run is done
         self.saved_at = time.monotonic()
@@ -195,10 +191,12 @@ class Trainer:
             progress = self.at.epoch + self.at.batch / self.epoch_steps
             for optimizer in self.optimizers.values():
                 apply_schedules(optimizer, phase.schedule or {}, epoch=progress, epochs=phase.epochs)
-            self._step([next(batches) for _ in range(accumulation)])
+            steps.take(self, [next(batches) for _ in range(accumulation)])
             self.at.batch += 1
             self.at.step += 1
             self.progress.step()
+            if self.train.check_every and self.at.step % self.train.check_every == 0:
+                numerics.check_same_weights(self.bare, self.world, step=self.at.step)
             if self.at.step % self.train.log_every == 0 and self.at.batch < self.epoch_steps:
                 self._log()
             self._answer()
@@ -206,7 +204,7 @@ class Trainer:
     def _end_epoch(self, phase: Phase) -> None:
         """Evaluate, write the epoch's line and keep the best weights."""
         last = self.at.epoch + 1 == phase.epochs or self._out_of_steps()
-        self._check_finite()
+        self._check_weights()
         scores: dict[str, float] = {}
         if last or (self.at.epoch + 1) % self.train.eval_epochs == 0:
             scores = self._evaluate(self.task.eval_batches, saving=True)
@@ -218,72 +216,6 @@ class Trainer:
             self._keep_best(scores)
         self._answer()
 
-    # ------------------------------------------------------------------------------------------------ one step
-
-    def _step(self, batches: Sequence[Batch]) -> None:
-        """Take every optimizer step that the task asks for on one global batch, cut into micro-batches."""
-        streams: list[Any] = [None] * len(batches)
-        while True:
-            last: Update | None = None
-            for i, batch in enumerate(batches):
-                with self._context(sync=i == len(batches) - 1):
-                    if streams[i] is None:
-                        streams[i] = self.task.updates(self.nets, self._place(batch), self.carries[i])
-                    update: Update | None = next(streams[i], None)
-                    if update is None:
-                        continue
-                    last = update
-                    self._backward(update, len(batches))
-            if last is None:
-                break
-            self._apply(last.network, lr_scale=last.lr_scale)
-
-    def _context(self, *, sync: bool) -> AbstractContextManager[Any]:
-        stack = ExitStack()
-        stack.enter_context(self._autocast())
-        if not sync:
-            for net in self.nets.values():
-                wrapped = getattr(net, "_orig_mod", net)  # below torch.compile
-                if isinstance(wrapped, DistributedDataParallel):
-                    stack.enter_context(wrapped.no_sync())
-        return stack
-
-    def _backward(self, update: Update, parts: int) -> None:
-        self.watch.see(update.loss, self.at.step + 1)
-        self.meter.add(f"train/{'' if update.network == 'model' else update.network + '_'}loss", update.loss)
-        for name, value in update.log.items():
-            self.meter.add(name, value)
-        with torch.autocast(self.world.device.type, enabled=False):
-            self.scaler.scale(update.loss / parts).backward()  # type: ignore[no-untyped-call]
-
-    def _apply(self, role: str, *, lr_scale: float) -> None:
-        """Unscale, clip and step one network's optimizer."""
-        net, optimizer = self.bare[role], self.optimizers[role]
-        self.scaler.unscale_(optimizer)
-        if self.fresh:
-            self.world.check_equal(gradient_norm(net), f"the gradient of {role!r}")
-            self.fresh = False
-        if self.train.clip_value is not None:
-            nn.utils.clip_grad_value_(net.parameters(), self.train.clip_value)
-        if self.train.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(net.parameters(), self.train.clip_norm)
-            self.meter.add(f"train/{'' if role == 'model' else role + '_'}grad_norm", norm)
-        with scaled_rates(optimizer, lr_scale):
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        for each in self.optimizers.values():
-            each.zero_grad(set_to_none=True)
-        if role in self.averages:
-            self.averages[role].update_parameters(net)
-
-    def _place(self, batch: Batch) -> Batch:
-        return placed(batch, self.world.device, channels_last=self.train.channels_last)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.train.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, dtype=DTYPES[self.train.precision])
-
     # ------------------------------------------------------------------------------------------------ scores, lines
 
     def _evaluate(self, splits: Callable[[Shard], Mapping[str, Iterable[Batch]]], *, saving: bool) -> dict[str, float]:
@@ -294,7 +226,8 @@ class Trainer:
         for nets, suffix in ((self.bare, ""), (averaged, "_ema")):
             found = evaluate(
                 self.task, splits, nets, self.world, seed=self.train.seed + 1_000_003 * (self.at.step + 1),
-                place=self._place, autocast=self._autocast, stop=lambda: self.asked.pending == STOP,
+                place=partial(steps.place, self), autocast=partial(steps.autocast, self),
+                stop=lambda: self.asked.pending == STOP,
             ) if nets else {}  # fmt: skip
             if found is None:
                 if saving:
@@ -321,6 +254,8 @@ class Trainer:
         loss = values.get("train/loss")
         values |= probing.read(self.probes, layers=epoch_end)
         self._write({**values, **(scores or {})})
+        if self.guard.policy is not None:
+            values["train/refused"] = self.guard.refused
         self.progress.show(self.at.step, epoch=self.epoch, loss=loss, lr=lr)
         if self.record is not None:
             self.record.time(
@@ -372,7 +307,7 @@ class Trainer:
         raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
 
     def _save(self) -> None:
-        self._check_finite()
+        self._check_weights()
         state.save(self, "last")
         self.saved_at = time.monotonic()
 
@@ -388,8 +323,18 @@ class Trainer:
 
     def _check_finite(self) -> None:
         bad = self.watch.bad_step(self.world)
-        if bad is None:
-            return
+        if bad is not None:
+            raise self.diverged(bad)
+
+    def _check_weights(self) -> None:
+        """Refuse to score or save weights that are not finite, or not those of the other processes."""
+        self._check_finite()
+        if (bad := numerics.finite_weights(self.bare, self.world)) is not None:
+            raise self.diverged(self.at.step, f"the weight {bad} is not finite")
+        numerics.check_same_weights(self.bare, self.world, step=self.at.step)
+
+    def diverged(self, step: int, what: str = "the loss is not finite") -> Diverged:
+        """Return the error of this run, not finite at a step."""
         kept = checkpoint.latest(self.folder / "checkpoints")
         lr, _ = first_lr(next(iter(self.optimizers.values())))
-        raise Diverged.at(bad, epoch=(bad - 1) / self.epoch_steps, lr=lr, kept=kept)
+        return Diverged.at(step, what, epoch=(step - 1) / self.epoch_steps, lr=lr, kept=kept)

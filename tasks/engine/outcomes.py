@@ -22,19 +22,21 @@ class RunFailed(RuntimeError):  # noqa: N818 - "failed" is the status in the rec
 
 
 class Diverged(RunFailed):
-    """The loss is not finite: a result, which a table shows as "failed".
+    """The loss or a weight is not finite: a result, which a table shows as "failed".
 
     Attributes:
-        step: First optimizer step whose loss was not finite, counted from 1.
+        step: First optimizer step where it was not finite, counted from 1.
     """
 
     step: int = 0
 
     @classmethod
-    def at(cls, step: int, *, epoch: float, lr: float, kept: object = None) -> Diverged:
+    def at(
+        cls, step: int, what: str = "the loss is not finite", *, epoch: float, lr: float, kept: object = None
+    ) -> Diverged:
         """Return the error of a run that has just diverged."""
         error = cls(
-            f"the loss is not finite at step {step} (epoch {epoch:.2f}); "
+            f"{what} at step {step} (epoch {epoch:.2f}); "
             f"lower opt.lr (now {lr:g}), or clip with train.clip_norm\n"
             f"Last good checkpoint: {kept or 'none was due yet'}"
         )

@@ -11,9 +11,11 @@ import torch
 
 from adamp import scale_invariant_parameters
 from tasks.base import Task
+from tasks.engine import numerics
 from tasks.engine.checkpoint import seed_generators
 from tasks.engine.config import check_division
 from tasks.engine.distributed import World, joined
+from tasks.engine.faults import explained
 from tasks.engine.loop import Trainer
 from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
 from tasks.engine.optim import Rule
@@ -29,24 +31,28 @@ def run(plan: Plan) -> dict[str, float]:
 
     Raises:
         InputError: Something the user gave is wrong.
-        RunFailed: The loss is not finite; recorded with the status "failed".
+        RunFailed: The loss is not finite, or the machine failed the run; recorded with the status "failed".
         Stopped: A signal asked to stop; the same call resumes.
     """
     train = plan.train
     if train.threads is not None:
         torch.set_num_threads(max(1, min(train.threads, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))))
-    torch.use_deterministic_algorithms(train.deterministic)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
+    numerics.set_policy(train)
     with joined(train.device, timeout_minutes=train.timeout_minutes) as world:
         check_division(train, world.size)
-        record = world.on_main(lambda: RunRecord(plan.folder, name=plan.name, config=plan.config, processes=world.size))
+        record = world.on_main(
+            lambda: RunRecord(
+                plan.folder, name=plan.name, config=plan.config, processes=world.size, argv=plan.argv
+            )
+        )  # fmt: skip
         try:
             if world.share(record is not None and record.finished):
                 scores = world.share(record.record["scores"] if record is not None else None)
                 if record is not None:
                     plan.say_end(record.record, "was finished before")
                 return dict(scores)
-            return _run(plan, world, record)
+            with explained():
+                return _run(plan, world, record)
         finally:
             if record is not None:
                 record.close()
@@ -58,7 +64,8 @@ def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]
     convert_networks(task.networks, plan.normalise, eps=plan.normalise_eps)
     probed = _scale_invariant(task, world, record)
     if record is not None:
-        record.update(data=task.describe(), model=_model_facts(task, probed), monitor=task.monitor)
+        rounding = numerics.policy(plan.train, world.device)
+        record.update(data=task.describe(), model=_model_facts(task, probed), monitor=task.monitor, numerics=rounding)
     sinks: Sequence[Sink] = plan.make_sinks() if record is not None else ()
     trainer = Trainer(
         task, plan.make_phases(), plan.train, _rules(plan, task, world, probed or {}), plan.folder, world,
@@ -69,7 +76,8 @@ def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]
             sink.start(record.record, plan.folder)
         _say_start(plan, world, record.record, trainer)
     try:
-        scores = trainer.fit()
+        with explained():
+            scores = trainer.fit()
     except BaseException as error:
         if record is not None:
             _close(plan, record, sinks, trainer, error)
@@ -91,6 +99,7 @@ def _close(plan: Plan, record: RunRecord, sinks: Sequence[Sink], trainer: Traine
             steps=trainer.at.step, epochs=round(trainer.epoch, 4), scores=trainer.scores, best=vars(trainer.best),
             checkpoint="checkpoints/last.pt", diverged_at=error.step if isinstance(error, Diverged) else None,
             notices=trainer.task.notices() if trainer.notices is None else trainer.notices,
+            refused_updates=trainer.guard.refused,
         )  # fmt: skip
         if plan.draw is not None and trainer.at.step > 0:  # before that there is only the error to look at
             plan.draw(plan.folder)

@@ -60,6 +60,7 @@ def _everything(trainer: Trainer) -> checkpoint.State:
         "optimizers": {role: optimizer.state_dict() for role, optimizer in trainer.optimizers.items()},
         "probes": {role: probe.state_dict() for role, probe in trainer.probes.items()},
         "scaler": trainer.scaler.state_dict(),
+        **({"guard": trainer.guard.state()} if trainer.guard.policy else {}),
         "processes": trainer.world.gather(own),
         "metrics_offset": trainer.record.offset() if trainer.record is not None else 0,
     }
@@ -81,6 +82,8 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
     trainer.at, trainer.best, trainer.scores = Position(**state["at"]), Best(**state["best"]), state["scores"]
     load_weights(trainer, state)
     trainer.scaler.load_state_dict(state["scaler"])
+    if "guard" in state:
+        trainer.guard.restore(state["guard"])
     saved = state["processes"]
     if len(saved) == trainer.world.size:
         own = saved[trainer.world.rank]

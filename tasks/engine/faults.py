@@ -1,0 +1,70 @@
+"""What the machine does to a run, said in a line or two instead of a traceback: see `explained`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tasks.engine.outcomes import RunFailed
+
+AGAIN = "the same command goes on from the last checkpoint"
+# What torch says (a pattern of its message) -> what is said. Tried in order.
+SAYINGS = {
+    r"DataLoader worker.*(exited unexpectedly|is killed by signal)": (
+        f"a data loading process was killed; {AGAIN}\n"
+        "If it comes back: too little memory or shared memory (make doctor); lower train.num_workers"
+    ),
+    r"unable to (open|allocate|resize|mmap).*shared memory|unable to open shared memory|No space left.*torch_": (
+        f"the shared memory is full; {AGAIN}\nGive the container more (--shm-size=8g), or set train.num_workers=0"
+    ),
+    r"(?i)timed? ?out": (
+        f"another process of this run did not answer within train.timeout_minutes; {AGAIN}\n"
+        "If all were still at work, raise train.timeout_minutes"
+    ),
+    r"(?i)connection (closed|reset|refused)|broken pipe|socket (closed|error)|gloo.*(peer|pair)|NCCL.*(remote|abort)": (
+        f"another process of this run has ended; its own message says why; {AGAIN}"
+    ),
+    r"does not have a deterministic implementation|CUBLAS_WORKSPACE_CONFIG": (
+        "train.deterministic=true refuses an operation: {first}\n"
+        "Choose another one, or set train.deterministic=false and accept that runs differ in the last bits"
+    ),
+}
+MEMORY = (
+    "out of memory: {first}\n"
+    "Lower train.batch_size, or raise train.accumulation, and run again; what was saved before is kept"
+)
+
+
+def saying(error: BaseException) -> str | None:
+    """Return what to say about an error that the machine caused; None for one that the code did."""
+    lines = str(error).strip().splitlines()
+    first = lines[0][:200] if lines else type(error).__name__
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return MEMORY.format(first=first)
+    if not isinstance(error, RuntimeError | OSError) or isinstance(error, RunFailed):
+        return None
+    if re.search(r"can't allocate memory|Cannot allocate memory|out of memory", str(error)):
+        return MEMORY.format(first=first)
+    for pattern, text in SAYINGS.items():
+        if re.search(pattern, str(error), re.DOTALL):
+            return text.replace("{first}", first.split(". ")[0])
+    return None
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn an error that the machine caused inside the block into a `RunFailed`; leave all others as they are.
+
+    Raises:
+        RunFailed: Memory ran out, a data loading process or another process of the run died or fell silent, or an
+            operation is not deterministic where that was asked for. What was saved before is kept.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        if (text := saying(error)) is None:
+            raise
+        raise RunFailed(text) from error
