@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __package__:
-    from scripts.groups import digest, flatten, setting
-    from scripts.options import command, results
-    from scripts.runs import ReadError, Run, load_runs, number
-else:  # started as `python scripts/claims_norms.py`: this folder itself is on the path
-    from groups import digest, flatten, setting
-    from options import command, results
-    from runs import ReadError, Run, load_runs, number
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # `python scripts/claims_norms.py` puts scripts/ there, not the root
+    sys.path.insert(0, str(ROOT))
+
+from scripts.groups import digest, flatten, setting  # noqa: E402
+from scripts.options import command, results  # noqa: E402
+from scripts.runs import ReadError, Run, load_runs, number  # noqa: E402
 
 USAGE = """
 usage: python scripts/claims_norms.py [experiment=NAME] [runs=FOLDER] [out=FILE] [KEY=VALUE ...]

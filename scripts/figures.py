@@ -16,28 +16,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if __package__:
-    from scripts import heatmaps
-    from scripts.board import (
-        INK,
-        LINES,
-        MARKERS,
-        MAX_POINTS,
-        Drawn,
-        canvas,
-        colour,
-        drawable,
-        plain,
-        save,
-        thin,
-    )
-    from scripts.groups import Group
-    from scripts.runs import Run, primary_score
-else:  # started as `python scripts/report.py`: this folder itself is on the path
-    import heatmaps
-    from board import INK, LINES, MARKERS, MAX_POINTS, Drawn, canvas, colour, drawable, plain, save, thin
-    from groups import Group
-    from runs import Run, primary_score
+from scripts import heatmaps
+from scripts.board import (
+    INK,
+    LINES,
+    MARKERS,
+    MAX_POINTS,
+    Drawn,
+    canvas,
+    colour,
+    drawable,
+    plain,
+    save,
+    thin,
+)
+from scripts.groups import Group
+from scripts.runs import Run, primary_score
 
 
 @dataclass(frozen=True)

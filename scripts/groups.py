@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-if __package__:
-    from scripts.runs import Run
-else:  # started as `python scripts/report.py`: this folder itself is on the path
-    from runs import Run
+from scripts.runs import Run
+from scripts.seeds import mean_and_deviation as mean_and_deviation  # one place for the formula
 
 # Keys, by first or last part, that do not change what is trained: names, places, logging, hardware.
 # Recipes are tables to look values up in; the values in force stand under `opt`.
@@ -127,9 +124,3 @@ def short(value: Any) -> str:
         return f"{value:g}"
     text = "none" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:23]}…"
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the sample standard deviation (n - 1), the latter None for one value."""
-    mean = sum(values) / len(values)
-    return mean, statistics.stdev(values) if len(values) > 1 else None

@@ -13,14 +13,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 
-if __package__:
-    from scripts.board import Drawn, canvas, drawable, plain, save
-    from scripts.groups import Group
-    from scripts.runs import Run
-else:  # started as `python scripts/report.py`: this folder itself is on the path
-    from board import Drawn, canvas, drawable, plain, save
-    from groups import Group
-    from runs import Run
+from scripts.board import Drawn, canvas, drawable, plain, save
+from scripts.groups import Group
+from scripts.runs import Run
 
 KINDS = (
     ("norm", "filter norm ‖w‖", "Filter norm, layer by layer"),

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-if __package__:
-    from scripts.groups import mean_and_deviation, short
-    from scripts.runs import number
-else:  # started as `python scripts/tables.py`: this folder itself is on the path
-    from groups import mean_and_deviation, short
-    from runs import number
+from scripts.groups import short
+from scripts.runs import number
+from scripts.seeds import Difference, leader, mean_and_deviation, paired, time_to_target, times_text
 
 Row = dict[str, str]
+Curves = Mapping[tuple[str, str], Mapping[str, Any]]  # (experiment, name) -> a line of curves.jsonl
 NONE = "–"
 DATA_NAMES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "coco": "COCO", "biased_mnist": "Biased-MNIST"}
 SCORE_NAMES = {"top1": "top-1", "top5": "top-5"}
@@ -36,20 +36,46 @@ class Line:
     epochs: str
     paper: str
     source: str
-    score: tuple[float, float | None] | None
-    count: int
+    by_seed: Mapping[str, float]
+    failed: tuple[str, ...]
     norm: str
     commits: str
     machines: str
+    difference: Difference | None = None
+    times: tuple[float | None, ...] = ()
+    leads: bool = False
     best: bool = False
+
+    @property
+    def score(self) -> tuple[float, float | None] | None:
+        """Mean and deviation over the seeds, None where some seed diverged or none has a score."""
+        return mean_and_deviation(list(self.by_seed.values())) if self.by_seed and not self.failed else None
+
+    @property
+    def count(self) -> int:
+        """The seeds that have a score."""
+        return len(self.by_seed)
+
+    @property
+    def seeds(self) -> str:
+        """The seeds, as "0, 1, 2", and which of them diverged."""
+        found = ", ".join([*sorted(self.by_seed, key=_by_number), *(f"{seed} failed" for seed in self.failed)])
+        return found or NONE
 
     @property
     def ours(self) -> str:
         """Mean ± deviation, without the latter for one run."""
+        if self.failed:
+            return "failed"
         if self.score is None:
             return NONE
         mean, deviation = self.score
         return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+    @property
+    def behind(self) -> str:
+        """The paired difference to the line with the best mean."""
+        return "best mean" if self.leads else NONE if self.difference is None else self.difference.text()
 
 
 @dataclass(frozen=True)
@@ -61,6 +87,7 @@ class Section:
     score: str
     paper_data: str
     lines: tuple[Line, ...]
+    target: float | None = None
 
     @property
     def titles(self) -> list[str]:
@@ -76,7 +103,9 @@ class Section:
             paper,
             "source",
             ours,
-            "n",
+            "seeds",
+            "difference to the best mean [95 %]",
+            "epochs to the target" if self.target is None else f"epochs to {self.target:.2f}",
             "norm, first → last",
             "commit",
             "machine",
@@ -85,11 +114,20 @@ class Section:
     def cells(self, line: Line) -> list[str]:
         """Return a line in the order of the titles."""
         head = [line.opt, line.weight_decay, line.lr, line.epochs, line.paper, line.source, line.ours]
-        return [*head, str(line.count), line.norm, line.commits, line.machines]
+        return [*head, line.seeds, line.behind, times_text(line.times), line.norm, line.commits, line.machines]
 
 
-def sections(experiment: str, rows: Sequence[Row], paper: Sequence[Row]) -> list[Section]:
-    """Group an experiment's records by data set and scale, then by setting."""
+def sections(
+    experiment: str, rows: Sequence[Row], paper: Sequence[Row], *, curves: Curves | None = None
+) -> list[Section]:
+    """Group an experiment's records by data set and scale, then by setting.
+
+    Args:
+        experiment: Its name.
+        rows: records.csv.
+        paper: The published numbers.
+        curves: (experiment, name) -> the run's line of curves.jsonl, for the time to the target.
+    """
     own = [row for row in rows if row["experiment"] == experiment]
     published = _published(experiment, paper)
     made = []
@@ -99,11 +137,46 @@ def sections(experiment: str, rows: Sequence[Row], paper: Sequence[Row]) -> list
         groups: dict[str, list[Row]] = {}
         for row in here:
             groups.setdefault(row["setting"], []).append(row)
-        lines = _distinct({name: _line(group, score, published) for name, group in groups.items()})
+        lower, target = _lower_is_better(here, score), _target(groups.values(), score)
+        found = {}
+        for name, group in groups.items():
+            times = _times(group, score, curves or {}, target=target, lower_is_better=lower)
+            found[name] = replace(_line(group, score, published), times=times)
+        lines = _distinct(found)
         lines.sort(key=lambda line: (line.opt, number(line.weight_decay) or 0.0, line.lr, line.epochs))
-        names = {DATA_NAMES.get(row["dataset"], row["dataset"]) for row in published}
-        made.append(Section(data, scale, score, ", ".join(sorted(names)), tuple(_mark_best(lines, score))))
+        names = ", ".join(sorted({DATA_NAMES.get(row["dataset"], row["dataset"]) for row in published}))
+        compared = tuple(_compare(lines, lower_is_better=lower))
+        made.append(Section(data, scale, score, names, compared, target if any(x.times for x in lines) else None))
     return made
+
+
+def _lower_is_better(rows: Sequence[Row], score: str) -> bool:
+    """Whether a score is the better the smaller it is: as its task says, else by its name."""
+    said = {row.get("better", "") for row in rows if row.get("monitor") == score} - {""}
+    return said == {"lower"} if said else any(word in score for word in LOWER_IS_BETTER)
+
+
+def _target(groups: Iterable[Sequence[Row]], score: str) -> float | None:
+    """Return the median over settings of the mean last score, rounded as it is printed."""
+    means = [mean_and_deviation(found)[0] for rows in groups if (found := _values(_done(rows), score))]
+    return round(statistics.median(means), 2) if len(means) > 1 else None
+
+
+def _times(
+    rows: Sequence[Row], score: str, curves: Curves, *, target: float | None, lower_is_better: bool
+) -> tuple[float | None, ...]:
+    """Return the epochs in which each seed reached the target; nothing where a run's curve is not recorded."""
+    found = [curves.get((row["experiment"], row["name"]), {}).get("curves", {}).get(score) for row in rows]
+    if target is None or not all(found):
+        return ()
+    return tuple(
+        time_to_target(
+            [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None],
+            target,
+            lower_is_better=lower_is_better,
+        )
+        for _, epochs, values in filter(None, found)
+    )
 
 
 def _distinct(lines: Mapping[str, Line]) -> list[Line]:
@@ -151,13 +224,23 @@ def _paper_name(entry: Row) -> str:
     return {"adamp": "AdamP", "adarem": "AdaRem", "aws": "AWS"}.get(entry["paper"], entry["paper"])
 
 
+def _done(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.get("status") != "diverged"]
+
+
+def _by_number(seed: str) -> tuple[float, str]:
+    return number(seed) or 0.0, seed
+
+
 def _values(rows: Sequence[Row], key: str) -> list[float]:
     return [value for row in rows if (value := number(row.get(key, ""))) is not None]
 
 
 def _line(rows: Sequence[Row], score: str, published: Sequence[Row]) -> Line:
     first = rows[0]
-    values, norms = _values(rows, score), [_values(rows, key) for key in ("norm_first", "norm_last")]
+    done = _done(rows)
+    by_seed = {row["seed"]: value for row in done if (value := number(row.get(score, ""))) is not None}
+    norms = [_values(done, key) for key in ("norm_first", "norm_last")]
     paper, source = _paper_number(first, score, published)
     shown = [f"{mean_and_deviation(found)[0]:.2f}" if found else NONE for found in norms]
     marks = {f"{row['commit']}{'' if row['dirty'] == 'no' else '+'}" for row in rows}
@@ -168,24 +251,26 @@ def _line(rows: Sequence[Row], score: str, published: Sequence[Row]) -> Line:
         epochs=short(number(first["epochs"])),
         paper=paper,
         source=source,
-        score=mean_and_deviation(values) if values else None,
-        count=len(values),
+        by_seed=by_seed,
+        failed=tuple(sorted((row["seed"] for row in rows if row.get("status") == "diverged"), key=_by_number)),
         norm=" → ".join(shown),
         commits=", ".join(sorted(marks)),
         machines="; ".join(sorted({row["machine"] for row in rows})),
     )
 
 
-def _mark_best(lines: Sequence[Line], score: str) -> list[Line]:
-    """Mark the best mean if it leads the next by more than either's deviation; one seed proves nothing."""
-    sign = -1 if any(word in score for word in LOWER_IS_BETTER) else 1
-    ranked = sorted((line for line in lines if line.score), key=lambda line: -sign * (line.score or (0.0,))[0])
-    if len(ranked) < 2 or min(ranked[0].count, ranked[1].count) < 2:
+def _compare(lines: Sequence[Line], *, lower_is_better: bool) -> list[Line]:
+    """Add each line's paired difference to the best mean; bold needs every interval to exclude 0."""
+    sides = {str(place): line.by_seed for place, line in enumerate(lines) if line.score}
+    if len(sides) < 2:
         return list(lines)
-    (top, top_spread), (next_, next_spread) = (line.score or (0.0, 0.0) for line in ranked[:2])
-    if sign * (top - next_) <= max(top_spread or 0.0, next_spread or 0.0):
-        return list(lines)
-    return [replace(line, best=line is ranked[0]) for line in lines]
+    first, ahead = leader(sides, lower_is_better=lower_is_better)
+    return [
+        replace(line, leads=True, best=ahead)
+        if str(place) == first
+        else replace(line, difference=paired(line.by_seed, sides[first]) if str(place) in sides else None)
+        for place, line in enumerate(lines)
+    ]
 
 
 def markdown(experiment: str, made: Sequence[Section]) -> str:
@@ -203,14 +288,17 @@ def markdown_page(experiment: str, made: Sequence[Section]) -> str:
 
 NOTE = (
     "Generated from `results/records.csv` by `make tables`. Ours: mean ± sample standard deviation of the last epoch's "
-    "score over n seeds. Bold: ahead of the next by more than either's deviation. Norm: mean L2 norm over the filters "
-    "of all scale-invariant weights. A + behind a commit: the working tree had changes. Weight decay in torch's units."
+    "score over the seeds. Difference: to the best mean over the seeds that both have, with the 95 % interval of "
+    "Student's t for pairs; bold only where every such interval excludes 0. Epochs to the target: until the score "
+    "first reaches the median of the settings' means, mean ± deviation over the seeds that do. Norm: mean L2 norm over "
+    "the filters of all scale-invariant weights. A + behind a commit: the working tree had changes. Weight decay in "
+    "torch's units."
 )
 
 
 def _markdown_section(section: Section) -> str:
     rows = [f"| {' | '.join(_escape(title) for title in section.titles)} |"]
-    rows.append("|" + " --- |" * 4 + " ---: | --- | ---: | ---: | --- | --- | --- |")
+    rows.append("|" + " --- |" * 4 + " ---: | --- | ---: | --- | ---: | ---: | --- | --- | --- |")
     for line in section.lines:
         cells = [_escape(cell) for cell in section.cells(line)]
         cells[6] = f"**{cells[6]}**" if line.best else cells[6]
@@ -229,14 +317,18 @@ def comma_separated(_: str, made: Sequence[Section]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["optimizer", "weight_decay", "lr", "epochs", "score", "paper_data", "paper", "source", "data", "scale"]
-    writer.writerow([*head, "mean", "deviation", "n", "norm", "commit", "machine"])
+    numbers = ["mean", "deviation", "n", "seeds", "difference", "low", "high", "pairs", "target", "epochs_to_target"]
+    writer.writerow([*head, *numbers, "norm", "commit", "machine"])
     for section in made:
         for line in section.lines:
             mean, deviation = line.score or (None, None)
             setting = (line.opt, line.weight_decay, line.lr, line.epochs, section.score)
             published = (section.paper_data, line.paper, line.source)
-            ours = (section.data, section.scale, _exact(mean), _exact(deviation), line.count)
-            writer.writerow([*setting, *published, *ours, line.norm, line.commits, line.machines])
+            ours = (section.data, section.scale, _exact(mean), _exact(deviation), line.count, line.seeds)
+            gap = line.difference
+            apart = ("", "", "", "") if gap is None else (*map(_exact, (gap.mean, gap.low, gap.high)), gap.pairs)
+            when = (_exact(section.target), times_text(line.times))
+            writer.writerow([*setting, *published, *ours, *apart, *when, line.norm, line.commits, line.machines])
     return out.getvalue()
 
 
@@ -250,14 +342,14 @@ def latex(experiment: str, made: Sequence[Section]) -> str:
 
 
 def _latex_section(section: Section) -> str:
-    keep = slice(0, 9)  # commit and machine do not fit a paper's column; the CSV has them
+    keep = slice(0, 11)  # commit and machine do not fit a paper's column; the CSV has them
     rows = [" & ".join(_tex(title) for title in section.titles[keep]) + r" \\", r"\midrule"]
     for line in section.lines:
         cells = [_tex(cell) for cell in section.cells(line)[keep]]
         cells[6] = rf"\textbf{{{cells[6]}}}" if line.best else cells[6]
         rows.append(" & ".join(cells) + r" \\")
     body = "\n".join(rows)
-    return f"\\begin{{tabular}}{{llllrlrrl}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    return f"\\begin{{tabular}}{{llllrlrlrrl}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
 
 
 TEX = {

@@ -7,10 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-if __package__:
-    from scripts.runs import ReadError
-else:  # started as `python scripts/report.py`: this folder itself is on the path
-    from runs import ReadError
+from scripts.runs import ReadError
 
 
 def results(*parts: str) -> str:

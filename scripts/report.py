@@ -17,20 +17,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-if __package__:
-    from scripts import views
-    from scripts.board import INK, Drawn
-    from scripts.figures import draw_comparison, draw_run
-    from scripts.groups import sections
-    from scripts.options import command, parse, results
-    from scripts.runs import ReadError, Run, experiments, load_run, load_runs
-else:  # started as `python scripts/report.py`: this folder itself is on the path
-    import views
-    from board import INK, Drawn
-    from figures import draw_comparison, draw_run
-    from groups import sections
-    from options import command, parse, results
-    from runs import ReadError, Run, experiments, load_run, load_runs
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # `python scripts/report.py` puts scripts/ there, not the root
+    sys.path.insert(0, str(ROOT))
+
+from scripts import views  # noqa: E402
+from scripts.board import INK, Drawn  # noqa: E402
+from scripts.figures import draw_comparison, draw_run  # noqa: E402
+from scripts.groups import sections  # noqa: E402
+from scripts.options import command, parse, results  # noqa: E402
+from scripts.runs import ReadError, Run, experiments, load_run, load_runs  # noqa: E402
 
 USAGE = """
 usage: python scripts/report.py [experiment=NAME] [run=FOLDER] [runs=FOLDER] [out=FOLDER]

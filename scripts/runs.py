@@ -181,6 +181,12 @@ class Run:
         return self.text("monitor").lstrip("-")
 
     @property
+    def lower_is_better(self) -> bool:
+        """Whether the monitored score is the better the smaller it is: its task then names it with a minus."""
+        name = self.text("monitor")
+        return name.startswith("-") or (not name and "loss" in (primary_score([self]) or ""))
+
+    @property
     def roles(self) -> list[str]:
         """The networks whose probes have keys of their own, `<role>/norm/mean`, where there are several."""
         found = {key.removesuffix("/norm/mean"): None for line in self.metrics for key in line if _of_role(key)}
@@ -202,6 +208,22 @@ class Run:
         rates = [number(line.get("examples_per_s")) for line in _lines(self.folder / "timing.jsonl")]
         found = sorted(rate for rate in rates if rate is not None and math.isfinite(rate))
         return found[len(found) // 2] if found else None
+
+
+def derived(run: Run, metric: str) -> tuple[list[int], list[float], list[float]]:
+    """Return (steps, epochs, values) of a metric of metrics.jsonl, or of one made from it.
+
+    `lr/norm/<parameter>` is the effective learning rate of a layer, rate over mean filter norm; `lr/norm2/<parameter>`
+    divides by the square, which is how fast a filter of a network with momentum-free SGD turns.
+    """
+    found = run.series(metric)
+    for prefix, power in (("lr/norm2/", 2), ("lr/norm/", 1)):
+        if metric.startswith(prefix) and not found[0]:
+            norms = zip(*run.series("norm/" + metric[len(prefix) :]), strict=True)
+            rates = dict(zip(*[run.series("lr")[0], run.series("lr")[2]], strict=True))
+            points = [(step, epoch, rates[step] / norm**power) for step, epoch, norm in norms if step in rates and norm]
+            return [p[0] for p in points], [p[1] for p in points], [p[2] for p in points]
+    return found
 
 
 def _of_role(key: str) -> bool:

@@ -1,10 +1,10 @@
-"""The table and the figure of a sweep: the published numbers beside ours, with what the seeds alone make differ."""
+"""The table and the figure of a sweep: the published numbers beside ours, with what the seeds say of differences."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,62 +15,35 @@ if str(ROOT) not in sys.path:  # `python scripts/sweep.py` puts scripts/ there, 
 
 from scripts import grids  # noqa: E402
 from scripts.comparison import markdown, write_csv  # noqa: E402
-from scripts.groups import mean_and_deviation  # noqa: E402
+from scripts.measures import MEASURES, PUBLISHED  # noqa: E402
 from scripts.options import command, results  # noqa: E402
+from scripts.recorded import add, read_rows, recordable, recorded_runs  # noqa: E402
 from scripts.runs import ReadError, Run, load_run, number  # noqa: E402
-from scripts.tables import read_rows  # noqa: E402
+from scripts.seeds import mean_and_deviation, paired, time_to_target, times_text  # noqa: E402
 
 USAGE = """
-usage: python scripts/sweep.py SWEEP [scale=full] [runs=FOLDER] [out=FOLDER] [paper=FILE] [KEY=VALUE ...]
+usage: python scripts/sweep.py SWEEP [scale=full] [runs=FOLDER] [out=FOLDER] [records=FILE] [paper=FILE] [KEY=VALUE ...]
 
 Writes OUT/tables/SWEEP.md and .csv from the runs of a sweep (configs/sweep/SWEEP.yaml), and OUT/figures/SWEEP.png, .svg
 and .csv if the sweep asks for a figure. Cells that have not been run are shown as such.
 
   runs=FOLDER  default results/runs
   out=FOLDER   default results
+  records=FILE what the runs are added to, and where those are found whose folders are gone; default OUT/records.csv
   paper=FILE   published numbers; default results/paper.csv
   KEY=VALUE    what was typed beside the sweep, e.g. train.seed=0 or opt=sgdp
 
 example: python scripts/sweep.py table-1 scale=mini
 """
-BEYOND = 2.8  # standard errors: 95 % of Student's t with 4 degrees of freedom, that is three seeds a side
 NONE = "–"
-NOTE = f"""\
-Ours: mean ± sample standard deviation of the last epoch over n seeds; "failed": the loss was not finite in some seed.
-Difference: to the row named "reference". Beyond seed noise: larger than {BEYOND} standard errors of the difference of
-two means (three seeds a side: 95 %). The paper prints single runs. Where ours are of another data set than the paper's,
-the numbers do not compare, only the signs of their differences may. A + behind a commit: the tree had changes."""
-
-
-def _first_epoch(run: Run) -> float | None:
-    _, epochs, values = run.series("norm/mean")
-    return next((value for epoch, value in zip(epochs, values, strict=True) if epoch >= 1), None)
-
-
-def _score(*keys: str) -> Callable[[Run], float | None]:
-    return lambda run: next((run.scores[key] for key in keys if key in run.scores), None)
-
-
-def _share(key: str, *, others: bool) -> Callable[[Run], float | None]:
-    """Percent of tensors and sampled steps that the test found as they are, over the whole run."""
-
-    def measure(run: Run) -> float | None:
-        values = [value for value in run.series(key)[2] if math.isfinite(value)]
-        mean = sum(values) / len(values) if values else None
-        return None if mean is None else 100 * (1 - mean if others else mean)
-
-    return measure
-
-
-# The published numbers' names in paper.csv -> the same of a run. A moving average of the weights comes first.
-MEASURES: dict[str, Callable[[Run], float | None]] = {
-    "top1": _score("val_ema/top1", "val/top1"),
-    "top5": _score("val_ema/top5", "val/top5"),
-    "weight_norm_first_epoch": _first_epoch,
-    "weight_norm_last_epoch": lambda run: run.ends("norm/mean")[1],
-    "scale_invariant_detection": _share("projected/share", others=False),
-    "scale_variant_detection": _share("variant/projected/share", others=True),
-}
+NOTE = """\
+Ours: mean ± sample standard deviation of the last epoch over the seeds; "failed": the loss was not finite in some seed.
+Difference: to the row named "reference", over the seeds that both have, with the 95 % interval of Student's t for
+pairs. Epochs to the target: until the score first reaches the reference's mean last score, mean ± deviation over the
+seeds that do. The paper prints single runs. Where ours are of another data set than the paper's, the numbers do not
+compare, only the signs of their differences may. A + behind a commit: the tree had changes."""
+# The curve behind a published number, for the time to the target. A moving average of the weights comes first.
+CURVES = {"top1": ("val_ema/top1", "val/top1"), "top5": ("val_ema/top5", "val/top5")}
 
 
 @dataclass
@@ -101,14 +74,32 @@ class Cell:
         """Whether some seed diverged."""
         return any(not run.finished for run in self.runs.values())
 
-    def values(self, metric: str) -> list[float]:
-        """Return a metric of each finished run that has it."""
-        found = (MEASURES[metric](run) for run in self.runs.values() if run.finished)
-        return [value for value in found if value is not None and math.isfinite(value)]
+    def by_seed(self, metric: str) -> dict[str, float]:
+        """Return seed -> a metric, of each finished run that has it."""
+        found = {seed: PUBLISHED[metric](run) for seed, run in self.runs.items() if run.finished}
+        return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
+
+    def times(self, metric: str, target: float) -> list[float | None]:
+        """Return the epochs in which each run's metric first reached a target, None where it never did."""
+        times: list[float | None] = []
+        for run in self.runs.values():
+            key = next((key for key in CURVES[metric] if run.series(key)[0]), None)
+            if key is not None:
+                _, epochs, values = run.series(key)
+                times.append(time_to_target(list(zip(epochs, values, strict=True)), target, lower_is_better=False))
+        return times
+
+    @property
+    def seeds(self) -> str:
+        """The seeds that have a run, and how many the sweep asks for where that is more."""
+        found = ", ".join(sorted(self.runs, key=lambda seed: (number(seed) or 0.0, seed))) or NONE
+        return found if len(self.runs) == self.count else f"{found} ({len(self.runs)} of {self.count})"
 
 
-def collect(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) -> list[Cell]:
-    """Return a sweep's cells with the runs that exist."""
+def collect(
+    sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path, known: Mapping[tuple[str, str], Run] | None = None
+) -> list[Cell]:
+    """Return a sweep's cells with the runs that exist, as folders or else among the recorded ones."""
     from scripts import train  # Hydra takes a second to load
 
     cells: dict[tuple[tuple[str, str], ...], Cell] = {}
@@ -124,7 +115,9 @@ def collect(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) -> 
         experiment, name, first = found[key]
         folder = runs / experiment / name.replace(f"seed={first}", f"seed={seed}", 1)
         run = load_run(folder) if (folder / "run.json").exists() else None
-        if run is not None and (run.finished or run.record.get("diverged_at") is not None):
+        if run is None or not recordable(run):
+            run = (known or {}).get((experiment, folder.name))
+        if run is not None:
             cell.runs[seed] = run
     return list(cells.values())
 
@@ -189,21 +182,25 @@ def _is_reference(cell: Cell, spec: Mapping[str, Any]) -> bool:
     return bool(changed) and all(cell.overrides.get(key) == value for key, value in changed.items())
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, str]:
-    """Return the difference of two means and whether it is beyond seed noise: yes, no, or a dash for too few seeds."""
-    if not ours or not theirs:
-        return NONE, NONE
-    (a, sa), (b, sb) = mean_and_deviation(ours), mean_and_deviation(theirs)
-    if sa is None or sb is None:
-        return f"{a - b:+.2f}", NONE
-    error = math.sqrt(sa**2 / len(ours) + sb**2 / len(theirs))
-    return f"{a - b:+.2f}", "yes" if abs(a - b) > BEYOND * error else "no"
+def compared(cell: Cell, other: Cell, metric: str) -> list[str]:
+    """Return the paired difference of two cells, and whether its interval excludes 0; dashes where there is none."""
+    found = None if cell.failed or other.failed else paired(cell.by_seed(metric), other.by_seed(metric))
+    if found is None:
+        return [NONE, NONE]
+    return [found.text(), NONE if found.low is None else "yes" if found.sign else "no"]
+
+
+def _target(cell: Cell, cells: Sequence[Cell], spec: Mapping[str, Any], metric: str) -> float | None:
+    """Return the mean last score of the cell that this one is compared with, as it is printed; its own at that cell."""
+    other = cell if _is_reference(cell, spec) else reference(cell, cells, spec)
+    values = list(other.by_seed(metric).values()) if other is not None and not other.failed else []
+    return round(mean_and_deviation(values)[0], 2) if values and metric in CURVES else None
 
 
 def _mean(cell: Cell, metric: str) -> str:
     if cell.failed:
         return "failed"
-    values = cell.values(metric)
+    values = list(cell.by_seed(metric).values())
     if not values:
         return NONE
     mean, deviation = mean_and_deviation(values)
@@ -219,22 +216,24 @@ def tabulate(cells: Sequence[Cell], spec: Mapping[str, Any], paper: Sequence[Map
     """Return heads and rows: a row a cell; for each metric the paper's number and ours, then differences."""
     metrics = list(spec.get("metrics") or ["top1"])
     main = metrics[0]
-    heads = ["setting", *(f"{who}: {metric}" for metric in metrics for who in ("paper", "ours")), "n"]
-    heads += [f"{main}, difference: paper", "ours", "beyond seed noise", "ours - paper", "data, scale"]
-    heads += ["commit", "machine"]
+    heads = ["setting", *(f"{who}: {metric}" for metric in metrics for who in ("paper", "ours")), "seeds"]
+    heads += [f"{main}, difference: paper", "ours [95 %]", "interval excludes 0", f"target {main}", "epochs to it"]
+    heads += ["ours - paper", "data, scale", "commit", "machine"]
     rows = []
     for cell in cells:
         theirs, other = published(cell, spec, paper), reference(cell, cells, spec)
         row = [cell.label]
         for metric in metrics:
             row += [theirs.get(metric, NONE), _mean(cell, metric)]
-        row.append(f"{len(cell.runs)} of {cell.count}" if len(cell.runs) < cell.count else str(len(cell.runs)))
+        row.append(cell.seeds)
         if other is None:
             row += ["reference" if _is_reference(cell, spec) else NONE, NONE, NONE]
         else:
             row.append(_gap(theirs.get(main, ""), published(other, spec, paper).get(main, "")))
-            row += difference(cell.values(main), other.values(main))
-        values, runs = cell.values(main), list(cell.runs.values())
+            row += compared(cell, other, main)
+        target = _target(cell, cells, spec, main)
+        row += [NONE, NONE] if target is None else [f"{target:.2f}", times_text(cell.times(main, target))]
+        values, runs = list(cell.by_seed(main).values()), list(cell.runs.values())
         same = bool(runs) and {run.data for run in runs} == {"imagenet"} and {run.scale for run in runs} == {"full"}
         row.append(_gap(str(mean_and_deviation(values)[0]) if values and same else "", theirs.get(main, "")))
         for facts in ((f"{r.data}, {r.scale}" for r in runs), (r.commit for r in runs), (r.machine for r in runs)):
@@ -247,10 +246,8 @@ def main(words: Sequence[str]) -> int:
     """Write the table and the figure of the sweep that the first word names."""
     if not words or "=" in words[0]:
         raise ReadError("name a sweep, e.g. python scripts/sweep.py table-1")
-    sweep, options = (
-        words[0],
-        {"scale": "mini", "runs": results("runs"), "out": results(), "paper": "results/paper.csv"},
-    )
+    sweep, options = words[0], {"scale": "mini", "runs": results("runs"), "out": results(), "records": ""}
+    options["paper"] = "results/paper.csv"
     typed: dict[str, str] = {}
     for word in words[1:]:
         key, equals, value = word.partition("=")
@@ -265,8 +262,13 @@ def main(words: Sequence[str]) -> int:
         return 0  # a plain grid: the pages of its experiment show it
     free = ("gpus", "launcher", "logger", "pictures", "data_root", "paths.", "hydra", "train.progress")
     kept = {key: value for key, value in typed.items() if not key.startswith(free)}
-    cells = collect(sweep, options["scale"], kept, runs=Path(options["runs"]))
     out, title = Path(options["out"].rstrip("/")), str(spec.get("title", sweep))
+    records = Path(options["records"] or out / "records.csv")
+    known = recorded_runs(records)
+    cells = collect(sweep, options["scale"], kept, runs=Path(options["runs"]), known=known)
+    found = [run for cell in cells for run in cell.runs.values()]
+    if fresh := [run for run in found if known.get((run.experiment, run.name)) is not run]:
+        add(fresh, records, measures=MEASURES)
     if spec.get("table"):
         heads, *rows = tabulate(cells, spec["table"], read_rows(Path(options["paper"])))
         text = f"# {title}\n\n{markdown(heads, rows)}\n\n{NOTE}\n{spec.get('note', '')}".rstrip() + "\n"

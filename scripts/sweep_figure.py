@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scripts.board import LINES, Drawn, canvas, colour, drawable, plain, save
-from scripts.runs import Run
+from scripts.recorded import points_of, thinned
+from scripts.runs import Run, derived
 
 if TYPE_CHECKING:
     from scripts.sweep import Cell
@@ -25,21 +26,9 @@ LOGARITHMIC = ("effective_step", "oscillation", "lr/norm", "lr/norm2")
 
 
 def series(run: Run, metric: str) -> tuple[list[float], list[float]]:
-    """Return (epochs, values) of a metric of metrics.jsonl, or of one made from it.
-
-    `lr/norm/<parameter>` is the effective learning rate of a layer, rate over mean filter norm; `lr/norm2/<parameter>`
-    divides by the square, which is how fast a filter of a network with momentum-free SGD turns.
-    """
-    for prefix, power in (("lr/norm2/", 2), ("lr/norm/", 1)):
-        if metric.startswith(prefix):
-            steps, epochs, norms = run.series("norm/" + metric[len(prefix) :])
-            rates = dict(zip(*[run.series("lr")[0], run.series("lr")[2]], strict=True))
-            points = [
-                (e, rates[s] / n**power) for s, e, n in zip(steps, epochs, norms, strict=True) if s in rates and n
-            ]
-            return [e for e, _ in points], [value for _, value in points]
-    _, epochs, values = run.series(metric)
-    return epochs, values
+    """Return (epochs, values) of a metric as the records keep it: what is drawn can be drawn from them again."""
+    _, epochs, values = thinned(*derived(run, metric), points=points_of(metric))
+    return epochs, [math.nan if value is None else value for value in values]
 
 
 def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: str) -> Drawn:

@@ -12,14 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-if __package__:
-    from scripts.board import colour
-    from scripts.groups import Group, mean_and_deviation, short
-    from scripts.runs import Run, number, primary_score
-else:  # started as `python scripts/report.py`: this folder itself is on the path
-    from board import colour
-    from groups import Group, mean_and_deviation, short
-    from runs import Run, number, primary_score
+from scripts.board import colour
+from scripts.groups import Group, mean_and_deviation, short
+from scripts.runs import Run, number, primary_score
 
 NONE = "–"
 

@@ -105,7 +105,7 @@ def test_differences_are_to_the_same_cell_with_the_other_optimizer() -> None:
     spec = {"paper": "p", "table": 1, "model": {"a": "m", "b": "m2"}, "reference": {"opt": "sgd"}}
     cells = [
         cell(70.0, 70.2, 70.4, experiment="a", opt="sgd"),
-        cell(72.0, 72.2, 72.4, experiment="a", opt="sgdp"),
+        cell(72.0, 72.1, 72.4, experiment="a", opt="sgdp"),
         cell(60.0, 62.0, 64.0, experiment="b", opt="sgd"),
         cell(61.0, 62.0, 64.5, experiment="b", opt="sgdp"),
     ]
@@ -117,12 +117,12 @@ def test_differences_are_to_the_same_cell_with_the_other_optimizer() -> None:
     at = heads.index("top1, difference: paper")
     assert [row[at : at + 3] for row in rows] == [
         ["reference", "–", "–"],
-        ["+0.50", "+2.00", "yes"],
+        ["+0.50", "+1.97 [+1.82, +2.11]", "yes"],
         ["reference", "–", "–"],
-        ["–", "+0.50", "no"],
+        ["–", "+0.50 [-0.74, +1.74]", "no"],
     ]
-    assert rows[1][heads.index("ours: top1")] == "72.20 ± 0.20"
-    assert rows[1][heads.index("ours - paper")] == "+0.20"
+    assert rows[1][heads.index("ours: top1")] == "72.17 ± 0.21"
+    assert rows[1][heads.index("ours - paper")] == "+0.17"
 
 
 def test_numbers_of_another_data_set_are_not_subtracted_from_the_papers() -> None:
@@ -141,15 +141,28 @@ def test_a_diverged_run_is_shown_as_failed_and_a_missing_one_as_missing() -> Non
         [cell(70.0, None, opt="sgd"), cell(opt="adam")], {"paper": "p", "table": 1}, []
     )
     assert failed[heads.index("ours: top1")] == "failed"
-    assert failed[heads.index("n")] == "2 of 3"
-    assert (missing[heads.index("ours: top1")], missing[heads.index("n")]) == ("–", "0 of 3")
+    assert failed[heads.index("seeds")] == "0, 1 (2 of 3)"
+    assert (missing[heads.index("ours: top1")], missing[heads.index("seeds")]) == ("–", "– (0 of 3)")
 
 
-def test_seed_noise_is_judged_by_the_standard_error_of_both_means() -> None:
-    assert sweep.difference([1.0, 1.1, 1.2], [0.0, 0.1, 0.2]) == ("+1.00", "yes")
-    assert sweep.difference([1.0, 2.0, 3.0], [1.5, 2.5, 3.5]) == ("-0.50", "no")
-    assert sweep.difference([1.0], [0.0]) == ("+1.00", "–")
-    assert sweep.difference([], [0.0]) == ("–", "–")
+def test_a_failed_or_unpaired_cell_has_no_difference() -> None:
+    whole, failed, single = cell(70.0, 71.0), cell(70.0, None), cell(75.0)
+    assert sweep.compared(failed, whole, "top1") == ["–", "–"]
+    assert sweep.compared(single, whole, "top1") == ["+5.00", "–"]  # one pair has no interval
+    other = Cell({}, {}, {"7": run(70.0)}, 1)
+    assert sweep.compared(other, whole, "top1") == ["–", "–"]
+
+
+def test_the_second_score_is_the_epochs_until_the_references_last_score() -> None:
+    def curve(*tops: float) -> list[dict[str, Any]]:
+        return [{"step": 10 * k, "epoch": k, "val/top1": top} for k, top in enumerate(tops, start=1)]
+
+    slow = Cell({"opt": "sgd"}, {}, {"0": run(60.0, metrics=curve(40, 50, 60))}, 1)
+    fast = Cell({"opt": "sgdp"}, {}, {"0": run(70.0, metrics=curve(55, 65, 70))}, 1)
+    weak = Cell({"opt": "adam"}, {}, {"0": run(50.0, metrics=curve(30, 40, 50))}, 1)
+    heads, *rows = sweep.tabulate([slow, fast, weak], {"paper": "p", "table": 1, "reference": {"opt": "sgd"}}, [])
+    at = heads.index("target top1")
+    assert [row[at : at + 2] for row in rows] == [["60.00", "3.00"], ["60.00", "2.00"], ["60.00", "never (0 of 1)"]]
 
 
 def test_detection_is_counted_over_the_whole_run_and_norms_at_the_first_epochs_end() -> None:
@@ -158,11 +171,11 @@ def test_detection_is_counted_over_the_whole_run_and_norms_at_the_first_epochs_e
         for s, p, v in [(1, 1.0, 0.5), (2, 0.9, 0.0), (4, 0.8, 0.1)]
     ]
     found = run(70.0, metrics=lines)
-    assert sweep.MEASURES["scale_invariant_detection"](found) == pytest.approx(90.0)
-    assert sweep.MEASURES["scale_variant_detection"](found) == pytest.approx(80.0)
-    assert sweep.MEASURES["weight_norm_first_epoch"](found) == 3.0
-    assert sweep.MEASURES["weight_norm_last_epoch"](found) == 5.0
-    assert sweep.MEASURES["top5"](found) is None
+    assert sweep.PUBLISHED["scale_invariant_detection"](found) == pytest.approx(90.0)
+    assert sweep.PUBLISHED["scale_variant_detection"](found) == pytest.approx(80.0)
+    assert sweep.PUBLISHED["weight_norm_first_epoch"](found) == 3.0
+    assert sweep.PUBLISHED["weight_norm_last_epoch"](found) == 5.0
+    assert sweep.PUBLISHED["top5"](found) is None
 
 
 # The figure -------------------------------------------------------------------------------------------------------

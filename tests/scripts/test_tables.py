@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from scripts import layout, runs, tables
+from scripts import layout, recorded, runs, tables
 
 PAPER = tables.read_rows(tables.Path(__file__).parents[2] / "results" / "paper.csv")
 README = "# title\n<!-- table:imagenet-resnet18 begin -->\nold\n<!-- table:imagenet-resnet18 end -->\nrest\n"
@@ -21,10 +21,10 @@ def place(tmp_path, write_run):
 
 
 def rows_of(**changes: str) -> list[dict[str, str]]:
-    base = dict.fromkeys(tables.FACTS, "")
+    base = dict.fromkeys(recorded.FACTS, "")
     base |= {"experiment": "imagenet-resnet18", "opt": "sgd", "weight_decay": "0.0001", "lr": "0.1", "epochs": "4"}
     base |= {"scale": "mini", "data": "digits", "setting": "aa", "commit": "c", "dirty": "no", "machine": "m"}
-    return [base | {"val/top1": "70", "name": "n"} | changes]
+    return [base | {"val/top1": "70", "name": "n", "seed": "0"} | changes]
 
 
 def test_the_published_numbers_are_whole():
@@ -54,7 +54,7 @@ def test_running_twice_changes_nothing(place):
 
 def test_rows_of_runs_that_are_gone_or_elsewhere_stay(place):
     root, words = place
-    tables.write_rows(root / "records.csv", rows_of(name="far away", **{"val/ap": "3"}))
+    recorded.write_rows(root / "records.csv", rows_of(name="far away", **{"val/ap": "3"}))
     tables.main(words)
     rows = tables.read_rows(root / "records.csv")
     assert len(rows) == 7
@@ -63,7 +63,7 @@ def test_rows_of_runs_that_are_gone_or_elsewhere_stay(place):
 
 def test_a_run_made_anew_replaces_its_row():
     old, new = rows_of(**{"val/top1": "1"}), rows_of(**{"val/top1": "2"})
-    assert [row["val/top1"] for row in tables.merge(old, new)] == ["2"]
+    assert [row["val/top1"] for row in recorded.merge(old, new)] == ["2"]
 
 
 def test_tables_can_be_made_without_run_folders(place):
@@ -135,7 +135,7 @@ def test_the_paper_number_is_that_of_our_optimizer_and_decay(opt, decay, numbers
 
 def test_scales_data_sets_and_settings_are_kept_apart():
     rows = [
-        *rows_of(name="a"), *rows_of(name="b"), *rows_of(name="c", setting="bb"),
+        *rows_of(name="a"), *rows_of(name="b", seed="1"), *rows_of(name="c", setting="bb"),
         *rows_of(name="d", scale="full"), *rows_of(name="e", data="imagenet"),
     ]  # fmt: skip
     made = layout.sections("imagenet-resnet18", rows, PAPER)
@@ -148,7 +148,7 @@ def test_scales_data_sets_and_settings_are_kept_apart():
 def test_one_run_has_no_deviation_and_several_have():
     (section,) = layout.sections("imagenet-resnet18", rows_of(), PAPER)
     assert section.lines[0].ours == "70.00"
-    two = [*rows_of(name="a"), *rows_of(name="b", **{"val/top1": "71"})]
+    two = [*rows_of(name="a"), *rows_of(name="b", seed="1", **{"val/top1": "71"})]
     assert layout.sections("imagenet-resnet18", two, PAPER)[0].lines[0].ours == "70.50 ± 0.71"
 
 
@@ -156,20 +156,48 @@ def best_of(*groups: tuple[str, ...]) -> list[str]:
     rows = []
     for opt, *scores in groups:
         for seed, score in enumerate(scores):
-            rows += rows_of(opt=opt, setting=opt, name=f"{opt}{seed}", **{"val/top1": score})
+            rows += rows_of(opt=opt, setting=opt, name=f"{opt}{seed}", seed=str(seed), **{"val/top1": score})
     (section,) = layout.sections("imagenet-resnet18", rows, PAPER)
     return [line.opt for line in section.lines if line.best]
 
 
-def test_bold_needs_a_lead_beyond_one_deviation_and_two_seeds():
-    assert best_of(("a", "70", "71"), ("b", "80", "81")) == ["b"]
-    assert best_of(("a", "70", "74"), ("b", "73", "75")) == []
+def test_bold_needs_the_interval_of_every_paired_difference_to_exclude_0():
+    assert best_of(("a", "70", "71", "72"), ("b", "80", "81.1", "82")) == ["b"]
+    assert best_of(("a", "70", "74", "71"), ("b", "73", "75", "70.9")) == []  # 1.3 ± 1.6
+    assert best_of(("a", "70", "71", "72"), ("b", "80", "81.1", "82"), ("c", "79", "82", "81")) == []
     assert best_of(("a", "70"), ("b", "80")) == []
     assert best_of(("a", "70", "71")) == []
 
 
+def test_a_diverged_seed_makes_its_setting_a_failed_one_and_never_the_best():
+    rows = [*rows_of(name="a"), *rows_of(name="b", seed="1", status="diverged", **{"val/top1": ""})]
+    rows += [r for s in "01" for r in rows_of(name=s, seed=s, setting="bb", opt="adam", **{"val/top1": "3"})]
+    failed, whole = sorted(layout.sections("imagenet-resnet18", rows, PAPER)[0].lines, key=lambda line: line.count)
+    assert (failed.ours, failed.seeds) == ("failed", "0, 1 failed")
+    assert whole.ours == "3.00 ± 0.00"
+
+
+def test_a_loss_is_the_better_the_smaller():
+    rows = []
+    for opt, scores in (("a", (0.5, 0.6, 0.7)), ("b", (0.2, 0.31, 0.4))):
+        for seed, score in enumerate(scores):
+            facts = {"monitor": "val/loss", "better": "lower", "val/loss": str(score)}
+            rows += rows_of(opt=opt, setting=opt, name=f"{opt}{seed}", seed=str(seed), **facts)
+    (section,) = layout.sections("imagenet-resnet18", rows, PAPER)
+    assert [line.opt for line in section.lines if line.best] == ["b"]
+    assert section.lines[0].behind == "+0.30 [+0.28, +0.31]"
+
+
+def test_the_epochs_to_the_target_come_from_the_recorded_curves(place):
+    root, words = place
+    tables.main(words)
+    (first, second) = csv.DictReader(io.StringIO((root / "tables" / "imagenet-resnet18.csv").read_text()))
+    assert first["seeds"] == "0, 1, 2" and first["epochs_to_target"] == "4.00 ± 0.00 (2 of 3)"
+    assert first["target"] == second["target"]
+
+
 def test_mixed_commits_dirty_trees_and_machines_all_show():
-    rows = [*rows_of(name="a"), *rows_of(name="b", commit="d", dirty="yes", machine="k")]
+    rows = [*rows_of(name="a"), *rows_of(name="b", seed="1", commit="d", dirty="yes", machine="k")]
     (line,) = layout.sections("imagenet-resnet18", rows, PAPER)[0].lines
     assert (line.commits, line.machines) == ("c, d+", "k; m")
 
@@ -198,7 +226,7 @@ def test_all_three_formats_have_the_same_rows(place):
 
 def test_a_run_cut_short_shows_the_epochs_it_had(tmp_path, write_run):
     run = runs.load_run(write_run(tmp_path, change={"epochs": 0.25}))
-    assert tables.record_row(run)["epochs"] == "0.25"
+    assert recorded.record_row(run)["epochs"] == "0.25"
 
 
 def test_the_folder_of_results_moves_with_the_environment(tmp_path, write_run, monkeypatch):
