@@ -81,6 +81,43 @@ def table(task: AudioClassifier, split: str) -> list[list[str]]:
     return per_word_table(task.data.classes, targets, outputs)
 
 
+def write_filterbank(folder: Path, *, checkpoint: str = "best", split: str = "test", data_root: str = "") -> list[str]:
+    """Write a run's filterbank and its scores by tag or word, and return the files' names.
+
+    Args:
+        folder: Of a run of an audio experiment.
+        checkpoint: "best" or "last".
+        split: "val" or "test"; "none" draws only.
+        data_root: Where the clips lie now; empty: where the run had them.
+
+    Raises:
+        ReadError: The folder holds no run of an audio experiment, or no such checkpoint, or the clips are gone.
+    """
+    config = configuration(folder)
+    if not str(config.get("task", {}).get("_target_", "")).startswith("tasks.audio."):
+        raise ReadError(f"run={folder}: is a run of {config.get('experiment_name')}, not of an audio experiment")
+    if data_root and "root" in config["task"]["data"]:
+        config["task"]["data"]["root"] = data_root
+    state = weights(folder, checkpoint)["model"]
+    try:
+        network = build(config["model"])(num_classes=len(state["head.4.bias"]))
+        network.load_state_dict(state)
+        _, epochs, found = load_run(folder).series("train/q")
+        draw(network, (epochs, found), folder / "figures" / "filterbank")
+        written = [f"figures/filterbank.{ending}" for ending in ("png", "svg", "csv")]
+        if split == "none":
+            return written
+        task = build(config["task"])
+    except InputError as error:
+        raise ReadError(str(error)) from None
+    task.networks["model"].load_state_dict(state)
+    heads, *rows = table(task, split)
+    write_csv(folder / "tags.csv", heads, rows)
+    text = f"# {task.data.name}, {split} split, {checkpoint} weights\n\n{markdown(heads, rows)}\n"
+    (folder / "tags.md").write_text(text, encoding="utf-8")
+    return [*written, "tags.csv", "tags.md"]
+
+
 def main(argv: Sequence[str]) -> int:
     values = parse(argv, options=OPTIONS)
     if not values["run"]:
@@ -88,29 +125,12 @@ def main(argv: Sequence[str]) -> int:
     if values["split"] not in ("val", "test", "none"):
         raise ReadError(f"split={values['split']}: choose val, test or none")
     folder = Path(values["run"])
-    config = configuration(folder)
-    if not str(config.get("task", {}).get("_target_", "")).startswith("tasks.audio."):
-        raise ReadError(f"run={folder}: is a run of {config.get('experiment_name')}, not of an audio experiment")
-    if values["data_root"] and "root" in config["task"]["data"]:
-        config["task"]["data"]["root"] = values["data_root"]
-    state = weights(folder, values["checkpoint"])["model"]
-    try:
-        network = build(config["model"])(num_classes=len(state["head.4.bias"]))
-        network.load_state_dict(state)
-        _, epochs, found = load_run(folder).series("train/q")
-        draw(network, (epochs, found), folder / "figures" / "filterbank")
-        print(f"written to {folder / 'figures' / 'filterbank.png'}, .svg and .csv")
-        if values["split"] == "none":
-            return 0
-        task = build(config["task"])
-    except InputError as error:
-        raise ReadError(str(error)) from None
-    task.networks["model"].load_state_dict(state)
-    heads, *rows = table(task, values["split"])
-    write_csv(folder / "tags.csv", heads, rows)
-    text = f"# {task.data.name}, {values['split']} split, {values['checkpoint']} weights\n\n{markdown(heads, rows)}\n"
-    (folder / "tags.md").write_text(text, encoding="utf-8")
-    print(f"{text}\nwritten to {folder / 'tags.md'} and .csv")
+    written = write_filterbank(
+        folder, checkpoint=values["checkpoint"], split=values["split"], data_root=values["data_root"]
+    )
+    if "tags.md" in written:
+        print((folder / "tags.md").read_text(encoding="utf-8"))
+    print(f"written to {folder}: {', '.join(written)}")
     return 0
 
 

@@ -134,9 +134,12 @@ def search_set(trained: Trained, *, queries: int, k: int, data_root: str) -> lis
     """Return queries spread over the run's unseen classes, with their neighbours."""
     root = {"root": data_root} if data_root else {}
     data: RetrievalSet = build({**trained.config["data"], **root})
-    numbers = range(len(data.val_labels))
-    pictures = [data.eval_example(i)[0] for i in numbers]
-    rows, labels = embed(trained.net, pictures), torch.tensor(data.val_labels)
+    labels = torch.tensor(data.val_labels)
+    # A batch of pictures at a time, and those that are shown read again: a large set would not fit into memory.
+    rows = torch.cat([
+        embed(trained.net, [data.eval_example(i)[0] for i in range(first, min(first + BATCH, len(labels)))])
+        for first in range(0, len(labels), BATCH)
+    ])  # fmt: skip
     last = len(rows) if data.num_queries is None else data.num_queries
     found = []
     for query in np.linspace(0, last - 1, min(queries, last)).round().astype(int).tolist():
@@ -148,8 +151,14 @@ def search_set(trained: Trained, *, queries: int, k: int, data_root: str) -> lis
         near = cosine.topk(min(k, int(torch.isfinite(cosine).sum()))).indices.tolist()
         hits: list[bool | None] = [bool(labels[i] == labels[query]) for i in near]
         captions = [f"{cosine[i]:.2f}" for i in near]
-        found.append(Row(pictures[query], _name(data, int(labels[query])), [pictures[i] for i in near], captions, hits))
+        shown = [data.eval_example(i)[0] for i in (query, *near)]
+        found.append(Row(shown[0], _name(data, int(labels[query])), shown[1:], captions, hits))
     return found
+
+
+def write_neighbours(folder: Path) -> None:
+    """Draw `neighbours.png` of a run that has ended: queries of its unseen classes with what is nearest to them."""
+    draw(search_set(load(folder, "best"), queries=8, k=6, data_root=""), folder / "figures" / "neighbours.png")
 
 
 def _name(data: RetrievalSet, label: int) -> str:
