@@ -35,6 +35,7 @@ DRAWN = (
     "train/loss", "train/top1", "norm/mean", "effective_step/mean", "oscillation/mean", "oscillation/median",
     "oscillation/ratio", "projected/share",
 )  # fmt: skip
+PROBES = ("train/", "lr", "norm/", "effective_step/", "cosine/", "margin/", "projected/", "variant/", "oscillation/")
 POINTS, SCORE_POINTS, SCORES = 48, 200, 12  # of a curve; of a score's curve; scores a run keeps a curve of
 OWN = ("optimizer", "scale", "data set")  # what `setting` adds to the configuration
 Row = dict[str, str]
@@ -53,20 +54,23 @@ def recordable(run: Run) -> bool:
     return run.finished or run.record.get("diverged_at") is not None
 
 
-def by_recipe(run: Run) -> bool | None:
-    """Whether rate and decay are those of the experiment's recipe for the optimizer; None where it has none."""
+def by_recipe(run: Run) -> str:
+    """Return "yes" where rate and decay are the experiment's recipe for the optimizer, else which are not.
+
+    Nothing is said of a run whose configuration has no such recipe.
+    """
     recipes = run.section("config").get("recipe")
     recipe = recipes.get(run.opt_name) if isinstance(recipes, dict) else None
     if not isinstance(recipe, dict):
-        return None
-    return all(number(run.opt.get(key)) == number(value) for key, value in recipe.items() if key in run.opt)
+        return ""
+    other = [key for key, value in recipe.items() if key in run.opt and number(run.opt.get(key)) != number(value)]
+    return " ".join(other) or "yes"
 
 
 def record_row(run: Run) -> Row:
     """Return a run's row of records.csv; scores stand under their own names."""
     git, best = run.section("git"), run.section("best")
     first, last = run.ends("norm/mean")
-    recipe = by_recipe(run)
     values: dict[str, object] = {
         "experiment": run.experiment,
         "name": run.name,
@@ -91,7 +95,7 @@ def record_row(run: Run) -> Row:
         "better": "lower" if run.lower_is_better else "higher",
         "status": "finished" if run.finished else "diverged",
         "steps": run.record.get("steps"),
-        "recipe": None if recipe is None else "yes" if recipe else "no",
+        "recipe": by_recipe(run),
         "config_hash": run.text("config_hash"),
         "command": run.text("command"),
         **run.scores,
@@ -118,7 +122,7 @@ def thinned(steps: Sequence[int], epochs: Sequence[float], values: Sequence[floa
 
 def points_of(metric: str) -> int:
     """Return about how many points of a metric's curve are kept: more of a score, which says when a target is met."""
-    return SCORE_POINTS if metric.startswith("val") else POINTS
+    return POINTS if metric.startswith(PROBES) else SCORE_POINTS
 
 
 def figure_metrics() -> list[str]:
@@ -283,8 +287,9 @@ def record_of(row: Row, flat: Mapping[str, Any], entry: Mapping[str, Any]) -> di
         record["monitor"] = minus + row["monitor"]
     if not finished:
         record["diverged_at"] = entry.get("diverged_at", 0)
-    if row.get("recipe") == "yes":
-        config["recipe"] = {row["opt"]: {k: config["opt"][k] for k in ("lr", "weight_decay")}}
+    if differing := row.get("recipe", ""):
+        own = {k: v for k, v in config["opt"].items() if number(v) is not None}
+        config["recipe"] = {row["opt"]: {k: "another" if k in differing.split() else v for k, v in own.items()}}
     return record
 
 

@@ -54,4 +54,4 @@ def test_a_run_at_the_recipes_rate_and_decay_is_told_from_others(tmp_path, write
     tuned = runs.load_run(write_run(tmp_path, change=recipe))
     other = runs.load_run(write_run(tmp_path, weight_decay=1e-4, change=recipe))
     none = runs.load_run(write_run(tmp_path, "sgd"))
-    assert [recorded.by_recipe(run) for run in (tuned, other, none)] == [True, False, None]
+    assert [recorded.by_recipe(run) for run in (tuned, other, none)] == ["yes", "weight_decay", ""]
