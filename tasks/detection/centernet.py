@@ -72,6 +72,8 @@ class CenterNet(Detector):
         deformable: Deformable convolutions to 256, 128, 64 channels before each doubling (`resdcn_18`, the published
             28.1 AP); else transposed convolutions alone, 256 channels each (`res_18`).
         width: Factor on every channel count but the heads'.
+        stages: Of the ResNet, 4 or 3: of small pictures the fourth sees a few pixels. The output stays a quarter of the
+            view, so with 3 there are two doublings.
         head_channels: Of each head's hidden layer.
         size_weight: Of the loss of sizes.
         crop: Zoom and shift in training; else the whole picture, mirrored or not.
@@ -94,6 +96,7 @@ class CenterNet(Detector):
         image_size: int = 512,
         deformable: bool = True,
         width: float = 1.0,
+        stages: int = 4,
         head_channels: int = 64,
         size_weight: float = 0.1,
         crop: bool = True,
@@ -105,6 +108,8 @@ class CenterNet(Detector):
         super().__init__()
         if not (image_size >= 64 and image_size % 32 == 0):
             raise InputError(f"model.image_size={image_size}: must be a multiple of 32, at least 64")
+        if stages not in (3, 4):
+            raise InputError(f"model.stages={stages}: must be 3 or 4")
         if not head_channels >= 1:
             raise InputError(f"model.head_channels={head_channels}: must be at least 1")
         if not (size_weight >= 0 and math.isfinite(size_weight)):
@@ -115,8 +120,10 @@ class CenterNet(Detector):
         self.backbone = resnet18(1, width=width)
         self.backbone.avgpool = self.backbone.fc = nn.Identity()  # type: ignore[assignment]
         self.origin = initialise(self.backbone, "resnet18", init=init, path=weights)
-        channels, layers = whole_channels(width, 512), list[nn.Module]()
-        for planes in (256, 128, 64) if deformable else (256, 256, 256):
+        if stages == 3:
+            self.backbone.layer4 = nn.Identity()  # type: ignore[assignment]
+        channels, layers = whole_channels(width, 2 ** (5 + stages)), list[nn.Module]()
+        for planes in ((256, 128, 64) if deformable else (256, 256, 256))[4 - stages :]:
             out = whole_channels(width, planes)
             if deformable:
                 layers += _normalised(ModulatedConv(channels, out), out)

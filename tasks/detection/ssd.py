@@ -155,7 +155,7 @@ class Ssd(SSD, Detector):
         super().__init__(maps, boxes, (image_size, image_size), num_classes + 1, head=head)
         self.transform = nn.Identity()  # views resize and the task normalises
         self.view, self.origin = SsdView(image_size, tuple(mean)), maps.origin  # type: ignore[arg-type]
-        self.image_size = image_size
+        self.image_size, self._bn_extras = image_size, bn_extras
         # The last map has one cell: batch norm behind it sees one value a picture.
         self.num_examples, self.example_side = (4 if bn_extras else 1), image_size
         with torch.no_grad():
@@ -166,6 +166,11 @@ class Ssd(SSD, Detector):
 
     def forward(self, images: Tensor) -> Outputs:  # type: ignore[override]
         """Map normalised pictures (B, 3, S, S) to class logits (B, A, K + 1), background first, and codes (B, A, 4)."""
+        if self._bn_extras and self.training and len(images) == 1:
+            raise InputError(
+                "model.bn_extras=true: batch norm behind the last map, of one cell, needs two pictures in a "
+                "micro-batch; raise train.batch_size, or lower train.accumulation or gpus"
+            )
         found = self.head(self.backbone(images))
         return found["cls_logits"], found["bbox_regression"]
 

@@ -81,6 +81,15 @@ def test_centernets_maps_are_a_quarter_of_the_view_and_start_as_the_published_co
         assert (net.heads[name][2].bias == 0).all()
 
 
+@pytest.mark.parametrize(("deformable", "channels"), [(True, 8), (False, 32)])
+def test_three_stages_give_the_same_maps_with_two_doublings(deformable, channels):
+    net = SMALL(stages=3, deformable=deformable).eval()
+    assert [output.shape[1:] for output in net(torch.rand(1, 3, 64, 64))] == [(3, 16, 16), (2, 16, 16), (2, 16, 16)]
+    doublings = [layer for layer in net.up if isinstance(layer, nn.ConvTranspose2d)]
+    assert len(doublings) == 2 and doublings[-1].out_channels == channels
+    assert not list(net.backbone.layer4.parameters())  # none that would never see a gradient
+
+
 def test_a_modulated_convolution_begins_as_half_a_plain_one():
     layer = ModulatedConv(6, 4)
     plain = nn.Conv2d(6, 4, 3, padding=1, bias=False)
@@ -98,8 +107,9 @@ def test_deformable_layers_run_under_bfloat16_autocast_on_the_cpu():
 
 
 @pytest.mark.parametrize(
-    ("make", "side"), [(SMALL, 64), (partial(SMALL, deformable=False), 64), (SMALL_SSD, 300)]
-)  # fmt: skip
+    ("make", "side"),
+    [(SMALL, 64), (partial(SMALL, deformable=False), 64), (partial(SMALL, stages=3), 64), (SMALL_SSD, 300)],
+)
 def test_gradients_reach_every_parameter(make, side):
     net = make()
     if side == 300:  # objects of every size, so that the heads of all maps have something to learn
@@ -245,6 +255,7 @@ def test_a_damaged_or_foreign_weights_file_is_refused_by_name(tmp_path, content)
     [
         (CenterNet, {"image_size": 100}, "model.image_size=100"),
         (CenterNet, {"image_size": 32}, "model.image_size=32"),
+        (CenterNet, {"stages": 2}, "model.stages=2"),
         (CenterNet, {"head_channels": 0}, "model.head_channels=0"),
         (CenterNet, {"size_weight": np.nan}, "model.size_weight=nan"),
         (CenterNet, {"init": "coco"}, "model.init=coco"),
@@ -255,6 +266,13 @@ def test_a_damaged_or_foreign_weights_file_is_refused_by_name(tmp_path, content)
 def test_options_out_of_range_are_refused(make, options, words):
     with pytest.raises(InputError, match=words):
         make(3, **{"init": "random", **options})
+
+
+def test_batch_norm_behind_a_map_of_one_cell_asks_for_two_pictures():
+    net = SMALL_SSD(bn_extras=True)
+    with pytest.raises(InputError, match=r"bn_extras=true.*two pictures in a micro-batch"):
+        net(torch.rand(1, 3, 300, 300))
+    net.eval()(torch.rand(1, 3, 300, 300))
 
 
 def test_merging_with_the_mirror_image_is_symmetric():
