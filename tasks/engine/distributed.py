@@ -233,14 +233,14 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
         env = {"OMP_NUM_THREADS": threads, **os.environ, "MASTER_ADDR": "127.0.0.1"}
         env |= {key: str(value) for key, value in place.items()}
         # A group of its own: Ctrl-C then reaches the copies once, through this process.
-        children.append(subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=_stop_with_parent))
+        children.append(subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=stop_with_parent))
 
     def forward(number: int, frame: Any) -> None:
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    relayed = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    relayed = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     previous = {number: signal.signal(number, forward) for number in relayed}
     try:
         return _wait(children, grace_seconds)
@@ -252,8 +252,8 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
             signal.signal(number, handler)
 
 
-def _stop_with_parent() -> None:
-    """Ask Linux to send this copy SIGTERM when its launcher dies, by kill -9 too: it saves, and gives up the folder."""
+def stop_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its launcher dies, by kill -9 too: it saves, and gives up the folder."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -304,7 +305,9 @@ class Trainer:
             self._stop()
 
     def _stop(self) -> NoReturn:
-        raise Stopped(self.world.highest(self.asked.number if self.asked.pending == STOP else 0))
+        number = self.asked.number if self.asked.pending == STOP else 0
+        preempted = self.world.highest(int(number == signal.SIGUSR2))  # another process may have heard SIGTERM first
+        raise Stopped(signal.SIGUSR2 if preempted else self.world.highest(number))
 
     def _save(self) -> None:
         self._check_weights()

@@ -32,10 +32,16 @@ class Requests:
         return STOP if self.stopping else SAVE if self.saving else NOTHING
 
     def ask_to_stop(self, number: int, frame: Any = None) -> None:
-        """SIGINT, SIGTERM: save and stop. A second Ctrl-C stops at once, without saving."""
+        """SIGINT, SIGTERM, SIGUSR2: save and stop. A second Ctrl-C stops at once, without saving.
+
+        SIGUSR2 is how a cluster announces preemption or the end of the time limit. It may send SIGTERM along, and
+        whichever is first, the run must know that it will be continued.
+        """
         if self.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number, self.stopping = number, True
+        if not (self.stopping and self.number == signal.SIGUSR2):
+            self.number = number
+        self.stopping = True
 
     def ask_to_save(self, number: int, frame: Any = None) -> None:
         """SIGUSR1: save and go on."""
@@ -44,13 +50,14 @@ class Requests:
 
 @contextmanager
 def requests() -> Iterator[Requests]:
-    """Listen to SIGINT, SIGTERM and SIGUSR1 while the block runs; the handlers before are put back after it."""
+    """Listen to SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 while the block runs; the handlers before are put back after it."""
     asked = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # Python lets only the main thread set handlers
         return
     handlers = {
         signal.SIGINT: asked.ask_to_stop, signal.SIGTERM: asked.ask_to_stop, signal.SIGUSR1: asked.ask_to_save,
+        signal.SIGUSR2: asked.ask_to_stop,
     }  # fmt: skip
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
