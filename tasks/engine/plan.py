@@ -38,6 +38,7 @@ class Plan:
         marks: What parameters with a property are marked with, see `tasks.engine.marks.marked_rules`.
         normalise: "wn" or "ws" weight-normalises or -standardises the networks' convolutions.
         normalise_eps: Added to each filter's norm or deviation there.
+        argv: Words after `scripts/train.py` that run this very run again, whatever started it.
     """
 
     experiment: str
@@ -53,6 +54,7 @@ class Plan:
     marks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     normalise: str | None = None
     normalise_eps: float = 1e-5
+    argv: Sequence[str] = ()
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of this very configuration if it has been run to its end, else None.

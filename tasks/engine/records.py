@@ -17,7 +17,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -124,24 +124,27 @@ class RunRecord:
         name: The run's name, unique within its experiment.
         config: The resolved configuration as plain containers.
         processes: How many processes run it.
+        argv: Words after `scripts/train.py` that run it again.
 
     Raises:
         InputError: Another process is running in the folder, or it holds a run with another configuration.
     """
 
-    def __init__(self, folder: Path, *, name: str, config: Mapping[str, Any], processes: int = 1) -> None:
+    def __init__(
+        self, folder: Path, *, name: str, config: Mapping[str, Any], processes: int = 1, argv: Sequence[str] = ()
+    ) -> None:
         self.folder, self.path = folder, folder / "run.json"
         self._make_folder()
         self._lock = self._take_lock()
         self._metrics: IO[bytes] | None = None
         self._timing: IO[bytes] | None = None
         try:
-            self._begin(name, config, processes)
+            self._begin(name, config, processes, argv)
         except BaseException:
             self.close()
             raise
 
-    def _begin(self, name: str, config: Mapping[str, Any], processes: int) -> None:
+    def _begin(self, name: str, config: Mapping[str, Any], processes: int, argv: Sequence[str]) -> None:
         stored, folder = self._read(), self.folder
         if stored and stored.get("status") != "finished" and not any((folder / "checkpoints").glob("*.pt")):
             stored = None  # it never saved anything: start anew
@@ -163,7 +166,8 @@ class RunRecord:
             experiment=config.get("experiment_name"), status="running", error=None, opt_name=config.get("opt_name"),
             seed=config.get("train", {}).get("seed"), scale=config.get("scale_name"), config=dict(config),
             config_hash=config_hash(config), command=" ".join(sys.argv), git=git_state(Path(__file__).parent),
-            versions=versions(), hardware=hardware(processes), ended=None,
+            versions=versions(), hardware=hardware(processes), ended=None, argv=list(argv),
+            log=os.environ.get("ADAMP_LOG"),  # where a launcher sends what the run says
         )  # fmt: skip
         self._wall_before = float(self.record["wall_time_s"])
         self._begun = datetime.now(UTC)
