@@ -1,19 +1,22 @@
 """Train one network with one optimizer: `python scripts/train.py experiment=imagenet-resnet18 opt=sgdp`.
 
-The only place that knows Hydra: it turns a configuration into a `Plan` and hands that to the engine. Exit codes: 0 done
-or done before, 1 the run failed, 2 wrong input, 128 + n stopped by signal n (130 for Ctrl-C) with a checkpoint saved.
+It turns a configuration into a `Plan` and hands that to the engine; `scripts/launch` holds the sweeper and the
+launchers. Exit codes: 0 done or done before, 1 the run failed, 2 wrong input, 128 + n stopped by signal n (130 for
+Ctrl-C) with a checkpoint saved.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/train.py` puts scripts/ there, not the root
@@ -51,12 +54,17 @@ NAMELESS = (
     "launcher",
     "sweep",
     "gpus",
+    "jobs",
     "paths",
     "hydra",
     *(f"train.{key}" for key in FREE_KEYS),
 )
 
+# What a launcher needs besides the suite, and the extra that brings it.
+LAUNCHERS = {"slurm": ("submitit", "slurm"), "processes": ("submitit", "slurm"), "ray": ("ray", "ray")}
+
 DRAWN: set[tuple[Path, str, Path]] = set()  # (runs, experiment, reports) of the runs that ended in this process
+CODES: list[int] = []  # exit codes of this process's runs, and of the cells that its launcher started
 
 
 def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
@@ -138,12 +146,14 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
         make_phases=make_phases, make_sinks=lambda: list(make(cfg.get("logger") or {}).values()),
         draw=draw if cfg.pictures else None, marks=config["marks"], normalise=config["normalise"],
-        normalise_eps=config["normalise_eps"],
+        normalise_eps=config["normalise_eps"], argv=(*places(), *overrides),
     )  # fmt: skip
 
 
 def places() -> list[str]:
     """Return the words of the command line that name further folders of configurations."""
+    if not HydraConfig.initialized():
+        return []
     config = HydraConfig.get()
     folders = [
         f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == "command-line"
@@ -153,6 +163,7 @@ def places() -> list[str]:
 
 def run_config(cfg: DictConfig) -> int:
     """Run one configuration here, or start its processes, and return the exit code."""
+    join_cluster()
     overrides = list(HydraConfig.get().overrides.task)
     planned = plan(cfg, overrides)
     if (record := planned.finished()) is not None:
@@ -165,13 +176,25 @@ def run_config(cfg: DictConfig) -> int:
         from tasks.engine.distributed import spawn
 
         check_division(planned.train, cfg.gpus)
-        code = spawn([sys.executable, str(Path(__file__).resolve()), *places(), *overrides], cfg.gpus)
+        # A sweep's name among the words must not make a grid of each process.
+        code = spawn([sys.executable, str(Path(__file__).resolve()), *planned.argv, "hydra.mode=RUN"], cfg.gpus)
         diverged = code == 1 and sweeping() and planned.finished() is not None
         return 0 if diverged else code
     from tasks.engine.run import run
 
     run(planned)
     return 0
+
+
+def join_cluster() -> None:
+    """In a process that submitit started, take rank and address of the others, and the log, from the cluster."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return
+    from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
+
+    job = JobEnvironment()
+    os.environ["ADAMP_LOG"] = str(job.paths.stdout).replace(f"_{job.global_rank}_log", "_0_log")
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 def explain(error: BaseException) -> str:
@@ -199,7 +222,8 @@ def explain(error: BaseException) -> str:
 def guarded(call: Callable[[], int]) -> int:
     """Call, say an expected error in a line or two on standard error, and return the exit code it stands for.
 
-    Stopping by signal is passed on as SystemExit: it ends a sweep too, where a failed cell does not.
+    Stopping by signal is passed on as SystemExit: it ends a sweep too, where a failed cell does not. In a cluster's job
+    SIGUSR2 ends the process and queues the job again; any other signal is an exit code for whoever waits for the job.
     """
     try:
         code = call()
@@ -212,6 +236,10 @@ def guarded(call: Callable[[], int]) -> int:
         return 0 if isinstance(error, Diverged) and sweeping() else 1
     except Stopped as error:
         _say(f"{error}; a checkpoint is saved, the same command goes on from it")
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            if error.code == 128 + signal.SIGUSR2:
+                queue_again()
+            return error.code
         raise SystemExit(error.code) from None
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from the last checkpoint")
@@ -221,8 +249,18 @@ def guarded(call: Callable[[], int]) -> int:
     return code
 
 
+def queue_again() -> NoReturn:
+    """Hand SIGUSR2 to submitit, whose handler stood here before the run's: it queues the job again and ends rank 0."""
+    handler = signal.getsignal(signal.SIGUSR2)
+    if callable(handler):
+        handler(signal.SIGUSR2, None)
+    raise SystemExit(0)  # the other ranks: one that stays would hold up the job
+
+
 def sweeping() -> bool:
     """Whether this run is a cell of a grid."""
+    if "ADAMP_CELL" in os.environ or "SUBMITIT_EXECUTOR" in os.environ:
+        return True
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -243,6 +281,8 @@ def identify(overrides: Sequence[str]) -> tuple[str, str]:
 
 def compare() -> None:
     """Draw the page that compares all runs of each experiment that ran, once even after a sweep of many cells."""
+    if "ADAMP_CELL" in os.environ:
+        return  # the launcher draws it when all cells have ended
     for runs, experiment, reports in sorted(DRAWN):
         from scripts.report import write_experiment_report
 
@@ -268,27 +308,39 @@ def main() -> int:
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for noisy in ("matplotlib", "PIL", "torch", "urllib3", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    codes: list[int] = []
-
-    @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train")
-    def hydra_main(cfg: DictConfig) -> None:
-        # Errors end here: Hydra would print its own report around them.
-        codes.append(guarded(lambda: run_config(cfg)))
+    CODES.clear()
 
     def whole() -> int:
-        given = sys.argv
-        try:
-            for words in grids.runs(given[1:]):
-                sys.argv = [given[0], *words]
-                hydra_main()
-        finally:
-            sys.argv = given
-        return max(codes, default=0)
+        check_launcher(grids.chosen(sys.argv[1:], "launcher"))
+        hydra_main()
+        return max(CODES, default=0)
 
     code = guarded(whole)
     compare()
     return code
 
 
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train")
+def hydra_main(cfg: DictConfig) -> int:
+    """Run one configuration, here or in the process that a launcher chose, and return its exit code."""
+    code = guarded(lambda: run_config(cfg))  # errors end here: Hydra would print its own report around them
+    CODES.append(code)
+    return code
+
+
+def check_launcher(name: str) -> None:
+    """Refuse a launcher whose package is not installed.
+
+    Raises:
+        InputError: It is missing.
+    """
+    module, extra = LAUNCHERS.get(name, ("os", ""))
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"launcher={name} needs the package {module}: pip install '.[{extra}]' in this folder")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    # By its own name: what a launcher sends to another process names its functions, and `__main__` is another there.
+    from scripts.train import main as start
+
+    sys.exit(start())

@@ -1,0 +1,175 @@
+"""What the runs are doing: finished, running, waiting, interrupted, failed, broken; losses, rates, time left."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # `python scripts/status.py` puts scripts/ there, not the root
+    sys.path.insert(0, str(ROOT))
+
+from scripts import grids  # noqa: E402
+from scripts.options import command, results  # noqa: E402
+from scripts.runs import ReadError  # noqa: E402
+from scripts.states import STATUSES, State, state, states  # noqa: E402
+
+USAGE = """
+usage: python scripts/status.py [experiment=NAME | sweep=NAME [KEY=VALUE ...]] [rows=20] [runs=FOLDER]
+
+Counts the runs of each experiment by what they are doing, and lists those that are not finished: the last loss, the
+rate and the time left of those that run; the reason and the log of those that failed.
+
+  experiment=NAME  only this one
+  sweep=NAME       only the cells of a sweep, those without a folder as waiting; scale=full and what else was typed too
+  rows=20          runs shown of each kind
+  runs=FOLDER      default results/runs
+
+finished     its record says so, and its metrics are whole
+running      a process holds its folder, or its job is in the queue
+waiting      asked for, not started yet; with sweep= also what nobody was asked for
+interrupted  stopped by a signal, or its process is gone: the same command goes on, `make retry` gives it
+failed       it says why; a run that diverged would diverge again
+broken       its files cannot be read: move the folder away, or repair it
+"""
+
+
+def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) -> list[Path]:
+    """Return the folders of a sweep's cells, whether they exist or not.
+
+    Raises:
+        ReadError: There is no such sweep.
+    """
+    if not grids.read(sweep):
+        known = ", ".join(sorted(path.stem for path in grids.SWEEPS.glob("*.yaml")))
+        raise ReadError(f"sweep={sweep} is not known; choose one of: {known}")
+    from scripts import train  # Hydra takes a second to load
+
+    folders: dict[Path, None] = {}
+    names: dict[tuple[tuple[str, str], ...], tuple[str, str, str]] = {}
+    for _, overrides in grids.cells(sweep, scale, typed):
+        seed = overrides.pop("train.seed", "0")
+        key = tuple(sorted(overrides.items()))
+        if key not in names:  # the names of the other seeds follow: composing takes half a second
+            words = [f"sweep={sweep}", f"scale={scale}", *(f"{k}={v}" for k, v in overrides.items())]
+            names[key] = (*train.identify([*words, f"train.seed={seed}"]), seed)
+        experiment, name, first = names[key]
+        folders[runs / experiment / name.replace(f"seed={first}", f"seed={seed}", 1)] = None
+    return list(folders)
+
+
+def of_sweep(folders: Iterable[Path]) -> list[State]:
+    """Return the states of a sweep's cells."""
+    return [state(folder) if folder.is_dir() else State(folder, "waiting", "not asked for yet") for folder in folders]
+
+
+def summary(found: Sequence[State]) -> list[str]:
+    """Return a line an experiment, and one for all."""
+    counts: dict[str, Counter[str]] = {}
+    for each in found:
+        counts.setdefault(each.experiment, Counter())[each.status] += 1
+    width = max([len(name) for name in counts] + [5])
+    lines = [f"{'':{width}}  " + "  ".join(f"{status:>11}" for status in STATUSES)]
+    for name, counted in sorted(counts.items()):
+        lines.append(f"{name:{width}}  " + "  ".join(f"{counted[status]:>11}" for status in STATUSES))
+    total = Counter(each.status for each in found)
+    lines.append(f"{'all':{width}}  " + "  ".join(f"{total[status]:>11}" for status in STATUSES))
+    return lines
+
+
+def told(each: State) -> list[str]:
+    """Return what there is to say of one run that is not finished."""
+    facts = []
+    if each.step is not None:
+        facts.append(f"step {each.step}" + (f" of {each.steps}" if each.steps else ""))
+    if each.loss is not None:
+        facts.append(f"loss {each.loss:.4g}")
+    if each.status == "running":
+        facts += [f"{each.rate:.4g} examples/s"] if each.rate is not None else []
+        facts += [f"{clock(each.left_s)} left"] if each.left_s is not None else []
+    lines = [f"  {each.title}"]
+    if facts or each.reason:
+        lines.append("      " + "; ".join([*([each.reason] if each.reason else []), *facts]))
+    if each.status in ("failed", "broken") and each.log:
+        lines.append(f"      log {each.log}")
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as it stands on a clock.
+
+    Examples:
+        >>> clock(3723)
+        '1:02:03'
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def report(found: Sequence[State], rows: int) -> list[str]:
+    """Return the whole text."""
+    lines = summary(found)
+    for status in STATUSES[1:]:
+        chosen = [each for each in found if each.status == status]
+        if not chosen:
+            continue
+        lines += ["", status]
+        for each in chosen[:rows]:
+            lines += told(each)
+        if len(chosen) > rows:
+            lines.append(f"  and {len(chosen) - rows} more: rows={len(chosen)} shows them")
+    again = sum(each.retriable for each in found)
+    if again:
+        lines += ["", f"make retry starts {again} of them again"]
+    return lines
+
+
+def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[State]:
+    """Return the states that the options ask for.
+
+    Raises:
+        ReadError: There are none.
+    """
+    runs = Path(options["runs"])
+    if options["sweep"]:
+        return of_sweep(expected(options["sweep"], options["scale"] or "mini", typed, runs=runs))
+    found = list(states(runs, options["experiment"] or None))
+    if not found:
+        what = f"runs of experiment={options['experiment']}" if options["experiment"] else "runs"
+        raise ReadError(f"no {what} in {runs}; make one with: make {options['experiment'] or 'imagenet-resnet18'}")
+    return found
+
+
+def separated(words: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return our options and what was typed for the runs, which only sweep= and launchers understand.
+
+    Raises:
+        ReadError: A word is not key=value.
+    """
+    options, typed = dict(known), {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ReadError(f"unknown argument {word!r}; it must be key=value")
+        (options if key in known else typed)[key] = value
+    return options, typed
+
+
+def main(words: Sequence[str]) -> int:
+    """Print the states."""
+    defaults = {"experiment": "", "sweep": "", "scale": "", "rows": "20", "runs": results("runs")}
+    options, typed = separated(words, defaults)
+    if typed and not options["sweep"]:
+        known = ", ".join(f"{name}=..." for name in defaults)
+        raise ReadError(f"unknown argument {next(iter(typed))}=...; known: {known}; others go with sweep=NAME")
+    if not options["rows"].isdecimal():
+        raise ReadError(f"rows={options['rows']}: must be a whole number, 0 or more")
+    print("\n".join(report(gathered(options, typed), int(options["rows"]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, USAGE))
