@@ -1,0 +1,126 @@
+"""Take two steps of each experiment at full size, on noise: does it compose, build, fit into memory and run?
+
+make dry-run [experiment=all|NAME,NAME] [batch=16|real] [micro=8] [steps=2] [memory=20] [more="key=value ..."]
+             [out=results/reports]
+
+The networks, picture sizes, optimizers and schedules are the paper's (scale=full), the data is noise of ImageNet's
+sizes. `batch` pictures make a step, `real` those of the experiment's own batch (hours on a CPU); they go through in
+micro-batches of at most `micro`, by accumulation, which decides the memory. A run above `memory` GiB fails. The table
+is dry-run.md in `out`, written after every run; `make plan` says what a whole training costs.
+Exit code: 0 all passed, 1 one did not, 2 wrong options.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from omegaconf import OmegaConf  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from scripts.comparison import markdown, write_csv  # noqa: E402
+from scripts.options import command, parse, results  # noqa: E402
+from scripts.runs import ReadError  # noqa: E402
+
+CONFIGS = ROOT / "configs" / "experiment"
+OPTIONS = {
+    "experiment": "all", "batch": "16", "micro": "8", "steps": "2", "memory": "20", "more": "",
+    "out": results("reports"),
+}  # fmt: skip
+HEADS = [
+    "experiment", "optimizer", "parameters", "pictures a step", "micro-batches", "pixels", "peak GiB", "seconds",
+    "verdict",
+]  # fmt: skip
+METHODS = {"ws-": "sgd_aws", "wn-": "sgd_aws", "adarem-": "adarem_s"}  # what an experiment's paper proposes; else AdamP
+
+
+def experiments() -> list[str]:
+    """Return the names of the experiments on ImageNet."""
+    files = sorted(CONFIGS.glob("*.yaml"))
+    return [path.stem for path in files if "override /task: imagenet\n" in path.read_text(encoding="utf-8")]
+
+
+def division(batch: int, micro: int) -> int:
+    """Return the least number of equal micro-batches of at most `micro` pictures."""
+    return next(count for count in range(1, batch + 1) if batch % count == 0 and batch // count <= micro)
+
+
+def words(name: str, values: dict[str, int], *, batch: int, more: Sequence[str]) -> list[str]:
+    """Return the arguments of one run."""
+    opt = next((opt for prefix, opt in METHODS.items() if name.startswith(prefix)), "adamp")
+    return [
+        f"experiment={name}", f"opt={opt}", "scale=full", "data=synthetic", f"data.train_examples={batch}",
+        "data.val_examples=8", f"train.batch_size={batch}", f"train.accumulation={division(batch, values['micro'])}",
+        f"train.max_steps={values['steps']}", "train.num_workers=0", "train.progress=false", "pictures=false", *more,
+    ]  # fmt: skip
+
+
+def attempt(name: str, values: dict[str, int], *, batch: int, more: Sequence[str]) -> list[str]:
+    """Run one experiment in a process of its own and return its row."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "train.py"), *words(name, values, batch=batch, more=more)],
+            capture_output=True, text=True, env={**os.environ, "ADAMP_RESULTS": folder}, check=False,
+        )  # fmt: skip
+        (path, *_) = [*Path(folder).glob("runs/*/*/run.json"), None]
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    peak = float(record.get("peak_memory_mib") or 0) / 1024
+    if done.returncode != 0 or record.get("steps") != values["steps"]:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        verdict = f"failed: {said[:160]}"
+    else:
+        verdict = "passed" if peak <= values["memory"] else f"failed: more than {values['memory']} GiB"
+    model, data = record.get("model", {}), record.get("data", {})
+    return [
+        name, str(record.get("opt_name", "")), f"{model.get('parameters', 0):,}", str(batch),
+        str(division(batch, values["micro"])), str(data.get("image_size", "")), f"{peak:.1f}",
+        f"{record.get('wall_time_s', 0):.0f}", verdict,
+    ]  # fmt: skip
+
+
+def _chosen(given: str) -> list[str]:
+    known = experiments()
+    names = known if given == "all" else given.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ReadError(f"experiment={unknown[0]}: is none on ImageNet; choose all, or of {', '.join(known)}")
+    return names
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run them all, write the table, and say whether all passed."""
+    given = parse(argv, options=OPTIONS)
+    names, values = _chosen(given["experiment"]), dict[str, int]()
+    for key in ("micro", "steps", "memory"):
+        if not given[key].isdecimal() or int(given[key]) < 1:
+            raise ReadError(f"{key}={given[key]}: must be a whole number, at least 1")
+        values[key] = int(given[key])
+    if given["batch"] != "real" and not (given["batch"].isdecimal() and int(given["batch"]) >= 2):
+        raise ReadError(f"batch={given['batch']}: must be real, or a whole number, at least 2")
+    rows: list[list[str]] = []
+    out = Path(given["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    for name in tqdm(names, unit="experiment", disable=None):
+        real = int(OmegaConf.load(CONFIGS / f"{name}.yaml").train.batch_size)
+        batch = real if given["batch"] == "real" else int(given["batch"])
+        rows.append(attempt(name, values, batch=batch, more=shlex.split(given["more"])))
+        write_csv(out / "dry-run.csv", HEADS, rows)
+        text = f"# Full-size dry runs: {values['steps']} steps on noise\n\n{markdown(HEADS, rows)}\n"
+        (out / "dry-run.md").write_text(text, encoding="utf-8")
+    print(f"{markdown(HEADS, rows)}\nwritten to {out / 'dry-run.md'} and .csv")
+    return int(any(row[-1] != "passed" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, __doc__ or ""))
