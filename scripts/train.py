@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -55,13 +56,14 @@ NAMELESS = (
     "sweep",
     "gpus",
     "jobs",
+    "figures",
     "paths",
     "hydra",
     *(f"train.{key}" for key in FREE_KEYS),
 )
 
 # What a launcher needs besides the suite, and the extra that brings it.
-LAUNCHERS = {"slurm": ("submitit", "slurm"), "processes": ("submitit", "slurm"), "ray": ("ray", "ray")}
+LAUNCHERS = {"slurm": ("submitit", "slurm"), "ray": ("ray", "ray")}
 
 DRAWN: set[tuple[Path, str, Path]] = set()  # (runs, experiment, reports) of the runs that ended in this process
 CODES: list[int] = []  # exit codes of this process's runs, and of the cells that its launcher started
@@ -139,6 +141,12 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         from scripts.report import write_run_report  # matplotlib is imported only by a run that draws
 
         DRAWN.add((Path(cfg.paths.runs), cfg.experiment_name, Path(cfg.paths.reports)))
+        ended = json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
+        for name in cfg.figures if ended else []:  # a run that is told to stop has no time for them
+            try:
+                hydra.utils.get_method(name)(folder)
+            except Exception as trouble:  # one picture less; the run and its page stand
+                logging.getLogger(__name__).warning("%s could not draw %s: %s", name, folder, trouble)
         return write_run_report(folder)
 
     return Plan(
