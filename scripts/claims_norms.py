@@ -20,6 +20,7 @@ if str(ROOT) not in sys.path:  # `python scripts/claims_norms.py` puts scripts/ 
 
 from scripts.groups import digest, flatten, setting  # noqa: E402
 from scripts.options import command, results  # noqa: E402
+from scripts.recorded import as_recorded  # noqa: E402
 from scripts.runs import ReadError, Run, load_runs, number  # noqa: E402
 
 USAGE = """
@@ -267,10 +268,12 @@ def main(words: Sequence[str]) -> int:
     except ValueError:
         raise ReadError(f"seeds={options['seeds']} is no list of whole numbers such as 0,1,2") from None
     name = options["experiment"]
-    chosen, left_out = pick(load_runs(Path(options["runs"]), name), seeds, wanted, experiment=name)
+    runs = [as_recorded(run) for run in load_runs(Path(options["runs"]), name)]
+    chosen, left_out = pick(runs, seeds, wanted, experiment=name)
+    decisive = [word for word in words if not word.startswith(("runs=", "out="))]  # places decide no number
     table, holds = tabulate(chosen, seeds)
     title = f"# Norm growth: claims of the AdamP paper on {name}, {next(iter(chosen.values())).data}"
-    text = f"{title}\n\n{table}\n\n{NOTE}\n\n{provenance(chosen, left_out, words=words)}\n"
+    text = f"{title}\n\n{table}\n\n{NOTE}\n\n{provenance(chosen, left_out, words=decisive)}\n"
     out = Path(options["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")

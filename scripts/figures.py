@@ -242,13 +242,16 @@ def styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return chosen
 
 
-def draw_comparison(groups: Sequence[Group], folder: Path, *, prefix: str = "") -> list[Drawn]:
+def draw_comparison(
+    groups: Sequence[Group], folder: Path, *, prefix: str = "", only: Sequence[str] = ()
+) -> list[Drawn]:
     """Draw all groups of one data set and scale into common figures.
 
     Args:
         groups: Groups of one section.
         folder: Where the figures go.
         prefix: Put before each file's name.
+        only: Stems of CHARTS to draw; without it all of them, and the maps of layers.
 
     Returns:
         The figures that have data.
@@ -260,6 +263,8 @@ def draw_comparison(groups: Sequence[Group], folder: Path, *, prefix: str = "") 
     )
     drawn = []
     for chart in _charts(runs):
+        if only and chart.stem not in only:
+            continue
         columns = _legend_columns(groups, panels=len(chart.panels))
         rows = math.ceil(len(groups) / columns)
         size = (10.4 if len(chart.panels) > 1 else 6.6, 3.6 + 0.17 * rows)  # 0.17 inches a legend row
@@ -276,7 +281,7 @@ def draw_comparison(groups: Sequence[Group], folder: Path, *, prefix: str = "") 
             numbers = [row for group in groups for run in group.runs for row in _rows(group.label, run, keys)]
             path = folder / f"{prefix}{chart.stem}.svg"
             drawn.append(save(figure, path, chart.title, caption=caption, rows=numbers))
-    return drawn + heatmaps.draw_comparison(groups, folder, prefix=prefix, title=where(runs[0]))
+    return drawn if only else drawn + heatmaps.draw_comparison(groups, folder, prefix=prefix, title=where(runs[0]))
 
 
 def _legend_columns(groups: Sequence[Group], *, panels: int) -> int:

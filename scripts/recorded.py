@@ -19,6 +19,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from scripts.runs import Run, derived, number
 FACTS = (
     "experiment", "name", "opt", "lr", "weight_decay", "seed", "scale", "data", "epochs", "setting", "norm_first",
     "norm_last", "commit", "dirty", "machine", "wall_time_s", "date", "best", "best_epoch", "monitor", "better",
-    "status", "steps", "recipe", "config_hash", "command",
+    "status", "steps", "recipe", "torch", "config_hash", "command",
 )  # fmt: skip
 DRAWN = (
     "train/loss", "train/top1", "norm/mean", "effective_step/mean", "oscillation/mean", "oscillation/median",
@@ -96,6 +97,7 @@ def record_row(run: Run) -> Row:
         "status": "finished" if run.finished else "diverged",
         "steps": run.record.get("steps"),
         "recipe": by_recipe(run),
+        "torch": run.section("versions").get("torch"),
         "config_hash": run.text("config_hash"),
         "command": run.text("command"),
         **run.scores,
@@ -277,7 +279,8 @@ def record_of(row: Row, flat: Mapping[str, Any], entry: Mapping[str, Any]) -> di
         "opt_name": row["opt"], "seed": number(row["seed"]), "scale": row["scale"], "config": config,
         "config_hash": row.get("config_hash"), "command": row.get("command"), "data": {"name": row["data"]},
         "git": {"commit": row["commit"], "dirty": {"yes": True, "no": False}.get(row["dirty"])},
-        "hardware": {"machine": row["machine"]}, "ended": row["date"], "epochs": number(row["epochs"]),
+        "hardware": {"machine": row["machine"]},
+        "versions": {"torch": row.get("torch") or "unknown"}, "ended": row["date"], "epochs": number(row["epochs"]),
         "steps": number(row.get("steps", "")), "wall_time_s": number(row["wall_time_s"]),
         "best": {"score": number(row["best"]), "epoch": number(row["best_epoch"])},
         "scores": {k: v for k in row if k not in FACTS and (v := number(row[k])) is not None},
@@ -300,6 +303,11 @@ def metrics_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         for step, epoch, value in zip(steps, epochs, values, strict=True):
             lines.setdefault(step, {"step": step, "epoch": epoch})[key] = value
     return [lines[step] for step in sorted(lines)]
+
+
+def as_recorded(run: Run) -> Run:
+    """Return a run with the curves that the records keep of it: what is made of it can be made from them again."""
+    return replace(run, metrics=metrics_of(curve_entry(run, figures=(), measures={})))
 
 
 def recorded_runs(records: Path) -> dict[Key, Run]:

@@ -18,11 +18,11 @@ if str(ROOT) not in sys.path:  # `python scripts/tables.py` puts scripts/ there,
 from scripts import layout  # noqa: E402
 from scripts.measures import MEASURES  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.recorded import Row, add, read_curves, read_rows  # noqa: E402
+from scripts.recorded import Row, add, read_curves, read_rows, recorded_runs  # noqa: E402
 from scripts.runs import ReadError, Run, load_runs  # noqa: E402
 
 USAGE = """
-usage: python scripts/tables.py [experiment=NAME] [--readme] [--check] [runs=FOLDER] [records=FILE] [out=FOLDER]
+usage: python scripts/tables.py [experiment=NAME] [--readme] [--figures] [--check] [records=FILE] [out=FOLDER] ...
 
 Adds every run under RUNS that finished or diverged to RECORDS and its companions curves.jsonl and settings.jsonl (rows
 of other runs stay) and writes OUT/EXPERIMENT.md, .csv and .tex: a row an optimizer and weight decay, with the paper's
@@ -31,6 +31,7 @@ target.
 
   experiment=NAME  only this experiment; without it, all
   --readme         also rewrite the blocks "<!-- table:NAME begin -->" ... "<!-- table:NAME end -->" of README.md
+  --figures        also draw the norms and learning curves that README.md shows, into the folder figures beside OUT
   --check          write nothing; exit 1 if README.md's blocks are not what RECORDS says
   runs=FOLDER      default results/runs
   records=FILE     default results/records.csv
@@ -41,6 +42,7 @@ target.
 example: python scripts/tables.py experiment=imagenet-resnet18 --readme
 """
 
+PICTURED = ("imagenet-resnet18",)  # whose figures README.md shows
 BLOCK = re.compile(
     r"(?P<begin><!-- table:(?P<name>[\w.-]+) begin -->\n)(?P<body>.*?)(?P<end><!-- table:(?P=name) end -->)", re.DOTALL
 )
@@ -91,6 +93,21 @@ def rewrite(
     return BLOCK.sub(block, readme)
 
 
+def draw_figures(records: Path, folder: Path, *, only: str = "") -> list[Path]:
+    """Draw the norms and learning curves that README.md shows from the records; return the numbers' paths."""
+    from scripts.figures import draw_comparison  # matplotlib
+    from scripts.groups import sections
+    from scripts.report import slug
+
+    runs = list(recorded_runs(records).values())
+    drawn = []
+    for name in (name for name in PICTURED if only in ("", name)):
+        for (data, scale), groups in sections([run for run in runs if run.experiment == name]).items():
+            prefix = f"{name}-{slug(data)}-{slug(scale)}-"
+            drawn += draw_comparison(groups, folder, prefix=prefix, only=("norms", "learning"))
+    return [figure.svg.with_suffix(".csv") for figure in drawn]
+
+
 def _check(values: Mapping[str, str], paper: Sequence[Row]) -> int:
     path = Path(values["readme"])
     text, records = _read(path), Path(values["records"])
@@ -117,7 +134,8 @@ def main(words: Sequence[str]) -> int:
         "experiment": "", "runs": results("runs"), "records": results("records.csv"), "out": results("tables"),
         "paper": "results/paper.csv", "readme": "README.md",
     }  # fmt: skip
-    values = parse([word for word in words if word not in ("--readme", "--check")], options=options)
+    flags = ("--readme", "--check", "--figures")
+    values = parse([word for word in words if word not in flags], options=options)
     paper = read_rows(Path(values["paper"]))
     if "--check" in words:
         return _check(values, paper)
@@ -132,6 +150,8 @@ def main(words: Sequence[str]) -> int:
     curves = read_curves(records)
     for name in sorted({row["experiment"] for row in rows if only in ("", row["experiment"])}):
         print(*write_tables(name, rows, paper, curves=curves, folder=Path(values["out"])), sep="\n")
+    if "--figures" in words:
+        print(*draw_figures(records, Path(values["out"]).parent / "figures", only=only), sep="\n")
     if "--readme" in words:
         path = Path(values["readme"])
         path.write_text(rewrite(_read(path), rows, paper, curves=curves, only=only), encoding="utf-8")
