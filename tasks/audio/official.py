@@ -13,6 +13,7 @@ import numpy as np
 
 from tasks.audio.clips import Clip, Listing
 from tasks.base import InputError
+from tasks.data.files import read_text, shown, stays_inside
 
 # DCASE 2017 task 4, in the order of the reference code.
 EVENTS = (
@@ -88,14 +89,17 @@ def speech_commands(root: str | Path | None, *, name: str = "speech_commands", l
     for split, file in (("val", "validation_list.txt"), ("test", "testing_list.txt")):
         if not (folder / file).is_file():
             raise InputError(f"data_root: {folder / file}: the list of the {split} split is missing")
-        held |= dict.fromkeys((folder / file).read_text(encoding="utf-8").split(), split)
+        held |= dict.fromkeys(read_text(folder / file).split(), split)
     clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
     for number, word in enumerate(words):
         for path in sorted((folder / word).glob("*.wav")):
             clips[held.pop(f"{word}/{path.name}", "train")].append(Clip(path, (number,)))
     if held:
         lost, split = next(iter(held.items()))
-        raise InputError(f"data_root: {folder}: {len(held)} files of the lists are missing, first {lost} ({split})")
+        file = "validation_list.txt" if split == "val" else "testing_list.txt"
+        raise InputError(
+            f"data_root: {folder}: {len(held)} files of the lists are missing, first {shown(lost)} of {file}"
+        )
     return Listing(name, folder, tuple(words), False, clips, licence or LICENCES["speech_commands"])
 
 
@@ -116,17 +120,21 @@ def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = N
     """
     folder = find_folder(root, ("mtat",), "annotations_final.csv")
     path = folder / "annotations_final.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t"))
-    if not rows or rows[0][0] != "clip_id" or rows[0][-1] != "mp3_path":
+    try:
+        rows = list(csv.reader(read_text(path).splitlines(), delimiter="\t"))
+    except csv.Error as error:
+        raise InputError(f"data_root: {path}: is no table of columns separated by tabs ({error})") from None
+    if not rows or rows[0][:1] != ["clip_id"] or rows[0][-1] != "mp3_path":
         raise InputError(f"data_root: {path}: its first line is not clip_id, tags, mp3_path, separated by tabs")
     tags, rows = rows[0][1:-1], rows[1:]
     if not 1 <= num_tags <= len(tags):
         raise InputError(f"data.num_tags={num_tags}: must be from 1 to the {len(tags)} tags of {path}")
     try:
         has = np.array([[int(value) for value in row[1:-1]] for row in rows], dtype=np.int64).reshape(-1, len(tags))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(f"data_root: {path}: holds a line that is not {len(tags)} numbers and a path") from None
+    if not np.isin(has, (0, 1)).all():
+        raise InputError(f"data_root: {path}: a mark of a tag is neither 0 nor 1")
     # A stable rule: the reference sorts with an unstable one, so that ties change from machine to machine.
     chosen = np.lexsort((np.arange(len(tags)), -has.sum(0)))[:num_tags]
     clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
@@ -135,7 +143,9 @@ def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = N
         digit = row[-1][:1].lower()
         split = next((each for each, digits in MTAT_SPLITS.items() if digit and digit in digits), None)
         if split is None:
-            raise InputError(f"data_root: {path}: {row[-1]!r} does not begin with a folder 0 to f")
+            raise InputError(f"data_root: {path}: {shown(row[-1])} does not begin with a folder 0 to f")
+        if not stays_inside(row[-1]):
+            raise InputError(f"data_root: {path}: {shown(row[-1])} is no path inside mp3/")
         labels = tuple(int(number) for number in np.flatnonzero(marks))
         if labels:
             clips[split].append(Clip(folder / "mp3" / row[-1], labels))
@@ -189,12 +199,16 @@ def _read_list(folder: Path, which: str) -> dict[str, set[int]]:
             raise InputError(
                 f"data_root: {path}: line {line} is not file, start, end and one of the 17 labels, separated by tabs"
             )
+        if "/" in columns[0] or not stays_inside(columns[0]):
+            raise InputError(f"data_root: {path}: line {line}: {shown(columns[0])} is no name of a file")
         found.setdefault(columns[0], set()).add(numbers[columns[3]])
+    if not found:
+        raise InputError(f"data_root: {path}: lists no recording")
     return found
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             yield number, [column.strip() for column in line.split("\t")]
 

@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 
 from tasks.base import InputError
 from tasks.data.fashion_mnist import FashionMnist
+from tasks.data.files import read_whole
 from tasks.data.images import ImageSet, Split
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -116,7 +117,8 @@ def _folder(root: str | None) -> Path:
         if (folder / FILES["val"][0]).exists():
             return folder
     raise InputError(
-        f"data_root={root}: neither it nor its subfolder {FOLDER} holds the files of CIFAR-10's python version"
+        f"data_root={root}: neither it nor its subfolder {FOLDER} holds the files of CIFAR-10's python version "
+        f"(no {FILES['val'][0]} there)"
     )
 
 
@@ -131,7 +133,7 @@ def read_batch(path: Path, *, md5: str | None) -> tuple[NDArray[np.uint8], list[
         InputError: if the file is missing, has another digest, or is no such dict.
     """
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check data_root") from error
     if md5 is not None and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:

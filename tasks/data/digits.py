@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
+from tasks.data.files import read_whole
 from tasks.data.idx import parse_idx
 
 # What the authors published, uncompressed: file, sha256.
@@ -146,11 +147,11 @@ def read_plain_or_gzip(path: Path) -> bytes:
     """Return the content of a file or, where there is none, of the same name with .gz."""
     packed = path.with_name(f"{path.name}.gz")
     try:
-        return path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        return read_whole(path) if path.exists() else gzip.decompress(read_whole(packed))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"data_root: {packed}: not a complete gzip file ({error})") from error
     except OSError as error:
-        raise InputError(f"data_root: {path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"data_root: {path}: cannot be read ({error.strerror or error})") from error
 
 
 def check_digits(

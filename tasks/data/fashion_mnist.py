@@ -7,7 +7,6 @@ Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset", arXiv:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torchvision.transforms import v2
 
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
+from tasks.data.files import parse_json, read_whole
 from tasks.data.idx import decompress, parse_idx
 from tasks.data.images import BILINEAR, ImageSet, RandomView, Split
 
@@ -50,7 +50,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """
     path = root / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(read_whole(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); run `make data`") from error
     except ValueError as error:

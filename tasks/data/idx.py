@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.base import InputError
+from tasks.data.files import read_whole
 
 
 def parse_idx(content: bytes, name: str) -> NDArray[np.uint8]:
@@ -55,7 +56,7 @@ def decompress(path: Path, *, sha256: str | None = None) -> bytes:
         InputError: if the file is missing, has another digest, or is not a complete gzip file.
     """
     try:
-        compressed = path.read_bytes()
+        compressed = read_whole(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if sha256 is not None and hashlib.sha256(compressed).hexdigest() != sha256:

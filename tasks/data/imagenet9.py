@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tasks.base import InputError
+from tasks.data.files import read_whole
 from tasks.data.folder import DECODE_ERRORS, list_images
 from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, UnreadableImageError
 
@@ -229,7 +230,7 @@ def read_clusters(path: str | None, names: list[str]) -> tuple[tuple[NDArray[np.
             "scripts/prepare/imagenet9_clusters.py), data.clusters=/path"
         )
     try:
-        content = Path(path).expanduser().read_bytes()
+        content = read_whole(Path(path).expanduser())
         rows = list(csv.DictReader(content.decode("utf-8").splitlines()))
     except OSError as error:
         raise InputError(f"data.clusters={path}: cannot be read ({error.strerror})") from error
@@ -251,6 +252,8 @@ def read_clusters(path: str | None, names: list[str]) -> tuple[tuple[NDArray[np.
             raise InputError(f"data.clusters={path}: calls {name} {known[name]['category']}, it is a {expected}")
     try:
         clusterings = tuple(np.array([int(known[name][key]) for name in names], dtype=np.int64) for key in keys)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"data.clusters={path}: a cluster is no whole number ({error})") from error
+    if any((numbers < 0).any() for numbers in clusterings):
+        raise InputError(f"data.clusters={path}: a cluster has a number below 0")
     return clusterings, hashlib.sha256(content).hexdigest() == PUBLISHED_CLUSTERS

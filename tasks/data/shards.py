@@ -9,8 +9,9 @@ the folders give, bit for bit, at any number of processes and from any step.
 from __future__ import annotations
 
 import io
-import json
 import os
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.base import InputError
+from tasks.data.files import is_whole, parse_json, read_whole, shown, stays_inside
 from tasks.data.folder import ImageFolderSet, Listing
 from tasks.data.images import Split
 
@@ -47,6 +49,9 @@ class ImageShardSet(ImageFolderSet):
         path = Path(root).expanduser()
         manifest = read_manifest(path)
         splits: dict[Split, Listing] = {s: _Shards(path, s, manifest["splits"][s]) for s in ("train", "val")}
+        for split, listing in splits.items():
+            if not 0 <= int(listing.labels.min()) <= int(listing.labels.max()) < len(manifest["classes"]):
+                raise InputError(f"{path}: {split}-index.npz has a class that {MANIFEST} does not list")
         return path, tuple(manifest["classes"]), splits
 
 
@@ -57,16 +62,38 @@ def read_manifest(root: Path) -> dict[str, Any]:
         InputError: There is none, or it is not ours.
     """
     try:
-        found: dict[str, Any] = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        found = parse_json(read_whole(root / MANIFEST))
     except FileNotFoundError:
         raise InputError(
             f"data_root={root}: holds no {MANIFEST}; shards are written by python -m scripts.prepare.imagenet_shards"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"data_root={root}: {MANIFEST} cannot be read ({error})") from error
-    if found.get("format") != FORMAT:
-        raise InputError(f"{root / MANIFEST}: format is {found.get('format')!r}, not {FORMAT}; write the shards again")
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        given = shown(found.get("format")) if isinstance(found, dict) else "missing"
+        raise InputError(f"{root / MANIFEST}: format is {given}, not {FORMAT}; write the shards again")
+    if wrong := _wrong(found):
+        raise InputError(f"{root / MANIFEST}: {wrong}; write the shards again")
     return found
+
+
+def _wrong(manifest: Mapping[str, Any]) -> str | None:
+    """Return what a manifest lacks, None where it is whole."""
+    classes, splits = manifest.get("classes"), manifest.get("splits")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        return "classes is no list of names"
+    for split in ("train", "val"):
+        facts = splits.get(split) if isinstance(splits, dict) else None
+        if not isinstance(facts, dict):
+            return f"splits.{split} is missing"
+        names, sizes = facts.get("filenames"), facts.get("shard_bytes")
+        if not isinstance(names, list) or not all(isinstance(name, str) and stays_inside(name) for name in names):
+            return f"splits.{split}.filenames is no list of files in the folder"
+        if not isinstance(sizes, list) or len(sizes) != len(names) or not all(is_whole(size) for size in sizes):
+            return f"splits.{split}.shard_bytes is not the size of each file"
+        if not is_whole(facts.get("num_samples"), low=1):
+            return f"splits.{split}.num_samples is no number of pictures"
+    return None
 
 
 class _Shards:
@@ -77,14 +104,17 @@ class _Shards:
         _check_sizes(self._paths, facts["shard_bytes"])
         index = root / f"{split}-index.npz"
         try:
-            with np.load(index, allow_pickle=False) as stored:
+            with index.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 self.labels: NDArray[np.int64] = stored["label"].astype(np.int64)
                 self._shard, self._offset, self._size = stored["shard"], stored["offset"], stored["size"]
                 self._names: NDArray[np.bytes_] = stored["name"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{index}: cannot be read ({error}); write the shards again") from error
         if len(self.labels) != facts["num_samples"]:
             raise InputError(f"{index}: lists {len(self.labels)} pictures, {MANIFEST} {facts['num_samples']}")
+        columns = (self._shard, self._offset, self._size, self._names)
+        if any(len(column) != len(self.labels) for column in columns) or int(self._shard.max()) >= len(self._paths):
+            raise InputError(f"{index}: its columns do not belong together; write the shards again")
         self._files = _OpenFiles()
 
     def location(self, index: int) -> str:

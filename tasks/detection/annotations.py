@@ -6,7 +6,6 @@ the left edge of its first column at 0: COCO's x, y, width, height with the far 
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torchvision.models.detection import SSD300_VGG16_Weights
 
 from tasks.base import InputError
+from tasks.data.files import is_whole, parse_json, read_whole, shown, stays_inside
 
 # COCO numbers its 80 categories from 1 to 90 with gaps; torchvision has their names in that numbering.
 COCO: Mapping[int, str] = {
@@ -26,6 +26,7 @@ COCO: Mapping[int, str] = {
     for number, name in enumerate(SSD300_VGG16_Weights.COCO_V1.meta["categories"])
     if name not in ("__background__", "N/A")
 }
+LARGEST_SIDE = 10**6  # of a picture, in pixels
 SKIPPED = ("boxes_without_area", "boxes_outside_the_image", "annotations_without_image")
 
 
@@ -107,7 +108,7 @@ def read_annotations(path: Path, *, expected: Mapping[int, str] | None = None) -
         InputError: The file is missing, no JSON or of another form, or an entry is wrong; it names file and id.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_whole(path), constants=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check data_root") from None
     except ValueError as error:
@@ -125,7 +126,7 @@ def read_annotations(path: Path, *, expected: Mapping[int, str] | None = None) -
 
 def _categories(path: Path, named: Sequence[Any], expected: Mapping[int, str] | None) -> dict[int, str]:
     try:
-        found = {int(entry["id"]): str(entry["name"]) for entry in named}
+        found = {_whole(entry["id"]): _text(entry["name"]) for entry in named}
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: each of its categories must have a whole number as id, and a name") from None
     if not found or len(found) < len(named):
@@ -145,15 +146,15 @@ def _images(path: Path, images: Sequence[Any]) -> tuple[dict[int, int], NDArray[
     sizes = np.empty((len(images), 2), dtype=np.int64)
     for index, entry in enumerate(images):
         try:
-            number, width, height, name = int(entry["id"]), entry["width"], entry["height"], entry["file_name"]
+            number, width, height, name = _whole(entry["id"]), entry["width"], entry["height"], entry["file_name"]
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{path}: images[{index}] must have id, width, height and file_name") from None
         if number in place:
             raise InputError(f"{path}: image id {number} comes twice")
-        if not (isinstance(width, int) and isinstance(height, int) and width >= 1 and height >= 1):
-            raise InputError(f"{path}: image id {number} has a size of {width} x {height}")
-        if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise InputError(f"{path}: image id {number} has the file name {name!r}")
+        if not (is_whole(width, low=1, high=LARGEST_SIDE) and is_whole(height, low=1, high=LARGEST_SIDE)):
+            raise InputError(f"{path}: image id {number} has a size of {shown(width)} x {shown(height)}")
+        if not isinstance(name, str) or not stays_inside(name):
+            raise InputError(f"{path}: image id {number} has the file name {shown(name)}")
         place[number] = index
         sizes[index] = width, height
     return place, sizes
@@ -170,10 +171,14 @@ def _collect(
 ) -> Annotations:
     """Put the annotations in the order of their pictures."""
     label_of = {number: label for label, number in enumerate(categories)}
-    skipped = Counter[str]()
+    skipped, seen = Counter[str](), set[Any]()
     rows: list[tuple[int, float, float, float, float, int, float, bool]] = []
     for index, entry in enumerate(entries):
         image, box, category, area, crowd = _fields(path, index, entry)
+        if (known := entry.get("id")) is not None:
+            if not isinstance(known, int | str) or known in seen:
+                raise InputError(f"{path}: annotation id {shown(known)} comes twice, or is no id")
+            seen.add(known)
         if category not in label_of:
             raise InputError(f"{path}: annotation id {entry.get('id')} has category_id {category}, which is not listed")
         if image not in place:
@@ -202,14 +207,30 @@ def _collect(
 def _fields(path: Path, index: int, entry: Any) -> tuple[int, list[float], int, float, bool]:
     """Return an annotation's image id, box, category id, area and whether it is a crowd."""
     try:
-        image, category = int(entry["image_id"]), int(entry["category_id"])
+        image, category = _whole(entry["image_id"]), _whole(entry["category_id"])
         box = [float(value) for value in entry["bbox"]]
         area = float(entry.get("area", box[2] * box[3]))
-        crowd = bool(entry.get("iscrowd", 0))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        crowd = entry.get("iscrowd", 0)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         known = entry.get("id") if isinstance(entry, dict) else None
         which = f"annotation id {known}" if known is not None else f"annotations[{index}]"
         raise InputError(f"{path}: {which} must have image_id, category_id and a bbox of four numbers") from None
     if len(box) != 4 or not np.isfinite(box).all() or not np.isfinite(area):
         raise InputError(f"{path}: annotation id {entry.get('id')} has the bbox {box}; it must be four finite numbers")
-    return image, box, category, area, crowd
+    if isinstance(crowd, float | str) or crowd not in (0, 1):
+        raise InputError(f"{path}: annotation id {entry.get('id')} has iscrowd {shown(crowd)}; it must be 0 or 1")
+    return image, box, category, area, bool(crowd)
+
+
+def _whole(value: Any) -> int:
+    """Return an id; some tools write them as text."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
+    if not is_whole(number, low=-(2**53)):
+        raise ValueError
+    return int(number)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value

@@ -147,6 +147,8 @@ def lines(path: Path) -> Iterator[str]:
             if not line:
                 return
             number += 1
+            if b"\0" in line:
+                raise InputError(f"{path}: line {number} holds a zero byte, which no text does; the file is damaged")
             try:
                 yield line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:

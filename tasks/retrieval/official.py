@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.base import InputError
+from tasks.data.files import read_text, shown, stays_inside
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,14 @@ def read_cub(root: Path, last_train_class: int | None = None) -> Parts:
         InputError: A file is missing or a line is not understood.
     """
     folder = _inside(root, "CUB_200_2011", "images.txt")
-    paths = dict(_rows(folder / "images.txt", 2))
-    labels = {key: _whole(value, folder / "image_class_labels.txt") for key, value in
-              _rows(folder / "image_class_labels.txt", 2)}  # fmt: skip
+    paths = _numbered(folder / "images.txt")
+    marks = folder / "image_class_labels.txt"
+    labels = {key: _whole(value, marks) for key, value in _numbered(marks).items()}
     if paths.keys() != labels.keys():
         odd = sorted(paths.keys() ^ labels.keys())[0]
         raise InputError(f"{folder}: image {odd} stands in only one of images.txt and image_class_labels.txt")
-    listed = [(str(folder / "images" / path), labels[key]) for key, path in paths.items() if not _is_junk(path)]
+    pictures, file = folder / "images", folder / "images.txt"
+    listed = [(_picture(pictures, path, file), labels[key]) for key, path in paths.items() if not _is_junk(path)]
     return _split(listed, last_train_class or 100)
 
 
@@ -91,7 +94,11 @@ def read_sop(root: Path, last_train_class: int | None = None) -> Parts:
     parts = {}
     for part, name in (("train", "Ebay_train.txt"), ("queries", "Ebay_test.txt")):
         rows = _rows(folder / name, 4)[1:]
-        parts[part] = Listing([str(folder / row[3]) for row in rows], [_whole(row[1], folder / name) for row in rows])
+        if not rows:
+            raise InputError(f"{folder / name}: lists no pictures")
+        paths = [_picture(folder, row[3], folder / name) for row in rows]
+        _check_once(paths, folder / name)
+        parts[part] = Listing(paths, [_whole(row[1], folder / name) for row in rows])
     return parts
 
 
@@ -111,14 +118,18 @@ def read_inshop(root: Path, last_train_class: int | None = None) -> Parts:
     folder = _inside(root, "Inshop_Clothes", file)
     lines = _lines(folder / file)
     rows = _rows(folder / file, 3, skip=2)
-    if [str(len(rows))] != lines[0].split():
-        raise InputError(f"{folder / file}: says {lines[0].strip()!r} pictures and lists {len(rows)}")
+    said = lines[0].split() if lines else []
+    if [str(len(rows))] != said:
+        raise InputError(f"{folder / file}: says {shown(' '.join(said))} pictures and lists {len(rows)}")
     names = {"train": "train", "query": "queries", "gallery": "gallery"}
     found: dict[str, list[tuple[str, int]]] = {part: [] for part in names.values()}
     for path, item, part in rows:
         if part not in names:
-            raise InputError(f"{folder / file}: {path} is in part {part!r}; known are {', '.join(names)}")
-        found[names[part]].append((str(folder / "Img" / path), _whole(item.removeprefix("id_"), folder / file)))
+            raise InputError(f"{folder / file}: {path} is in part {shown(part)}; known are {', '.join(names)}")
+        found[names[part]].append(
+            (_picture(folder / "Img", path, folder / file), _whole(item.removeprefix("id_"), folder / file))
+        )
+    _check_once([path for pairs in found.values() for path, _ in pairs], folder / file)
     return {part: Listing([p for p, _ in pairs], [c for _, c in pairs]) for part, pairs in found.items()}
 
 
@@ -144,7 +155,11 @@ def _car_annotations(file: Path, field: str, folder: Path) -> list[tuple[str, in
     try:
         annotations = scipy.io.loadmat(str(file))["annotations"].ravel()
         # Every field is an array in an array.
-        return [(str(folder / str(_only(row[field]))), int(_only(row["class"]))) for row in annotations]
+        listed = [(_picture(folder, str(_only(row[field])), file), int(_only(row["class"]))) for row in annotations]
+        _check_once([path for path, _ in listed], file)
+        return listed
+    except InputError:
+        raise
     except Exception as error:  # scipy raises a dozen kinds for a broken file
         raise InputError(f"{file}: is no annotation file of Cars-196 ({type(error).__name__}: {error})") from None
 
@@ -162,12 +177,7 @@ def _inside(root: Path, name: str, marker: str) -> Path:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: is no text") from None
+    return read_text(file).splitlines()
 
 
 def _rows(file: Path, columns: int, *, skip: int = 0) -> list[list[str]]:
@@ -176,15 +186,35 @@ def _rows(file: Path, columns: int, *, skip: int = 0) -> list[list[str]]:
     for number, line in enumerate(_lines(file)[skip:], skip + 1):
         words = line.split()
         if len(words) not in (0, columns):
-            raise InputError(f"{file}, line {number}: {len(words)} columns, not {columns}: {line[:80]!r}")
+            raise InputError(f"{file}, line {number}: {len(words)} columns, not {columns}: {shown(line)}")
         rows += [words] if words else []
     return rows
 
 
 def _whole(word: str, file: Path) -> int:
-    if not word.isdecimal():
-        raise InputError(f"{file}: {word!r} is no class number")
+    if not (word.isdecimal() and len(word) < 10):
+        raise InputError(f"{file}: {shown(word)} is no class number")
     return int(word)
+
+
+def _numbered(file: Path) -> dict[str, str]:
+    """Return the second column of a file by its first, which must not repeat itself."""
+    rows = _rows(file, 2)
+    _check_once([row[0] for row in rows], file)
+    return {row[0]: row[1] for row in rows}
+
+
+def _check_once(keys: Sequence[str], file: Path) -> None:
+    if len(set(keys)) < len(keys):
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        raise InputError(f"{file}: lists {shown(twice)} twice")
+
+
+def _picture(folder: Path, name: str, file: Path) -> str:
+    """Return the path of a picture that a file lists, which must lie in its folder."""
+    if not stays_inside(name):
+        raise InputError(f"{file}: {shown(name)} is no path inside {folder.name}/")
+    return str(folder / name)
 
 
 def _is_junk(path: str) -> bool:

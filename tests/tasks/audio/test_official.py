@@ -42,7 +42,7 @@ def test_speech_commands_without_a_list_or_a_listed_file_is_refused_by_name(tmp_
     root = layouts.speech_commands(tmp_path, each=3)
     (root / "yes" / "00000002_nohash_0.wav").unlink()
     with pytest.raises(
-        InputError, match=r"1 files of the lists are missing, first yes/00000002_nohash_0\.wav \(test\)"
+        InputError, match=r"1 files of the lists are missing, first 'yes/00000002_nohash_0\.wav' of testing_list"
     ):
         speech_commands(root)
     (root / "testing_list.txt").unlink()

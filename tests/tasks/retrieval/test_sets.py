@@ -99,7 +99,7 @@ def test_a_missing_split_file_is_named(tmp_path, name, write, lost):
         ("cub", layouts.write_cub, "CUB_200_2011/images.txt", "1 a.jpg\n", "stands in only one of"),
         ("cub", layouts.write_cub, "CUB_200_2011/image_class_labels.txt", "1 one\n", "'one' is no class number"),
         ("cars", layouts.write_cars, "cars196/cars_annos.mat", "nothing", "is no annotation file of Cars-196"),
-        ("sop", layouts.write_sop, "Stanford_Online_Products/Ebay_train.txt", "a b c d\n", "0 training classes"),
+        ("sop", layouts.write_sop, "Stanford_Online_Products/Ebay_train.txt", "a b c d\n", "lists no pictures"),
         ("inshop", layouts.write_inshop, "Inshop_Clothes/Eval/list_eval_partition.txt", "2\nh\na.jpg id_1 train\n",
          "says '2' pictures and lists 1"),
         ("inshop", layouts.write_inshop, "Inshop_Clothes/Eval/list_eval_partition.txt", "1\nh\na.jpg id_1 test\n",
