@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup mini test test-slow test-gpu check data report tables toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup mini test test-slow test-gpu check data report tables claims verify-results status retry doctor dry-run toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,9 +50,9 @@ $(SWEEPS): $(READY)
 	@script=scripts/$(subst -,_,$@).py; if test -f $$script; then $(PY) $$script; else $(PY) scripts/sweep.py $@ $(ARGS); fi
 
 # Sweeps that share runs stand in one half, in this order, so that no run is made twice at once.
-MINI_A := table-1 figure-f1 figure-f2 figure-f3 figure-f4 table-b1 table-2
+MINI_A := table-1 figure-f1 figure-f2 figure-f3 figure-f4 table-b1 table-2 table-d4
 MINI_B := aws-table-1 aws-table-2 aws-table-3 aws-figure-1 aws-figure-2 aws-figure-4 aws-figure-5 aws-figure-6 \
-	adarem-table-1 adarem-table-2 adarem-figure-2 adarem-figure-4 adarem-figure-5 table-d3 table-d4
+	adarem-table-1 adarem-table-2 adarem-figure-2 adarem-figure-4 adarem-figure-5 table-d3
 
 mini: $(READY) ## every small classification table and figure, two runs at a time; the same command goes on
 	@for half in "$(MINI_A)" "$(MINI_B)"; do \
@@ -67,8 +67,24 @@ tables: $(READY) ## write results/records.csv, tables and figures of the finishe
 	@mkdir -p results/figures; for page in results/reports/*/figures; do name=$$(basename $$(dirname $$page)); \
 	  for figure in $$page/*-norms.png $$page/*-learning.png; do test -f $$figure && cp $$figure results/figures/$$name-$$(basename $$figure); done; done; true
 
-data: $(READY) ## fetch and verify the full Fashion-MNIST set into the cache (the folder ADAMP_DATA, or ~/.cache/adamp/data)
+data: $(READY) ## fetch and verify all of Fashion-MNIST and MNIST into the cache (the folder ADAMP_DATA, or ~/.cache/adamp/data)
 	@$(PY) scripts/prepare/fashion_mnist.py $(ARGS)
+	@$(PY) -m scripts.prepare.mnist $(ARGS)
+
+claims: $(READY) ## the papers' claims, each with the verdict that the records give it
+	@$(PY) scripts/claims.py $(ARGS)
+
+verify-results: $(READY) ## make every committed table and figure again from the records, and compare
+	@$(PY) scripts/verify_results.py $(ARGS)
+
+status: $(READY) ## runs finished, running, waiting, failed: losses, rates, time left, reasons (sweep=NAME, experiment=NAME)
+	@$(PY) scripts/status.py $(ARGS)
+
+retry: $(READY) ## start again what failed, was interrupted or never started, by the words each run recorded
+	@$(PY) scripts/retry.py $(ARGS)
+
+doctor: ## what this machine has for the suite, what is missing, and what to do about it
+	@if test -x $(PY); then $(PY) scripts/doctor.py $(ARGS); else $(PYTHON) scripts/doctor.py $(ARGS); fi
 
 toy2d: $(READY) ## the AdamP paper's Figure 1 and videos: the published norms and losses, a figure, an animation
 	@$(PY) scripts/toy2d.py $(ARGS)
@@ -87,6 +103,9 @@ imagenet-check: $(READY) ## verify a copy of ImageNet (data_root=...): classes, 
 
 plan: $(READY) ## steps, FLOPs, memory and GPU hours of experiment=NAME or sweep=NAME, before it is started
 	@$(PY) scripts/plan.py $(ARGS)
+
+dry-run: $(READY) ## two steps of every ImageNet experiment at full size, on noise: does it build, fit and run
+	@$(PY) scripts/dry_run.py $(ARGS)
 
 resnet18-speed: $(READY) ## share of data, forward, backward, optimizer and probes in a step, for each optimizer
 	@$(PY) scripts/resnet18_speed.py $(ARGS)
