@@ -3,6 +3,8 @@
 Hydra executes this file at each start, so it holds names alone; what they do stands in `scripts/launch`.
 """
 
+from importlib.util import find_spec
+
 from scripts.launch import grid, local
 
 
@@ -12,3 +14,10 @@ class GridSweeper(grid.GridSweeper):  # noqa: D101
 
 class LocalLauncher(local.LocalLauncher):  # noqa: D101
     pass
+
+
+if find_spec("hydra_plugins.hydra_submitit_launcher"):
+    from scripts.launch import slurm
+
+    class SlurmLauncher(slurm.SlurmLauncher):  # noqa: D101
+        pass
