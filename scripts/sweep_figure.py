@@ -48,6 +48,8 @@ def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: s
     with canvas(title, rows=len(rows), columns=len(groups), size=size) as (figure, axes):
         for index, axis in enumerate(axes):
             metric, group = rows[index // len(groups)], groups[index % len(groups)]
+            if key == "opt" and index % len(groups):  # one network: optimizers side by side compare on one scale
+                axis.sharey(axes[index - index % len(groups)])
             inside = [c for c in cells if c.runs and (not key or c.overrides.get(key, "") == group)]
             drawn = [_line(axis, cell, place, metric, {*constant, key}, written) for place, cell in enumerate(inside)]
             axis.set_ylabel(NAMES.get(metric, plain(metric, limit=32)) if index % len(groups) == 0 else "")
