@@ -46,6 +46,8 @@ class Adversarial(Task):
         strong_images: Validation pictures that AutoAttack gets, the first ones of the set.
         num_workers: Decoding processes beside each training process; 0 decodes in it.
         eval_batch_size: Pictures in one evaluation batch of one process.
+        validation: Share of the training pictures that are scored in the place of the published validation split, for
+            choosing hyperparameters; null scores the published one. See `ImageSet.hold_out`.
 
     Raises:
         InputError: if an option is out of its range, or AutoAttack is asked for and cannot run.
@@ -69,6 +71,7 @@ class Adversarial(Task):
         strong_images: int = 1000,
         num_workers: int = 0,
         eval_batch_size: int = 250,
+        validation: float | None = None,
     ) -> None:
         _check_least(
             {
@@ -85,6 +88,8 @@ class Adversarial(Task):
         if evaluation == "strong":
             _check_strong(data)
         self.attack = _chosen(attack, epsilon=epsilon, step_size=step_size)
+        if validation is not None:
+            data.hold_out(validation)
         self.data = data
         self.networks = {"model": model(num_classes=data.num_classes)}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

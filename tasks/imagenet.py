@@ -32,6 +32,8 @@ class ImageNet(Task):
         mix: Mixes the examples of each training batch, e.g. `tasks.data.CutMix`.
         num_workers: Decoding processes beside each training process; 0 decodes in it.
         eval_batch_size: Pictures in one evaluation batch of one process.
+        validation: Share of the training pictures that are scored in the place of the published validation split, for
+            choosing hyperparameters; null scores the published one. See `ImageSet.hold_out`.
     """
 
     monitor = "val/top1"
@@ -48,6 +50,7 @@ class ImageNet(Task):
         mix: Mix | None = None,
         num_workers: int = 0,
         eval_batch_size: int = 250,
+        validation: float | None = None,
     ) -> None:
         for option, value in (("train.batch_size", batch_size), ("task.eval_batch_size", eval_batch_size)):
             if not value >= 1:
@@ -56,6 +59,8 @@ class ImageNet(Task):
             raise InputError(f"train.num_workers={num_workers}: must be 0 or more")
         if not 0 <= label_smoothing < 1:
             raise InputError(f"task.label_smoothing={label_smoothing}: must be at least 0 and below 1")
+        if validation is not None:
+            data.hold_out(validation)
         self.data = data
         self.networks = {"model": model(num_classes=data.num_classes)}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from tasks.base import InputError
 from tasks.data.fashion_mnist import FashionMnist
 from tasks.data.files import read_whole
-from tasks.data.images import ImageSet, Split
+from tasks.data.images import ImageSet, Split, divided
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FILES: dict[Split, tuple[str, ...]] = {
@@ -61,8 +61,8 @@ class Cifar10(ImageSet):
         self.std = (0.2470, 0.2435, 0.2616)
         self.licence = "none stated by the authors; they ask to be cited"
         self._view = shifted_view(crop_padding)
-        self._images: dict[str, Tensor] = {}
-        self._labels: dict[str, list[int]] = {}
+        self._images: dict[Split, Tensor] = {}
+        self._labels: dict[Split, list[int]] = {}
         for split, names in FILES.items():
             batches = [read_batch(folder / name, md5=MD5[name] if verify else None) for name in names]
             self._images[split] = torch.from_numpy(np.concatenate([images for images, _ in batches]))
@@ -74,6 +74,9 @@ class Cifar10(ImageSet):
 
     def eval_example(self, index: int) -> tuple[Tensor, int]:
         return self._images["val"][index], self._labels["val"][index]
+
+    def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
+        self._images, self._labels = divided(self._images["train"], self._labels["train"], kept=kept, held=held)
 
 
 class PaddedFashionMnist(FashionMnist):

@@ -7,6 +7,7 @@ Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset", arXiv:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tasks.base import InputError
 from tasks.data.cache import cache_folder
 from tasks.data.files import parse_json, read_whole
 from tasks.data.idx import decompress, parse_idx
-from tasks.data.images import BILINEAR, ImageSet, RandomView, Split
+from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, divided
 
 CLASSES = (
     "T-shirt/top",
@@ -117,6 +118,9 @@ class FashionMnist(ImageSet):
         size = [self.image_size, self.image_size]
         image = v2.functional.resize(self._images["val"][index], size, BILINEAR, antialias=True)
         return image.expand(3, -1, -1), self._labels["val"][index]
+
+    def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
+        self._images, self._labels = divided(self._images["train"], self._labels["train"], kept=kept, held=held)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "source": self._source}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -118,6 +119,10 @@ class ImageFolderSet(ImageSet):
         classes = check_classes(path)
         return path, classes, {split: _Folders(path / split, classes) for split in ("train", "val")}
 
+    def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
+        whole = self._splits["train"]
+        self._splits = {"train": _Part(whole, kept), "val": _Part(whole, held)}
+
     def _label(self, split: Split, index: int) -> int:
         return int(self._splits[split].labels[index])
 
@@ -128,6 +133,20 @@ class ImageFolderSet(ImageSet):
                 return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB
         except DECODE_ERRORS as error:
             raise UnreadableImageError(f"{self.location(split, index)}: {error}") from error
+
+
+class _Part:
+    """Some pictures of a listing, under numbers of their own."""
+
+    def __init__(self, whole: Listing, numbers: Sequence[int]) -> None:
+        self._whole, self._numbers = whole, np.asarray(numbers, dtype=np.int64)
+        self.labels: NDArray[np.int64] = whole.labels[self._numbers]
+
+    def location(self, index: int) -> str:
+        return self._whole.location(int(self._numbers[index]))
+
+    def open(self, index: int) -> Path | IO[bytes]:
+        return self._whole.open(int(self._numbers[index]))
 
 
 class _Folders:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,6 +72,35 @@ class ImageSet(ABC):
     @abstractmethod
     def eval_example(self, index: int) -> tuple[Tensor, int]:
         """Return picture `index` of the validation split and its label, not augmented; as `train_example`."""
+
+    def hold_out(self, share: float) -> None:
+        """Make a share of the training pictures the validation split, in the place of the published one.
+
+        For choosing hyperparameters: what the papers report is scored on the published split, which must not choose
+        them. The same pictures are held out whatever the run's seed, they are seen without augmentation, and the set
+        gets a name of its own.
+
+        Args:
+            share: Part of the training pictures, in (0, 1).
+
+        Raises:
+            InputError: The share leaves one of the splits empty, or this set cannot be divided.
+        """
+        total = self.num_examples["train"]
+        num = round(share * total) if 0 < share < 1 else 0
+        if not 0 < num < total:
+            raise InputError(
+                f"task.validation={share}: must be a share of the {total} training pictures that leaves some to each"
+            )
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
+        held, kept = sorted(order[:num]), sorted(order[num:])
+        self._divide(kept, held)
+        self.name = f"{self.name}_held_out_{share:g}"
+        self.num_examples = {"train": len(kept), "val": len(held)}
+
+    def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
+        """Let go of the validation split; keep some training pictures, and make the others that split."""
+        raise InputError(f"task.validation: the set {self.name} has no way to hold out training pictures")
 
     def location(self, split: Split, index: int) -> str:
         """Return where picture `index` of a split lies, in words for a warning."""
@@ -171,3 +201,14 @@ class RandomView:
             image, *box, size=self.size, interpolation=self._interpolation, antialias=True
         )
         return v2.functional.horizontal_flip(image) if random.random() < 0.5 else image
+
+
+def divided(
+    images: Tensor, labels: Sequence[int], *, kept: Sequence[int], held: Sequence[int]
+) -> tuple[dict[Split, Tensor], dict[Split, list[int]]]:
+    """Return pictures (N, ...) and labels (N,) in two splits: those that are kept for training, and those held out."""
+    parts: dict[Split, Sequence[int]] = {"train": kept, "val": held}
+    return (
+        {split: images[torch.as_tensor(numbers)] for split, numbers in parts.items()},
+        {split: [labels[i] for i in numbers] for split, numbers in parts.items()},
+    )
