@@ -83,7 +83,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 def ask(env: dict[str, str], *words: str) -> str:
     """Return what a command of the cluster prints."""
-    done = subprocess.run(words, env={**os.environ, **env}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env={**os.environ, **env}, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
     return done.stdout.strip()
 

@@ -10,7 +10,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests import commands
 from tests.scripts import slurm_cluster
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm is not installed")
+Start = Callable[..., "subprocess.Popen[str]"]
 # Two processes of one thread each, on cores that have no GPU.
 PLACE = [
     "launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1", "hydra.launcher.poll_s=1",
@@ -42,6 +43,23 @@ def _here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if "cluster" in request.fixturenames:
         for key, value in request.getfixturevalue("cluster").items():
             monkeypatch.setenv(key, value)
+
+
+@pytest.fixture(name="start")
+def _start(environment: dict[str, str], cluster: dict[str, str]) -> Iterator[Start]:
+    """Start sweeps on the cluster; whatever still runs at the end of the test goes, its jobs too."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*given: str) -> subprocess.Popen[str]:
+        started.append(commands.start([*given, *PLACE], {**environment, **cluster}))
+        return started[-1]
+
+    yield start
+    if left := [process for process in started if process.poll() is None]:
+        slurm_cluster.ask(cluster, "scancel", "-u", "root")
+    for process in left:
+        process.kill()
+        process.communicate()
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -108,11 +126,11 @@ def test_a_job_leaves_an_exit_code_and_one_that_crashed_counts_as_failed(tmp_pat
 
 
 def test_a_preempted_run_of_two_processes_goes_on_and_leaves_the_bits_of_the_local_launcher(
-    tmp_path: Path, cluster: dict[str, str], environment: dict[str, str]
+    tmp_path: Path, cluster: dict[str, str], environment: dict[str, str], start: Start
 ) -> None:
     run = ["train.epochs=40", "train.checkpoint_minutes=1000"]
     env = {**environment, **cluster}
-    process = commands.start([*words(tmp_path / "slurm", *run), *PLACE], env)
+    process = start(*words(tmp_path / "slurm", *run))
     commands.wait_until(lambda: bool(begun(tmp_path / "slurm")), process)
     (folder,) = begun(tmp_path / "slurm")
     assert states.state(folder).status == "running"
@@ -140,11 +158,11 @@ def test_a_preempted_run_of_two_processes_goes_on_and_leaves_the_bits_of_the_loc
 
 @pytest.mark.slow
 def test_a_grid_with_a_preempted_and_a_signalled_cell_equals_that_of_the_local_launcher_bitwise(
-    tmp_path: Path, cluster: dict[str, str], environment: dict[str, str]
+    tmp_path: Path, cluster: dict[str, str], environment: dict[str, str], start: Start
 ) -> None:
     run = ["train.epochs=40", "train.checkpoint_minutes=1000", "opt=sgd,adamp", "train.seed=0,1"]
     env = {**environment, **cluster}
-    process = commands.start([*words(tmp_path / "slurm", *run), *PLACE], env)
+    process = start(*words(tmp_path / "slurm", *run))
     commands.wait_until(lambda: bool(begun(tmp_path / "slurm")), process, seconds=300)
     (first,) = begun(tmp_path / "slurm")
     preempt(cluster)
@@ -163,12 +181,12 @@ def test_a_grid_with_a_preempted_and_a_signalled_cell_equals_that_of_the_local_l
 
 @pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_and_goes_on_and_a_cancelled_one_is_told_and_retried(
-    tmp_path: Path, cluster: dict[str, str], environment: dict[str, str]
+    tmp_path: Path, cluster: dict[str, str], environment: dict[str, str], start: Start
 ) -> None:
     run = ["train.epochs=4000", "train.checkpoint_minutes=1000", "train.eval_epochs=4000"]
     limits = ["hydra.launcher.timeout_min=3", "hydra.launcher.signal_delay_s=60"]
     env = {**environment, **cluster}
-    process = commands.start([*words(tmp_path, *run), *PLACE, *limits], env)
+    process = start(*words(tmp_path, *run), *limits)
     commands.wait_until(lambda: bool(begun(tmp_path)), process, seconds=300)
     (folder,) = begun(tmp_path)
     commands.wait_until(lambda: bool(record(folder)["resumed_from"]), process, seconds=400)
