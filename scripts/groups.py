@@ -15,7 +15,7 @@ from scripts.seeds import mean_and_deviation as mean_and_deviation  # one place 
 # Recipes are tables to look values up in; the values in force stand under `opt`.
 BYSTANDER_ROOTS = frozenset({
     "name", "tag", "experiment_name", "scale_name", "opt_name", "recipe", "sweep", "hydra", "results",
-    "data_root", "paths", "logger", "launcher", "gpus", "processes",
+    "data_root", "paths", "logger", "launcher", "gpus", "jobs", "processes",
 })  # fmt: skip
 BYSTANDER_LEAVES = frozenset({
     "seed", "root", "path", "folder", "num_workers", "device", "threads", "progress", "checkpoint_minutes",

@@ -35,6 +35,8 @@ failed       it says why; a run that diverged would diverge again
 broken       its files cannot be read: move the folder away, or repair it
 """
 
+FREE = ("gpus", "jobs", "launcher", "logger", "pictures", "data_root", "paths.", "hydra", "train.progress")
+
 
 def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) -> list[Path]:
     """Return the folders of a sweep's cells, whether they exist or not.
@@ -49,7 +51,8 @@ def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) ->
 
     folders: dict[Path, None] = {}
     names: dict[tuple[tuple[str, str], ...], tuple[str, str, str]] = {}
-    for _, overrides in grids.cells(sweep, scale, typed):
+    kept = {key: value for key, value in typed.items() if not key.startswith(FREE)}
+    for _, overrides in grids.cells(sweep, scale, kept):
         seed = overrides.pop("train.seed", "0")
         key = tuple(sorted(overrides.items()))
         if key not in names:  # the names of the other seeds follow: composing takes half a second

@@ -260,7 +260,7 @@ def main(words: Sequence[str]) -> int:
     spec = given.get("sweep") or {}
     if not spec.get("table") and not spec.get("figure"):
         return 0  # a plain grid: the pages of its experiment show it
-    free = ("gpus", "launcher", "logger", "pictures", "data_root", "paths.", "hydra", "train.progress")
+    free = ("gpus", "jobs", "launcher", "logger", "pictures", "data_root", "paths.", "hydra", "train.progress")
     kept = {key: value for key, value in typed.items() if not key.startswith(free)}
     out, title = Path(options["out"].rstrip("/")), str(spec.get("title", sweep))
     records = Path(options["records"] or out / "records.csv")

@@ -319,13 +319,29 @@ def main() -> int:
     CODES.clear()
 
     def whole() -> int:
-        check_launcher(grids.chosen(sys.argv[1:], "launcher"))
-        hydra_main()
+        given = sys.argv
+        try:
+            sys.argv = [given[0], *launched(given[1:])]
+            hydra_main()
+        finally:
+            sys.argv = given
         return max(CODES, default=0)
 
     code = guarded(whole)
     compare()
     return code
+
+
+def launched(words: Sequence[str]) -> list[str]:
+    """Return a command line as Hydra needs it: with launchers it bothers in grids alone, so a single run becomes one.
+
+    Raises:
+        InputError: The launcher's package is missing.
+    """
+    launcher = grids.chosen(words, "launcher", "local")
+    check_launcher(launcher)
+    grid = any(word in ("-m", "--multirun") or word.startswith("hydra.mode=") for word in words)
+    return [*words, *([] if grid or launcher == "local" else ["hydra.mode=MULTIRUN"])]
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="train")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts import retry, states
+from scripts import retry, states, train
 from scripts.launch import local
 from scripts.launch.cell import Cell
 from tasks.base import InputError
@@ -176,6 +176,14 @@ def test_runs_side_by_side_stopped_by_ctrl_c_and_retried_leave_the_bits_of_runs_
         assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
         a, b = (commands.weights(path / "checkpoints" / "last.pt") for path in (one, other))
         assert all(a[key].equal(b[key]) for key in a)
+
+
+def test_a_single_run_is_a_grid_of_one_for_a_launcher() -> None:
+    assert train.launched(["opt=sgd"]) == ["opt=sgd"]
+    assert train.launched(["opt=sgd", "jobs=2", "launcher=local"])[-1] == "launcher=local"
+    assert train.launched(["launcher=slurm"]) == ["launcher=slurm", "hydra.mode=MULTIRUN"]
+    assert train.launched(["launcher=slurm", "hydra.mode=RUN"])[-1] == "hydra.mode=RUN"
+    assert train.launched(["--multirun", "launcher=slurm"])[-1] == "launcher=slurm"
 
 
 def test_a_launcher_without_its_package_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
