@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,19 +94,27 @@ def sections(runs: Sequence[Run]) -> dict[tuple[str, str], list[Group]]:
 def _label(groups: list[list[Run]]) -> list[Group]:
     """Name each group by its optimizer, its decay and what else separates it from that optimizer's others."""
     settings = [setting(runs[0]) for runs in groups]
+    taken: dict[str, dict[str, set[str]]] = {}  # optimizer -> key -> the values it takes among that optimizer's groups
+    count = Counter(own["optimizer"] for own in settings)
+    for own in settings:
+        values = taken.setdefault(own["optimizer"], {})
+        for key, value in own.items():
+            values.setdefault(key, set()).add(str(value))
+    held = {opt: Counter(key for own in settings if own["optimizer"] == opt for key in own) for opt in taken}
     labels = []
     for runs, own in zip(groups, settings, strict=True):
-        siblings = [other for other in settings if other["optimizer"] == own["optimizer"]]
-        differing = [key for key in own if len({str(other.get(key)) for other in siblings}) > 1]
+        values, opt = taken[own["optimizer"]], own["optimizer"]
+        differing = [key for key in own if len(values[key] | ({"None"} if held[opt][key] < count[opt] else set())) > 1]
         extra = [key for key in differing if key not in ("opt.weight_decay", "opt.lr")]
         parts = [own["optimizer"], f"wd={short(runs[0].weight_decay)}"]
         parts += [f"lr={short(runs[0].lr)}"] if "opt.lr" in differing else []
         # The same option can stand in two places, e.g. data.image_size and task.data.image_size.
         named = dict.fromkeys(f"{key.rpartition('.')[2]}={short(own[key])}" for key in extra)
         labels.append(", ".join([*parts, *list(named)[:3]]))
+    named_so = Counter(labels)
     made = [
         Group(
-            label if labels.count(label) == 1 else f"{label} [{digest(own)}]",
+            label if named_so[label] == 1 else f"{label} [{digest(own)}]",
             tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name))),
             own,
         )

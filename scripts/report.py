@@ -1,44 +1,44 @@
-"""Write reports: one page a run, in its folder, and one page an experiment that compares its runs.
+"""Write reports: the static site of all runs, and a page of pictures for a single run in its folder.
 
-A page is a single HTML file with its figures inside. It needs no network, opens from disk and reads well on
-light and dark screens. Runs in every state are shown: finished, running, interrupted and failed.
+Every page opens from disk, needs no network and reads well on light and dark screens. Runs in every state are shown:
+finished, running, interrupted, failed and broken.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/report.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts import views  # noqa: E402
+from scripts import static_site, views  # noqa: E402
 from scripts.board import INK, Drawn  # noqa: E402
 from scripts.figures import draw_comparison, draw_run  # noqa: E402
 from scripts.groups import sections  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.runs import ReadError, Run, experiments, load_run, load_runs  # noqa: E402
+from scripts.static_site import environment  # noqa: E402
 
 USAGE = """
-usage: python scripts/report.py [experiment=NAME] [run=FOLDER] [runs=FOLDER] [out=FOLDER]
+usage: python scripts/report.py [experiment=NAME] [--pictures] [run=FOLDER] [runs=FOLDER] [out=FOLDER]
 
-Writes a page for every run that has none yet or has gone on since (report.html and figures/ in its folder), and
-a page for every experiment that compares its runs (OUT/EXPERIMENT/index.html). Pages hold their figures and need
-no network.
+Writes OUT/index.html and the pages that it leads to: an overview, a page an experiment, a comparison of runs by chosen
+curves, a page a run, the tables and the ledger of claims. Curves are drawn in the browser; --pictures also draws them
+as files (SVG, PNG and their numbers as CSV), a few seconds an experiment.
 
-  experiment=NAME  only this experiment; without it, all that have runs
-  run=FOLDER       only the page of this run
+  experiment=NAME  only this experiment's pages; without it, all that have runs
+  --pictures       also draw OUT/EXPERIMENT/figures
+  run=FOLDER       only the page of pictures of this run, report.html and figures/ in its folder
   runs=FOLDER      where runs lie; default results/runs
-  out=FOLDER       where comparisons go; default results/reports
+  out=FOLDER       where the site goes; default results/reports
+  results=FOLDER   whose tables/ are shown; default the folder that OUT lies in
 
 example: python scripts/report.py experiment=imagenet-resnet18
 """
@@ -52,12 +52,6 @@ class Picture:
     title: str
     caption: str
     svg: Markup
-
-
-def environment() -> Environment:
-    """Return the templates of all pages."""
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def inline(figure: Drawn) -> Picture:
@@ -108,62 +102,29 @@ def _write_run(run: Run) -> Path:
 
 
 def write_experiment_report(runs_root: Path, experiment: str, out_root: Path) -> Path:
-    """Compare all runs of an experiment on one page.
+    """Draw the pictures that compare all runs of an experiment, and write its page of the site.
 
     Args:
         runs_root: Folder of all runs, usually results/runs.
         experiment: The experiment's name, a folder in `runs_root`.
-        out_root: Folder of all comparisons, usually results/reports.
+        out_root: Folder of the site, usually results/reports.
 
     Returns:
-        `<out_root>/<experiment>/index.html`; figures lie in `figures` beside it.
+        `<out_root>/<experiment>/index.html`; pictures lie in `figures` beside it.
 
     Raises:
         ReadError: There are no runs of this experiment.
     """
-    runs = load_runs(runs_root, experiment)
-    folder = out_root / experiment
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = []
-    places = sections(runs)
+    folder, shown = out_root / experiment / "figures", []
+    places = sections(load_runs(runs_root, experiment))
     for count, ((data, scale), groups) in enumerate(places.items()):
         prefix = f"{slug(data)}-{slug(scale)}-" + (f"{count}-" if len(places) > 1 else "")
-        figures = [inline(figure) for figure in draw_comparison(groups, folder / "figures", prefix=prefix)]
-        shown.append(views.section_view(f"{data}, scale {scale}", groups, figures))
-    unread = _unread(runs_root / experiment)
-    page = environment().get_template("experiment.html.j2")
-    text = page.render(
-        title=f"{experiment} · report",
-        experiment=experiment,
-        summary=views.count_states(runs),
-        notes=[(f"Left out, run.json cannot be read: {', '.join(unread)}", "bad")] if unread else [],
-        sections=shown,
-        runs=[views.run_row(run, folder) for run in sorted(runs, key=lambda run: run.finished)],
-    )
-    path = folder / "index.html"
-    path.write_text(text, encoding="utf-8")
+        drawn = draw_comparison(groups, folder, prefix=prefix)
+        shown += [(f"{data}, scale {scale}", figure) for figure in drawn]
+    static_site.list_pictures(folder, shown)
+    path = static_site.write_experiment(runs_root, experiment, out_root)
+    static_site.write_site(out_root, out_root.parent)
     return path
-
-
-def _fresh(run: Run) -> bool:
-    """Whether a run's page is younger than the run's files and than the code that writes pages."""
-    page = run.folder / "report.html"
-    code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".j2")]
-    sources = [*code, *(run.folder / name for name in ("run.json", "metrics.jsonl", "timing.jsonl"))]
-    return page.exists() and page.stat().st_mtime > max(path.stat().st_mtime for path in sources if path.exists())
-
-
-def _unread(folder: Path) -> list[str]:
-    """Return the names of run folders whose run.json is broken; the page must not pass over them."""
-    broken = []
-    for path in sorted(folder.glob("*/run.json")):
-        try:
-            whole = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-        except (OSError, ValueError, RecursionError):
-            whole = False
-        if not whole:
-            broken.append(path.parent.name)
-    return broken
 
 
 def slug(text: str) -> str:
@@ -173,17 +134,21 @@ def slug(text: str) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Write what the command line asks for; print each page's path."""
-    options = {"experiment": "", "run": "", "runs": results("runs"), "out": results("reports")}
-    values: dict[str, Any] = parse(words, options=options)
+    options = {"experiment": "", "run": "", "runs": results("runs"), "out": results("reports"), "results": ""}
+    values = parse(words, options=options, flags=("pictures",))
     if values["run"]:
         print(write_run_report(Path(values["run"])))
         return 0
-    root, out = Path(values["runs"]), Path(values["out"])
-    for run in load_runs(root, values["experiment"] or None):
-        if not _fresh(run):
-            print(_write_run(run))
-    for name in [values["experiment"]] if values["experiment"] else experiments(root):
-        print(write_experiment_report(root, name, out))
+    root, out, chosen = Path(values["runs"]), Path(values["out"]), values["experiment"]
+    known = experiments(root)
+    if not known or (chosen and chosen not in known):
+        load_runs(root, chosen or None)  # says what there is
+    for name in [chosen] if chosen else known:
+        make = write_experiment_report if values["pictures"] else static_site.write_experiment
+        print(make(root, name, out))
+    if not chosen:
+        static_site.prune(out, known)
+    print(static_site.write_site(out, Path(values["results"] or out.parent)))
     return 0
 
 

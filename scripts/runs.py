@@ -24,6 +24,8 @@ STATISTICS = (
     "max",
 )  # `norm/mean` is over all layers, `norm/<anything else>` is one layer
 
+LINES = 20_000  # of metrics.jsonl and of each kind that are all read; longer files are sampled
+
 log = logging.getLogger("scripts.runs")
 
 
@@ -38,12 +40,14 @@ class Run:
     Attributes:
         folder: The run's folder.
         record: `run.json`; keys may be missing, the properties below are safe to read.
-        metrics: The whole lines of `metrics.jsonl`, in file order.
+        metrics: The whole lines of `metrics.jsonl`, in file order; of a very long file an even sample of them.
+        broken_lines: How many of its lines are no JSON objects.
     """
 
     folder: Path
     record: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    broken_lines: int = 0
 
     def section(self, key: str) -> dict[str, Any]:
         """Return a nested object of the record, empty when it is missing or not an object."""
@@ -205,7 +209,7 @@ class Run:
 
     def throughput(self) -> float | None:
         """Median examples a second over the log intervals, None where nothing was timed."""
-        rates = [number(line.get("examples_per_s")) for line in _lines(self.folder / "timing.jsonl")]
+        rates = [number(line.get("examples_per_s")) for line in _lines(self.folder / "timing.jsonl") if line]
         found = sorted(rate for rate in rates if rate is not None and math.isfinite(rate))
         return found[len(found) // 2] if found else None
 
@@ -240,51 +244,102 @@ def number(value: Any) -> float | None:
         return None
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a .jsonl file; a half-written last line is normal, others are reported."""
+class BrokenRunError(ReadError):
+    """A folder that should hold a run does not: the text says why."""
+
+
+def sampled(path: Path, most: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Return (number, line) of a file's lines, and how many there are; of a long file a sample, in one pass.
+
+    Lines of one kind, told by how many quotation marks they have, that is by how many keys, are thinned alone: of the
+    few with scores as many stay as of the many without. Each kind keeps its first and its last line. At most about
+    32 x 2 x `most` lines are held at once, whatever the length of the file.
+
+    Args:
+        path: A .jsonl file; one that cannot be read has no lines.
+        most: How many lines of a kind are surely kept.
+    """
+    kept: dict[int, list[tuple[int, bytes]]] = {}
+    strides: dict[int, int] = {}
+    seen: dict[int, int] = {}
+    last: dict[int, tuple[int, bytes]] = {}
+    count = 0
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with path.open("rb") as file:
+            for count, line in enumerate(file, start=1):
+                kind = line.count(b'"')
+                if kind not in seen:
+                    kind = kind if len(seen) < 32 else 0
+                    kept.setdefault(kind, []), strides.setdefault(kind, 1), seen.setdefault(kind, 0)
+                if seen[kind] % strides[kind] == 0:
+                    kept[kind].append((count, line))
+                    if len(kept[kind]) >= 2 * most:
+                        kept[kind] = kept[kind][::2]
+                        strides[kind] *= 2
+                seen[kind] += 1
+                last[kind] = count, line
     except OSError:
-        return
-    lines = text.splitlines()
-    for count, line in enumerate(lines, start=1):
+        return [], 0
+    return sorted({*last.values(), *(entry for entries in kept.values() for entry in entries)}), count
+
+
+def _lines(path: Path, most: int = LINES) -> Iterator[dict[str, Any] | None]:
+    """Yield the objects of a .jsonl file, None for what is no object; a half-written last line is left out."""
+    lines, total = sampled(path, most)
+    for count, line in lines:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
             yield value
-        elif line.strip() and count < len(lines):
+        elif line.strip() and (count < total or line.endswith(b"\n")):
             log.warning("skipped line %d of %s: not a JSON object", count, path)
+            yield None
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that have a place in time: a whole step and a finite epoch."""
-    kept = []
-    for line in _lines(path):
-        step, epoch = number(line.get("step")), number(line.get("epoch"))
-        if step is not None and epoch is not None and math.isfinite(step) and math.isfinite(epoch):
+def _metrics(path: Path, most: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines that have a place in time, a whole step and a finite epoch, and how many are no objects."""
+    kept, broken = [], 0
+    for line in _lines(path, most):
+        step, epoch = (None, None) if line is None else (number(line.get("step")), number(line.get("epoch")))
+        broken += line is None
+        if line is not None and step is not None and epoch is not None and math.isfinite(step) and math.isfinite(epoch):
             kept.append({**line, "step": int(step), "epoch": epoch})
-    return kept
+    return kept, broken
 
 
-def load_run(folder: Path) -> Run | None:
-    """Return the run in a folder, or None (with a warning that names it) where `run.json` cannot be read."""
+def read_run(folder: Path, *, most: int = LINES) -> Run:
+    """Return the run in a folder.
+
+    Args:
+        folder: The run's folder.
+        most: Lines of metrics.jsonl of each kind that are surely read; of more, a sample.
+
+    Raises:
+        BrokenRunError: `run.json` cannot be read, or holds no object.
+    """
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        log.warning("skipped %s: no readable run.json", folder)
-        return None
+        raise BrokenRunError("no readable run.json") from None
     except (ValueError, RecursionError) as error:
-        log.warning("skipped %s: run.json is broken (%s)", folder, error)
-        return None
+        raise BrokenRunError(f"run.json is broken ({error})") from None
     if not isinstance(record, dict):
-        log.warning("skipped %s: run.json holds no object", folder)
-        return None
-    run = Run(folder, record, _metrics(folder / "metrics.jsonl"))
+        raise BrokenRunError("run.json holds no object")
+    run = Run(folder, record, *_metrics(folder / "metrics.jsonl", most))
     # Of several networks the task's first stands for the run, in curves and in tables.
     return run.of_role(run.roles[0]) if run.roles and not run.series("norm/mean")[2] else run
+
+
+def load_run(folder: Path) -> Run | None:
+    """Return the run in a folder, or None (with a warning that names it) where `run.json` cannot be read."""
+    try:
+        return read_run(folder)
+    except BrokenRunError as error:
+        log.warning("skipped %s: %s", folder, error)
+        return None
 
 
 def experiments(root: Path) -> list[str]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from scripts.board import colour
-from scripts.groups import Group, mean_and_deviation, short
+from scripts.groups import Group, short
 from scripts.runs import Run, number, primary_score
+from scripts.seeds import leader, mean_and_deviation, paired
 
 NONE = "–"
 
@@ -56,6 +55,15 @@ def spread(values: Sequence[float]) -> str:
     mean, deviation = mean_and_deviation(values)
     form = ".2f" if 10 <= abs(mean) < 1e4 else ".3f" if 0.01 <= abs(mean) < 10 or mean == 0 else ".2e"
     return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
+
+
+def repeat(run: Run) -> str:
+    """Return the command that runs it again."""
+    words = run.record.get("argv")
+    if isinstance(words, list) and words:
+        return "python scripts/train.py " + shlex.join(str(word) for word in words)
+    command = run.text("command")
+    return f"python {command}" if command.startswith("scripts/") else command or NONE
 
 
 def _pretty(value: Any) -> str:
@@ -152,6 +160,7 @@ def _provenance(run: Run) -> list[tuple[str, str]]:
     facts = {key: facts[key] for key in [*listed, *sorted(facts.keys() - set(listed))] if key in facts}
     rows = [
         ("command", run.text("command", NONE)),
+        ("to repeat it", repeat(run)),
         ("commit", f"{git.get('commit') or 'unknown'} ({state})"),
         ("configuration hash", run.text("config_hash", NONE)),
         ("machine", run.machine),
@@ -193,33 +202,57 @@ def count_states(runs: Sequence[Run]) -> str:
     return f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(f"{n} {name}" for name, n in sorted(states.items()))
 
 
+SETTINGS = 300  # rows of a table of settings: more nobody reads, and the runs are below it
+
+
 def section_view(title: str, groups: Sequence[Group], figures: Sequence[Any]) -> dict[str, Any]:
     """Return what the page shows of one data set and scale."""
-    score = primary_score([run for group in groups for run in group.runs])
+    runs = [run for group in groups for run in group.runs]
+    score = primary_score(runs)
+    sides = {str(k): found for k, group in enumerate(groups) if (found := _scores(group, score))}
+    lower = any(run.lower_is_better for run in runs)
+    first, ahead = leader(sides, lower_is_better=lower) if sides else ("", False)
+    rows = []
+    for place, group in enumerate(groups[:SETTINGS]):
+        own, key = sides.get(str(place)), str(place)
+        found = paired(own, sides[first]) if own and key != first else None
+        behind = "best mean" if key == first else NONE if found is None else found.text()
+        rows.append({**_group_row(group, score, behind), "best": ahead and key == first})
     return {
         "title": title,
         "score_name": "score" if score is None else f"{score}, last",
-        "groups": [_group_row(group, score) for group in groups],
+        "groups": rows,
+        "left_out": max(0, len(groups) - SETTINGS),
         "figures": figures,
     }
 
 
-def _group_row(group: Group, score: str | None) -> dict[str, Any]:
+def _scores(group: Group, score: str | None) -> dict[str, float]:
+    return {str(run.seed): run.scores[score] for run in group.finished if score is not None and score in run.scores}
+
+
+def _group_row(group: Group, score: str | None, behind: str) -> dict[str, Any]:
     runs = group.finished
     norms = [run.ends("norm/mean") for run in runs]
     growths = [growth for run in runs if (growth := run.growth) is not None]
     steps = [_last_epoch(run, "effective_step/mean") for run in runs]
     walls = [wall for run in runs if (wall := number(run.record.get("wall_time_s"))) is not None]
     cells = [
-        str(len(runs)) + (f" of {len(group.runs)}" if len(runs) < len(group.runs) else ""),
-        spread([run.scores[score] for run in runs if score in run.scores]),
+        behind,
         spread([first for first, _ in norms if first is not None]),
         spread([last for _, last in norms if last is not None]),
         spread(growths),
         spread([step for step in steps if step is not None]),
         duration(mean_and_deviation(walls)[0]) if walls else NONE,
     ]
-    return {"label": group.label, "colour": colour(group.first.opt_name), "cells": cells}
+    seeds = ", ".join(short(run.seed) for run in runs) or NONE
+    return {
+        "label": group.label,
+        "colour": colour(group.first.opt_name),
+        "seeds": seeds + (f" ({len(runs)} of {len(group.runs)})" if len(runs) < len(group.runs) else ""),
+        "score": spread(list(_scores(group, score).values())),
+        "cells": cells,
+    }
 
 
 def _last_epoch(run: Run, key: str) -> float | None:
@@ -227,27 +260,3 @@ def _last_epoch(run: Run, key: str) -> float | None:
     _, epochs, values = run.series(key)
     last = [value for epoch, value in zip(epochs, values, strict=True) if epoch > epochs[-1] - 1]
     return sum(last) / len(last) if last else None
-
-
-def run_row(run: Run, page_folder: Path) -> dict[str, Any]:
-    """Return one row of the table of runs; the link leads from `page_folder` to the run's own page."""
-    report = run.folder / "report.html"
-    versions = run.section("versions")
-    return {
-        "name": run.name,
-        "link": quote(Path(os.path.relpath(report, page_folder)).as_posix()) if report.exists() else "",
-        "error": run.text("error"),
-        "status": run.status,
-        "seed": short(run.seed),
-        "scores": [(key, plain_number(value)) for key, value in run.scores.items()],
-        "epochs": f"{plain_number(run.epochs_done)} of {plain_number(run.epochs)}",
-        "data": run.data,
-        "scale": run.scale,
-        "commit": run.commit,
-        "machine": run.machine,
-        "versions": ", ".join(f"{name} {versions[name]}" for name in ("python", "torch") if name in versions) or NONE,
-        "wall": duration(run.record.get("wall_time_s")),
-        "memory": mebibytes(run.record.get("peak_memory_mib")),
-        "started": run.text("started", NONE)[:16].replace("T", " "),
-        "config": _pretty(run.section("config")),
-    }

@@ -88,20 +88,11 @@ def test_hostile_texts_are_shown_not_obeyed(tmp_path, write_run):
         report.write_run_report(folder),
         report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o"),
     ]
-    for path in pages:
+    for path, own_scripts in zip(pages, (0, 5), strict=True):
         page = Page(path.read_text())
-        assert not {"script", "img"} & set(page.tags)
+        assert page.tags.count("script") == own_scripts and "img" not in page.tags
         assert "alert(1)" in page.text and "{{ 7 * 7 }}" in page.text
         assert page.open == []
-
-
-@pytest.mark.usefixtures("plain_figures")
-def test_links_of_the_comparison_lead_to_the_pages_of_the_runs(tmp_path, write_run):
-    folder = write_run(tmp_path / "runs", folder="a b#c?d%")
-    report.write_run_report(folder)
-    path = report.write_experiment_report(tmp_path / "runs", "imagenet-resnet18", tmp_path / "reports")
-    (link,) = [link for link in Page(path.read_text()).links if link.endswith("report.html")]
-    assert link == "../../runs/imagenet-resnet18/a%20b%23c%3Fd%25/report.html"
 
 
 @pytest.mark.usefixtures("plain_figures")
@@ -112,7 +103,7 @@ def test_runs_that_did_not_finish_are_listed_as_such(tmp_path, write_run, status
         tmp_path, seed=1, change={"status": status, "error": "loss is nan", "scores": None, "ended": None}
     )
     page = Page(report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text())
-    assert f"1 {status}" in page.text and "loss is nan" in page.text and "1 of 2" in page.text
+    assert f"1 {status}" in page.text and "1 of 2" in page.text
     assert status in Page(report.write_run_report(folder).read_text()).text
 
 
@@ -133,7 +124,7 @@ def test_unreadable_runs_are_named_on_the_page(tmp_path, write_run):
     write_run(tmp_path, seed=0)
     (write_run(tmp_path, seed=1, folder="half") / "run.json").write_text("{")
     page = Page(report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text())
-    assert "run.json cannot be read: half" in page.text
+    assert "half: run.json is broken" in page.text
 
 
 def test_data_sets_and_scales_have_figures_of_their_own(tmp_path, write_run):
@@ -144,16 +135,15 @@ def test_data_sets_and_scales_have_figures_of_their_own(tmp_path, write_run):
     assert stems == {"digits-mini-1-norms", "image-net-full-0-norms"}
 
 
-@pytest.mark.usefixtures("plain_figures")
-def test_pages_of_runs_that_did_not_go_on_are_kept(tmp_path, write_run, capsys):
-    folder = write_run(tmp_path / "runs")
+def test_pictures_are_drawn_when_asked_for_and_stay_on_the_page(tmp_path, write_run):
+    write_run(tmp_path / "runs", epochs=1, layers=())
     words = [f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'o'}"]
-    assert report.main(words) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        str(folder / "report.html"), str(tmp_path / "o" / "imagenet-resnet18" / "index.html"),
-    ]  # fmt: skip
-    assert report.main(words) == 0
-    assert "report.html" not in capsys.readouterr().out
+    assert report.main([*words, "--pictures"]) == 0
+    path = tmp_path / "o" / "imagenet-resnet18" / "index.html"
+    count = Page(path.read_text()).tags.count("svg")
+    assert count == 4
+    assert report.main(words) == 0  # without drawing again
+    assert Page(path.read_text()).tags.count("svg") == count
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
