@@ -162,7 +162,7 @@ class Packing:
         return self.codes
 
     def _start(self, cell: Cell) -> None:
-        from tasks.engine.distributed import stop_with_parent
+        from tasks.engine.signals import stop_with_parent
 
         seat = None
         log = log_of(cell)

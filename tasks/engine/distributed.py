@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tasks.base import InputError, Shard
+from tasks.engine.signals import stop_with_parent
 
 T = TypeVar("T")
 
@@ -250,13 +250,6 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
                 child.kill()
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def stop_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its launcher dies, by kill -9 too: it saves, and gives up the folder."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
