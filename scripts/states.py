@@ -24,7 +24,7 @@ from scripts.runs import number
 STATUSES = ("finished", "running", "waiting", "interrupted", "failed", "broken")
 FIRST, MOST = 1 << 14, 1 << 22  # bytes of a file's end that are read at first, and at most
 FRESH_S = 900  # a run on another machine counts as running when it wrote within this time
-REMOTE = ("slurm", "ray", "submitit_slurm")  # launchers whose runs may be on other machines, where locks do not show
+REMOTE = ("slurm", "ray")  # launchers whose runs may be on other machines, where locks do not show
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,8 +284,8 @@ def _locked(folder: Path) -> bool:
 
 def _fresh(folder: Path, note: Mapping[str, Any]) -> bool:
     """Whether a run that may be on another machine wrote a short while ago."""
-    if note.get("launcher") not in REMOTE:
-        return False
+    if note.get("launcher") not in REMOTE or (note.get("job") and shutil.which("squeue")):
+        return False  # the folder's lock or the queue has answered
     times = [path.stat().st_mtime for name in ("timing.jsonl", "run.json") if (path := folder / name).exists()]
     return bool(times) and time.time() - max(times) < FRESH_S
 

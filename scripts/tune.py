@@ -267,7 +267,9 @@ def main(words: Sequence[str]) -> int:
     shared += [f"{key}={value}" for key, value in typed.items() if f"{key}={value}" not in placing]
 
     first = planned("sgd", shared)
-    asked = [opt for opt in options["opts"].split(",") if opt] or list(first.config.get("recipe") or {})
+    # An optimizer's own file adds a row for itself: those of the experiment are there whatever optimizer is composed.
+    rows = first.config["recipe"].keys() & planned("adam", shared).config["recipe"].keys()
+    asked = [opt for opt in options["opts"].split(",") if opt] or [o for o in first.config["recipe"] if o in rows]
     if not asked:
         raise ReadError(f"experiment={options['experiment']} has no recipes: name optimizers with opts=sgd,adamp")
     more, said = validation_words(get_class(first.config["task"]["_target_"]), options["validation"])
