@@ -128,7 +128,7 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
             flat[prefix] = node
 
     walk("", config)
-    free_roots = ("data_root", "logger", "launcher", "paths", "gpus", "jobs", "pictures")
+    free_roots = ("data_root", "logger", "launcher", "paths", "gpus", "jobs", "pictures", "figures")
     free = {f"train.{key}" for key in FREE_KEYS} | {"data.root", "task.data.root", "task.num_workers"}
     return {k: v for k, v in flat.items() if k.split(".")[0] not in free_roots and k not in free}
 
