@@ -24,7 +24,8 @@ def test_runs_on_ray_leave_the_bits_of_runs_here_and_a_failed_one_stops_no_other
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     grid = ["opt=sgd,adamp", "data.train_examples=64"]
-    done = commands.run(commands.options(tmp_path / "ray", *grid[:1], "data.train_examples=0,64", *PLACE), environment)
+    words = commands.options(tmp_path / "ray", *grid[:1], "data.train_examples=0,64", *PLACE)
+    done = commands.finish(commands.start(words, environment), seconds=900)
     assert done.code == 2, done.err
     assert done.out.count("failed with code 2") == 2
     assert done.out.count("finished") == 2
@@ -47,7 +48,9 @@ def test_ctrl_c_lets_runs_on_ray_save(tmp_path: Path, environment: dict[str, str
     words = commands.options(tmp_path, "train.epochs=4000", "train.eval_epochs=4000", *PLACE)
     process = commands.start(words, environment)
     commands.wait_until(
-        lambda: any(path.stat().st_size > 500 for path in tmp_path.glob("runs/*/*/metrics.jsonl")), process
+        lambda: any(path.stat().st_size > 500 for path in tmp_path.glob("runs/*/*/metrics.jsonl")),
+        process,
+        seconds=400,
     )
     process.send_signal(signal.SIGINT)
     done = commands.finish(process)

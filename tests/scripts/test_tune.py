@@ -129,7 +129,8 @@ def test_a_search_runs_each_point_on_held_out_pictures_and_goes_on_with_a_larger
     assert tune.main([*words, "budget=1"]) == 0
     first = {path.name for path in (tmp_path / "runs" / "imagenet-resnet18").iterdir()}
     assert tune.main([*words, "budget=2"]) == 0
-    rows = list(csv.DictReader((tmp_path / "imagenet-resnet18" / "mini" / "points.csv").open()))
+    table = (tmp_path / "imagenet-resnet18" / "mini" / "points.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
     assert [row["opt"] for row in rows] == ["sgd", "sgd", "adamp", "adamp"]
     assert {row["status"] for row in rows} == {"finished"}
     assert first < {row["run"] for row in rows}
