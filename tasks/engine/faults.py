@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from tasks.base import InputError
 from tasks.engine.outcomes import RunFailed
 
 AGAIN = "the same command goes on from the last checkpoint"
@@ -64,7 +65,10 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError, MemoryError) as error:
-        if (text := saying(error)) is None:
-            raise
-        raise RunFailed(text) from error
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError | RunFailed):  # what makes a task wraps its errors
+            if (text := saying(cause)) is not None:
+                raise RunFailed(text) from error
+            cause = cause.__cause__
+        raise

@@ -20,6 +20,26 @@ if TYPE_CHECKING:
     from tasks.engine.records import Sink
 
 
+# Entries of run.json that are read back, and what they must be.
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "status": (str,), "config": (dict,), "scores": (dict,), "model": (dict,), "data": (dict,), "resumed_from": (list,),
+    "wall_time_s": (int, float), "best": (dict, type(None)), "peak_memory_mib": (int, float, type(None)),
+    "error": (str, type(None)),
+}  # fmt: skip
+
+
+def wrong_entry(record: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a record read from run.json, e.g. by hand or by a disk; None if nothing is."""
+    for key, kinds in KINDS.items():
+        if key in record and (not isinstance(record[key], kinds) or isinstance(record[key], bool)):
+            return f"its {key} is {record[key]!r}"[:80]
+    if not 0 <= float(record.get("wall_time_s", 0)) < float("inf"):
+        return f"its wall_time_s is {record['wall_time_s']}"
+    if not all(isinstance(value, int | float) for value in record.get("scores", {}).values()):
+        return "a score is no number"
+    return None
+
+
 @dataclass
 class Plan:
     """Everything a run needs, with nothing made yet: a finished run must cost neither data nor networks.
@@ -65,8 +85,8 @@ class Plan:
         try:
             record = json.loads((self.folder / "run.json").read_text())
             ended = record["status"] == "finished" or record.get("diverged_at") is not None
-            done = ended and not differing_keys(dict(self.config), record["config"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            done = ended and not differing_keys(dict(self.config), record["config"]) and wrong_entry(record) is None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return None
         return record if done else None
 

@@ -17,6 +17,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 
 from tasks.base import InputError
 from tasks.engine.config import decisive, differing_keys
+from tasks.engine.plan import wrong_entry
 
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pillow", "adamp")
 
@@ -154,12 +156,8 @@ class RunRecord:
                 f"{folder} holds a {stored.get('status')} run with another configuration ({shown})\n"
                 "Give the new one a name of its own with tag=NAME, or move the folder away."
             )
-        self.record: dict[str, Any] = stored or {
-            "name": name,
-            "started": now(),
-            "resumed_from": [],
-            "wall_time_s": 0.0,
-        }
+        begun = {"name": name, "started": now(), "resumed_from": [], "wall_time_s": 0.0}
+        self.record: dict[str, Any] = {**begun, **(stored or {})}
         if self.record.get("status") == "finished":
             return
         self.record.update(
@@ -170,7 +168,7 @@ class RunRecord:
             log=os.environ.get("ADAMP_LOG"),  # where a launcher sends what the run says
         )  # fmt: skip
         self._wall_before = float(self.record["wall_time_s"])
-        self._begun = datetime.now(UTC)
+        self._begun = time.monotonic()  # the wall's clock may be set back while the run runs
 
     @property
     def finished(self) -> bool:
@@ -198,20 +196,28 @@ class RunRecord:
             raise InputError(
                 f"{self.folder} is being run by process {holder} now; wait for it, or use tag=NAME"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # closing writes what is left, again in vain
+                lock.close()
+            raise InputError(f"cannot write in {self.folder}: {error.strerror}; set paths.runs") from None
         return lock
 
     def _read(self) -> dict[str, Any] | None:
-        if not self.path.exists():
+        if not self.path.exists() and not self.path.is_symlink():
             return None
         try:
             stored = json.loads(self.path.read_text())
             if not isinstance(stored, dict):
                 raise ValueError
-        except (ValueError, UnicodeDecodeError):
+            wrong = wrong_entry(stored)
+        except (ValueError, OSError, RecursionError, OverflowError):
             raise InputError(f"{self.path} is not readable JSON; move the folder away or repair it") from None
+        if wrong is not None:
+            raise InputError(f"{self.path}: {wrong}; move the folder away or repair it")
         return stored
 
     def update(self, **values: Any) -> None:
@@ -221,7 +227,7 @@ class RunRecord:
             InputError: The disk refuses.
         """
         self.record.update(values)
-        self.record["wall_time_s"] = round(self._wall_before + (datetime.now(UTC) - self._begun).total_seconds(), 1)
+        self.record["wall_time_s"] = round(self._wall_before + time.monotonic() - self._begun, 1)
         self.record["peak_memory_mib"] = max(self.record.get("peak_memory_mib") or 0.0, peak_memory_mib())
         try:
             write_json(self.path, self.record)
@@ -270,7 +276,10 @@ class RunRecord:
     def offset(self) -> int:
         """Return the bytes of metrics written, after forcing them to the disk: a checkpoint relies on them."""
         assert self._metrics is not None
-        os.fsync(self._metrics.fileno())
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self._metrics.name}: {error.strerror}; run again to resume") from None
         return self._metrics.tell()
 
     def close(self) -> None:

@@ -1,0 +1,199 @@
+"""What the machine may do to a run, done for real: a process or a worker dies, memory or disk ends, clocks go back.
+
+A full and a read-only disk under the whole command are in `tests/scripts/test_train_input.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from tasks.base import InputError
+from tasks.engine import records
+from tasks.engine.distributed import World, free_port, joined
+from tasks.engine.faults import explained
+from tasks.engine.outcomes import RunFailed
+from tasks.engine.records import RunRecord
+from tests import commands
+from tests.engine import toys
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG: dict[str, Any] = {"experiment_name": "toys"}
+
+
+class Deadly(Dataset[int]):
+    """A worker that loads item 5 is killed, as by the system when memory ends."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        if index == 5 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_killed_data_worker_is_said_in_a_line_or_two() -> None:
+    said = "a data loading process was killed; the same command goes on"
+    with pytest.raises(RunFailed, match=said) as error, explained():
+        list(DataLoader(Deadly(), num_workers=1, batch_size=1))
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_memory_that_ends_is_said_with_what_to_change() -> None:
+    with pytest.raises(RunFailed, match=r"out of memory: .*\nLower train\.batch_size"), explained():
+        torch.empty(2**55)
+    with pytest.raises(RunFailed, match="out of memory"), explained():
+        bytearray(2**62)
+
+
+def test_errors_of_the_code_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error, explained():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not isinstance(error.value, RunFailed)
+    with pytest.raises(InputError), explained():
+        raise InputError("timed out")
+
+
+def test_a_cell_that_runs_out_of_memory_leaves_the_others_of_its_sweep_alone(tmp_path: Path) -> None:
+    words = commands.options(tmp_path, "model.width=4000,0.125", "train.epochs=1")
+    done = commands.call("--multirun", *words)
+    assert done.code == 1, done.err
+    assert "failed: out of memory: " in done.err and "Traceback" not in done.err
+    states = {path.parent.name: json.loads(path.read_text())["status"] for path in tmp_path.glob("runs/*/*/run.json")}
+    assert sorted(states.values()) in (["failed", "finished"], ["finished"], ["finished", "running"]), states
+    assert any("width=0.125" in name and state == "finished" for name, state in states.items())
+
+
+def test_a_lock_file_that_a_dead_process_left_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / ".lock").write_text("99999999")
+    made = RunRecord(tmp_path / "r", name="r", config=CONFIG)
+    with pytest.raises(InputError, match=f"is being run by process {os.getpid()} now"):
+        RunRecord(tmp_path / "r", name="r", config=CONFIG)
+    made.close()
+
+
+def test_a_clock_that_goes_back_changes_neither_times_nor_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = toys.trainer(toys.Toy(), tmp_path / "whole")
+    whole.fit()
+    toys.close(whole)
+
+    class Backwards(datetime):
+        hours = 0
+
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            cls.hours += 1
+            return datetime(2026, 1, 1, 23 - cls.hours % 20, tzinfo=UTC)
+
+    monkeypatch.setattr(records, "datetime", Backwards)
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    again = toys.trainer(toys.Toy(), tmp_path / "back", checkpoint_minutes=0)
+    again.fit()
+    again.record.update(status="finished")  # type: ignore[union-attr]
+    toys.close(again)
+    stored = json.loads((tmp_path / "back" / "run.json").read_text())
+    assert 0 <= stored["wall_time_s"] < 60
+    assert (tmp_path / "back" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert all(torch.equal(value, toys.weights(whole)[name]) for name, value in toys.weights(again).items())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_the_metrics_is_said_and_no_line_is_lost(tmp_path: Path) -> None:
+    made = RunRecord(tmp_path / "r", name="r", config=CONFIG)
+    made.open(0)
+    made.log({"step": 1, "epoch": 0.5})
+    kept = made._metrics
+    full = Path("/dev/full").open("ab")  # noqa: SIM115
+    made._metrics = full
+    with pytest.raises(InputError, match="No space left on device; run again to resume"):
+        made.log({"step": 2, "epoch": 1.0})
+    with pytest.raises(InputError, match="run again to resume"):
+        made.offset()
+    made._metrics = kept
+    made.close()
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+    assert (tmp_path / "r" / "metrics.jsonl").read_text().count("\n") == 1
+
+
+def start_pair(folder: Path, how: str) -> list[subprocess.Popen[str]]:
+    """Start two processes as torchrun would, without the suite's own launcher to look after them."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, **group}
+    words = [sys.executable, "-m", "tests.reliability.test_faults", str(folder), how]
+    return [
+        subprocess.Popen(words, cwd=ROOT, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("dies", "another process of this run has ended"),
+        ("stops", "another process of this run did not answer within train.timeout_minutes"),
+    ],
+)
+def test_when_one_of_two_processes_is_lost_the_other_ends_with_a_clear_error(
+    how: str, said: str, tmp_path: Path
+) -> None:
+    first, second = start_pair(tmp_path, how)
+    try:
+        _, err = first.communicate(timeout=900)
+    finally:
+        for process in (first, second):
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+    assert first.returncode == 1, err
+    assert said in err.splitlines()[-2] or said in err.splitlines()[-1], err
+    assert "Traceback" not in err
+
+
+def lose(world: World, folder: Path, how: str) -> None:
+    """Train, and lose process 1 in the middle."""
+    task = toys.Toy()
+    seen = 0
+
+    def hook() -> None:
+        nonlocal seen
+        seen += 1
+        if world.rank == 1 and seen == 6:
+            os.kill(os.getpid(), signal.SIGKILL if how == "dies" else signal.SIGSTOP)
+
+    task.before_step = hook
+    made = toys.trainer(task, folder, world=world)
+    with explained():
+        made.fit()
+
+
+def main(folder: Path, how: str) -> int:
+    """What each process of a pair does; ends as `scripts/train.py` would."""
+    try:
+        with joined("cpu", timeout_minutes=5 if how == "dies" else 0.1) as world:
+            lose(world, folder, how)
+    except RunFailed as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # leaving the group would wait for the process that is gone
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
