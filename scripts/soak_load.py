@@ -1,0 +1,160 @@
+"""Load: many cells, many lines, many processes. `python scripts/soak_load.py cells=1000 lines=10000000 processes=64`.
+
+Options: cells=N runs a sweep of so many runs of one step and fits the launcher's memory and time a cell; lines=N writes
+a run with a metrics file of so many lines and times `scripts/status.py` and `scripts/report.py` over it; processes=N
+starts the engine's toy run on so many gloo processes. A part with 0, the default, is left out. out=results/load.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # `python scripts/soak_load.py` puts scripts/ there, not the root
+    sys.path.insert(0, str(ROOT))
+
+from scripts import options  # noqa: E402
+
+CELL = (
+    "experiment=imagenet-resnet18", "data=synthetic", "data.train_examples=8", "data.val_examples=4",
+    "data.num_classes=2", "data.image_size=32", "model.width=0.0625", "train.batch_size=8", "train.epochs=1",
+    "train.max_steps=1", "train.threads=1", "train.probe_every=0", "train.oscillation_window=0", "train.device=cpu",
+    "train.progress=false", "pictures=false",
+)  # fmt: skip
+
+
+def resident_mib(process: int) -> float:
+    """Return the resident memory of a process."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def slope(values: Sequence[float]) -> float:
+    """Return the least-squares slope of values over their places."""
+    count = len(values)
+    middle, mean = (count - 1) / 2, sum(values) / count
+    spread = sum((i - middle) ** 2 for i in range(count))
+    return sum((i - middle) * (value - mean) for i, value in enumerate(values)) / spread if spread else 0.0
+
+
+def cells(count: int, folder: Path) -> dict[str, Any]:
+    """Run a sweep in one launcher, and follow its memory and the time of each cell."""
+    words = [
+        sys.executable, str(ROOT / "scripts" / "train.py"), "--multirun", *CELL, f"train.seed=range({count})",
+        f"paths.runs={folder}/runs", f"paths.reports={folder}/reports", f"hydra.sweep.dir={folder}/sweeps",
+    ]  # fmt: skip
+    env = {**os.environ, "ADAMP_RESULTS": str(folder)}
+    process = subprocess.Popen(words, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
+    reader.start()
+    memory, moments = [], []
+    while process.poll() is None:
+        done = sum(1 for _ in folder.glob("runs/*/*/checkpoints/last.pt"))
+        while len(moments) < done:
+            moments.append(time.monotonic())
+            memory.append(resident_mib(process.pid))
+        time.sleep(0.2)
+    reader.join()
+    finished = sum(json.loads(p.read_text())["status"] == "finished" for p in folder.glob("runs/*/*/run.json"))
+    seconds = [b - a for a, b in itertools.pairwise(moments)]
+    tail = max(1, len(memory) // 10)  # the first cells load what the others find loaded
+    return {
+        "cells": count, "finished": finished, "code": process.returncode, "said": "".join(said)[-300:],
+        "memory_mib": [round(memory[tail], 1), round(memory[-1], 1)] if len(memory) > tail else memory,
+        "memory_mib_per_cell": round(slope(memory[tail:]), 4) if len(memory) > tail + 1 else None,
+        "seconds_per_cell": round(sum(seconds) / len(seconds), 3) if seconds else None,
+        "seconds_per_cell_per_cell": round(slope(seconds[tail:]), 6) if len(seconds) > tail + 1 else None,
+    }  # fmt: skip
+
+
+def lines(count: int, folder: Path) -> dict[str, Any]:
+    """Write a run with so many lines and time the tools that read it, each with its peak memory."""
+    run = folder / "runs" / "imagenet-resnet18" / "long"
+    run.mkdir(parents=True)
+    record = {
+        "name": "long", "experiment": "imagenet-resnet18", "status": "finished", "opt_name": "sgd", "scale": "mini",
+        "seed": 0, "steps": count, "data": {"name": "none"}, "scores": {"val/top1": 1.0}, "monitor": "val/top1",
+        "config": {"opt": {"lr": 0.1}, "train": {"epochs": count // 1000 + 1}},
+    }  # fmt: skip
+    (run / "run.json").write_text(json.dumps(record))
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in range(count):
+            file.write(f'{{"step":{step},"epoch":{step / 1000},"train/loss":{1 / (step + 1)},"norm/mean":1.0}}\n')
+    found: dict[str, Any] = {"lines": count, "mib": round((run / "metrics.jsonl").stat().st_size / 2**20, 1)}
+    for name, words in {"status": [], "report": [f"run={run}"]}.items():
+        script = ROOT / "scripts" / f"{name}.py"
+        if not script.exists():
+            found[name] = "no such script"
+            continue
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        begun = time.monotonic()
+        given = words or [f"runs={folder}/runs"]
+        env = {**os.environ, "ADAMP_RESULTS": str(folder)}
+        done = subprocess.run([sys.executable, str(script), *given], env=env, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found[name] = {
+            "code": done.returncode, "seconds": round(time.monotonic() - begun, 1),
+            "cpu_seconds": round(after.ru_utime - before.ru_utime, 1),
+            "peak_mib_of_children": round(after.ru_maxrss / 2**10), "said": done.stderr[-200:],
+        }  # fmt: skip
+    return found
+
+
+def processes(count: int, folder: Path) -> dict[str, Any]:
+    """Start so many processes over gloo: each joins, adds up, gathers, and leaves."""
+    code = (
+        "import torch\n"
+        "from tasks.engine.distributed import joined\n"
+        "torch.set_num_threads(1)\n"
+        "with joined('cpu', timeout_minutes=30) as world:\n"
+        "    total = float(world.mean(torch.tensor([float(world.rank)], dtype=torch.float64)))\n"
+        "    ranks = world.share(world.gather(world.rank))\n"
+        "    good = total == (world.size - 1) / 2 and ranks == list(range(world.size))\n"
+        "raise SystemExit(0 if good else 1)\n"
+    )
+    begun = time.monotonic()
+    launcher = (
+        "import sys; from tasks.engine.distributed import spawn; "
+        f"sys.exit(spawn([sys.executable, '-c', {code!r}], {count}, grace_seconds=30))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", launcher], env=env, cwd=folder, capture_output=True, text=True)
+    seconds = round(time.monotonic() - begun, 1)
+    return {"processes": count, "code": done.returncode, "seconds": seconds, "said": done.stderr[-300:]}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the parts asked for, write and print what was measured, and return the exit code."""
+    defaults = {"cells": "0", "lines": "0", "processes": "0", "out": options.results("load.json")}
+    values = options.parse(argv, options=defaults)
+    parts = {"cells": cells, "lines": lines, "processes": processes}
+    if not all(values[name].isdigit() for name in parts):
+        raise options.ReadError("cells, lines and processes are whole numbers")
+    found: dict[str, Any] = {}
+    for name, measure in parts.items():
+        if count := int(values[name]):
+            with tempfile.TemporaryDirectory(prefix="load-") as folder:
+                found[name] = measure(count, Path(folder))
+            print(json.dumps({name: found[name]}, indent=1), flush=True)
+    if not found:
+        raise options.ReadError("nothing to do; say cells=1000, lines=10000000 or processes=64")
+    Path(values["out"]).parent.mkdir(parents=True, exist_ok=True)
+    Path(values["out"]).write_text(json.dumps(found, indent=1) + "\n")
+    bad = [part for part in found.values() if part.get("code") or part.get("finished", 1) != part.get("cells", 1)]
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(options.command(main, __doc__ or ""))
