@@ -76,8 +76,9 @@ class RayLauncher(Launcher):
             return returns(job_overrides, {})
         try:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"launcher=ray: no cluster at {self.address}: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # Ray raises bare ones
+            where = f"no cluster at {self.address}" if self.address else "none could be started here"
+            raise InputError(f"launcher=ray: {where}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
         try:
             return returns(job_overrides, self._run(cells))
         finally:
