@@ -17,6 +17,7 @@ POINTS = 120  # of a curve
 EPOCHS = 40  # columns of a map of layers
 LINES = 1000  # of metrics.jsonl that are surely read, of each kind
 KINDS = ("norm", "effective_step")  # what maps of layers show
+Series = tuple[list[int], list[float], list[float]]  # steps, epochs, values
 ENTRY = (
     "name", "opt", "lr", "weight_decay", "seed", "scale", "data", "status", "score", "best", "epochs", "wall_time",
     "started", "note", "chunk", "folder",
@@ -60,27 +61,32 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], list[float], list[float]]]:
+def columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """Return metric -> (steps, epochs, values) in one pass; a step that occurs twice counts with its last value."""
-    found: dict[str, dict[int, tuple[float, float]]] = {}
+    found: dict[str, Series] = {}
+    unordered: set[str] = set()
     for line in metrics:
         step, epoch = line["step"], line["epoch"]
         for key, value in line.items():
-            if type(value) is float or type(value) is int:
-                found.setdefault(key, {})[step] = (epoch, value)
-    for key in ("step", "epoch"):
-        found.pop(key, None)
-    return {
-        key: (sorted(points), [points[s][0] for s in sorted(points)], [points[s][1] for s in sorted(points)])
-        for key, points in found.items()
-    }
+            if type(value) is not float and type(value) is not int:
+                continue
+            if (series := found.get(key)) is None:
+                series = found[key] = ([], [], [])
+            if series[0] and series[0][-1] >= step:
+                unordered.add(key)
+            series[0].append(step), series[1].append(epoch), series[2].append(value)
+    for key in unordered:
+        points = {step: (epoch, value) for step, epoch, value in zip(*found[key], strict=True)}
+        steps = sorted(points)
+        found[key] = steps, [points[step][0] for step in steps], [points[step][1] for step in steps]
+    return {key: series for key, series in found.items() if key not in ("step", "epoch")}
 
 
 def _short(value: float) -> float | None:
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
-def thin(series: tuple[list[int], list[float], list[float]], points: int) -> list[list[Any]]:
+def thin(series: Series, points: int) -> list[list[Any]]:
     """Return [steps, epochs, values] with every k-th point and the last."""
     steps, epochs, values = series
     every = math.ceil(len(steps) / points)
@@ -90,7 +96,7 @@ def thin(series: tuple[list[int], list[float], list[float]], points: int) -> lis
     return [[steps[k] for k in kept], [_short(epochs[k]) for k in kept], [_short(values[k]) for k in kept]]
 
 
-def _layers(found: Mapping[str, tuple[list[int], list[float], list[float]]], kind: str) -> dict[str, Any] | None:
+def _layers(found: Mapping[str, Series], kind: str) -> dict[str, Any] | None:
     """Return a map of layers against epochs: {"layers", "epochs", "values": a row a layer}."""
     prefix = f"{kind}/"
     names = [key for key in found if key.startswith(prefix) and key[len(prefix) :] not in STATISTICS]
