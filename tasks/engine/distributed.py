@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tasks.base import InputError, Shard
+from tasks.engine.faults import explained
 from tasks.engine.signals import stop_with_parent
 
 T = TypeVar("T")
@@ -177,6 +178,7 @@ def joined(device: str, *, timeout_minutes: float) -> Iterator[World]:
 
     Raises:
         InputError: device is "cuda" and there is none for this process.
+        RunFailed: The others did not come within the time.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -192,7 +194,8 @@ def joined(device: str, *, timeout_minutes: float) -> Iterator[World]:
         yield World(0, 1, chosen)
         return
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    with explained():
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
     try:
         yield World(rank, size, chosen)
     finally:
