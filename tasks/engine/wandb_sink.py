@@ -13,8 +13,9 @@ log = logging.getLogger(__name__)
 
 # Which axis each family of metrics is drawn over. W&B's own step restarts at 0 in a resumed offline run.
 AXES = {
-    "train/*": "step", "lr": "step", "weight_decay_step": "step", "norm/*": "step", "effective_step/*": "step",
-    "cosine/*": "step", "margin/*": "step", "projected/*": "step", "oscillation/*": "step", "val/*": "epoch",
+    "train/*": "step", "lr": "step", "weight_decay_step": "step", "decay/*": "step", "norm/*": "step",
+    "effective_step/*": "step", "cosine/*": "step", "margin/*": "step", "projected/*": "step", "variant/*": "step",
+    "oscillation/*": "step", "val/*": "epoch", "val_ema/*": "epoch", "test/*": "epoch", "unbiased/*": "epoch",
 }  # fmt: skip
 
 
@@ -24,8 +25,10 @@ class WandbSink:
     Args:
         project: W&B project.
         entity: W&B team or user; None for the account's default.
-        monitor: Score whose maximum the run's summary shows, e.g. "val/top1".
-        tags: More tags beside optimizer, scale and data set.
+        group: What its runs are grouped by; None for the experiment. configs/logger/wandb.yaml gives the sweep.
+        monitor: Score whose best value the run's summary shows, e.g. "val/top1"; with a minus in front, as
+            `Task.monitor` has it, the smallest is the best. None takes the task's.
+        tags: More tags beside optimizer, experiment, scale, data set and seed.
 
     W&B's own variables (WANDB_MODE, WANDB_PROJECT, WANDB_DIR, ...) win over these.
     """
@@ -35,10 +38,12 @@ class WandbSink:
         project: str = "adamp",
         *,
         entity: str | None = None,
-        monitor: str = "val/top1",
+        group: str | None = None,
+        monitor: str | None = None,
         tags: tuple[str, ...] = (),
     ) -> None:
-        self.project, self.entity, self.monitor, self.tags = project, entity, monitor, tuple(tags)
+        self.project, self.entity, self.group = project, entity, group
+        self.monitor, self.tags = monitor, tuple(tags)
         self.run: Any = None
 
     def start(self, record: Mapping[str, Any], folder: Path) -> None:
@@ -51,9 +56,18 @@ class WandbSink:
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
             )
             return
+        self._guard(self._define, str(self.monitor or record.get("monitor") or "val/top1"))
+
+    def _define(self, monitor: str) -> None:
+        """Name the axis of each family of metrics, and the direction of the monitored score and of its average's."""
+        for axis in ("step", "epoch"):
+            self.run.define_metric(axis, hidden=True)
         for name, axis in AXES.items():
             self.run.define_metric(name, step_metric=axis)
-        self.run.define_metric(self.monitor, step_metric="epoch", summary="max")
+        lower, score = monitor.startswith("-"), monitor.lstrip("-")
+        split, _, name = score.partition("/")
+        for key in (score, f"{split}_ema/{name}"):
+            self.run.define_metric(key, step_metric="epoch", summary="min" if lower else "max")
 
     def _init(self, record: Mapping[str, Any], folder: Path) -> Any:
         import wandb  # 1.8 s to import, so a run without it pays nothing
@@ -63,12 +77,13 @@ class WandbSink:
             "id": hashlib.sha256(identity.encode()).hexdigest()[:12],
             "resume": "allow",
             "name": record["name"],
-            "group": record["experiment"],
+            "group": self.group or record["experiment"],
             "job_type": "train",
-            "tags": [t for t in (record["opt_name"], record["scale"], record["data"]["name"], *self.tags) if t],
+            "tags": self._tags(record),
             "config": {
                 **record["config"], "opt_name": record["opt_name"], "seed": record["seed"], "git": record["git"],
                 "config_hash": record["config_hash"], "data_name": record["data"]["name"],
+                "experiment": record["experiment"],
             },
         }  # fmt: skip
         for key, value in (("project", self.project), ("entity", self.entity), ("dir", str(folder))):
@@ -86,6 +101,11 @@ class WandbSink:
                 raise
             log.warning("W&B cannot be reached (%s): logging offline", str(error).splitlines()[0])
             return wandb.init(**arguments, mode="offline", settings=settings)
+
+    def _tags(self, record: Mapping[str, Any]) -> list[str]:
+        """Return what runs are found by; W&B refuses tags of more than 64 letters."""
+        found = (record["opt_name"], record["experiment"], record["scale"], record["data"]["name"])
+        return [str(tag)[:64] for tag in dict.fromkeys([*found, f"seed={record['seed']}", *self.tags]) if tag]
 
     def log(self, values: Mapping[str, float]) -> None:
         """Send one line of metrics."""

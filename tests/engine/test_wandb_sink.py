@@ -1,11 +1,13 @@
 """A real W&B run, offline."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.engine.wandb_sink import WandbSink
+from tests.engine.wandb_file import records
 
 RECORD: dict[str, Any] = {
     "experiment": "toys", "name": "sgd,seed=0", "opt_name": "sgd", "scale": "mini", "seed": 0, "status": "finished",
@@ -27,7 +29,7 @@ def test_without_a_key_the_run_is_logged_offline_beside_the_run(tmp_path: Path) 
     sink = WandbSink()
     sink.start(RECORD, tmp_path)
     assert sink.run is not None and sink.run.settings.mode == "offline"
-    assert set(sink.run.tags) == {"sgd", "mini", "toy_data"} and sink.run.group == "toys"
+    assert set(sink.run.tags) == {"sgd", "toys", "mini", "toy_data", "seed=0"} and sink.run.group == "toys"
     identity = sink.run.id
     sink.log({"step": 1, "epoch": 0.1, "train/loss": 1.0, "norm/mean": 1.2})
     sink.finish(RECORD, tmp_path)
@@ -36,6 +38,35 @@ def test_without_a_key_the_run_is_logged_offline_beside_the_run(tmp_path: Path) 
     again.start(RECORD, tmp_path)
     assert again.run is not None and again.run.id == identity  # a resumed run is one run there too
     again.finish(RECORD, tmp_path)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("monitor", "key", "best"), [("-val/loss", "val/loss", "min"), ("val/ap", "val/ap", "max")])
+def test_the_file_of_an_offline_run_holds_what_was_logged(tmp_path: Path, monitor: str, key: str, best: str) -> None:
+    record = {**RECORD, "monitor": monitor}
+    lines = [{"step": k, "epoch": k / 2, key: 1.0 / k, "train/loss": 2.0 / k} for k in (1, 2, 3)]
+    sink = WandbSink("a-project", group="table-1", tags=("more",))
+    sink.start(record, tmp_path)
+    for line in lines:
+        sink.log(line)
+    sink.finish(record, tmp_path)
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    kinds: dict[str, list[Any]] = {}
+    for found in records(path):
+        kinds.setdefault(found.WhichOneof("record_type"), []).append(found)
+    run = kinds["run"][0].run
+    assert (run.project, run.run_group, run.display_name) == ("a-project", "table-1", "sgd,seed=0")
+    assert {"sgd", "toys", "mini", "more"} <= set(run.tags)
+    history = [
+        {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in h.history.item} for h in kinds["history"]
+    ]
+    assert [{k: line[k] for k in lines[0]} for line in history[:3]] == lines
+    metrics = {m.metric.name or m.metric.glob_name: m.metric for m in kinds["metric"]}
+    watched = metrics[key]
+    assert watched.step_metric == "epoch" and getattr(watched.summary, best)
+    assert not getattr(watched.summary, {"min": "max", "max": "min"}[best])
+    assert metrics["norm/*"].step_metric == "step"
+    assert kinds["exit"][0].exit.exit_code == 0  # what `wandb sync` uploads is whole
 
 
 def test_a_logger_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
