@@ -135,7 +135,8 @@ def difference(records: Records, rule: Mapping[str, Any], *, paper: str, scale: 
     printed = published(records, rule, paper)
     gap = published_difference(printed)
     text = "" if gap is None else f"{gap:+.2f} ({printed[0]} and {printed[1]})"
-    return Finding(verdict, scale, text, found.text(), f"{found.pairs} pairs", _data([*ours, *theirs]))
+    digits = 2 if max(by_seed(theirs, names).values(), key=abs) >= 10 else 4  # percent, or norms and losses
+    return Finding(verdict, scale, text, found.text(digits), f"{found.pairs} pairs", _data([*ours, *theirs]))
 
 
 def ratio(records: Records, rule: Mapping[str, Any], *, paper: str, scale: str) -> Finding | None:
