@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup mini test test-slow test-gpu check data report tables claims verify-results status retry tune doctor dry-run toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup mini test test-slow test-gpu check data report tables claims verify-results status retry tune slurm doctor dry-run toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -85,6 +85,9 @@ retry: $(READY) ## start again what failed, was interrupted or never started, by
 
 tune: $(READY) ## the same number of runs for every optimizer over rate and decay, the choice, and how much it matters
 	@$(PY) scripts/tune.py $(ARGS)
+
+slurm: ## install SLURM on Debian, as root, for the tests of launcher=slurm
+	@command -v slurmctld >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends slurm-wlm munge; }
 
 doctor: ## what this machine has for the suite, what is missing, and what to do about it
 	@if test -x $(PY); then $(PY) scripts/doctor.py $(ARGS); else $(PYTHON) scripts/doctor.py $(ARGS); fi
