@@ -86,7 +86,7 @@ class Plan:
             record = json.loads((self.folder / "run.json").read_text())
             ended = record["status"] == "finished" or record.get("diverged_at") is not None
             done = ended and not differing_keys(dict(self.config), record["config"]) and wrong_entry(record) is None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError, MemoryError):
             return None
         return record if done else None
 

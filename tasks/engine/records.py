@@ -214,7 +214,7 @@ class RunRecord:
             if not isinstance(stored, dict):
                 raise ValueError
             wrong = wrong_entry(stored)
-        except (ValueError, OSError, RecursionError, OverflowError):
+        except (ValueError, OSError, RecursionError, OverflowError, MemoryError):
             raise InputError(f"{self.path} is not readable JSON; move the folder away or repair it") from None
         if wrong is not None:
             raise InputError(f"{self.path}: {wrong}; move the folder away or repair it")
