@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup mini test test-slow test-gpu check data report tables claims verify-results status retry tune slurm doctor dry-run toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup mini test test-slow test-gpu check data report tables claims verify-results status retry tune slurm soak corpus fuzz load doctor dry-run toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -88,6 +88,18 @@ tune: $(READY) ## the same number of runs for every optimizer over rate and deca
 
 slurm: ## install SLURM on Debian, as root, for the tests of launcher=slurm
 	@command -v slurmctld >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends slurm-wlm munge; }
+
+soak: $(READY) ## kill runs of every task at kills=100 random moments; each must end as the undisturbed one
+	@$(PY) scripts/soak.py $(ARGS)
+
+corpus: $(READY) ## damaged files for every reader: each refused by name, counted, or without effect
+	@$(PY) scripts/corpus.py $(ARGS)
+
+fuzz: $(READY) ## mutated files for every parser, for minutes=10
+	@$(PY) scripts/fuzz.py $(ARGS)
+
+load: $(READY) ## cells=1000, lines=10000000, processes=64: memory and time
+	@$(PY) scripts/soak_load.py $(ARGS)
 
 doctor: ## what this machine has for the suite, what is missing, and what to do about it
 	@if test -x $(PY); then $(PY) scripts/doctor.py $(ARGS); else $(PYTHON) scripts/doctor.py $(ARGS); fi
