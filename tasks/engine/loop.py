@@ -8,8 +8,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -87,8 +87,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.train.precision == "fp16")  # type: ignore[attr-defined]
         self.at, self.best, self.scores = Position(), Best(), {}  # type: ignore[var-annotated]
         self.meter, self.watch = Meter(), FiniteWatch(self.world.device)
-        self.carries = [Carry() for _ in range(self.train.accumulation)]
         self.guard = numerics.Guard(self.train.nonfinite, self.world)
+        self.carries = [Carry() for _ in range(self.train.accumulation)]
         self.notes: list[str] = []
         self.notices: dict[str, int] | None = None  # over all processes, once the run is done
         self.saved_at = time.monotonic()
@@ -195,9 +195,9 @@ class Trainer:
             steps.take(self, [next(batches) for _ in range(accumulation)])
             self.at.batch += 1
             self.at.step += 1
-            self.progress.step()
             if self.train.check_every and self.at.step % self.train.check_every == 0:
                 numerics.check_same_weights(self.bare, self.world, step=self.at.step)
+            self.progress.step()
             if self.at.step % self.train.log_every == 0 and self.at.batch < self.epoch_steps:
                 self._log()
             self._answer()
@@ -254,9 +254,9 @@ class Trainer:
         values: dict[str, float] = {**self.meter.read(self.world), "lr": lr, **decay}
         loss = values.get("train/loss")
         values |= probing.read(self.probes, layers=epoch_end)
-        self._write({**values, **(scores or {})})
         if self.guard.policy is not None:
             values["train/refused"] = self.guard.refused
+        self._write({**values, **(scores or {})})
         self.progress.show(self.at.step, epoch=self.epoch, loss=loss, lr=lr)
         if self.record is not None:
             self.record.time(
