@@ -58,14 +58,11 @@ mini: $(READY) ## every small classification table and figure, two runs at a tim
 	@for half in "$(MINI_A)" "$(MINI_B)"; do \
 	  ( for sweep in $$half; do $(MAKE) --no-print-directory $$sweep $(ARGS) || echo "$$sweep: not all cells finished"; done ) & done; wait
 
-report: $(READY) ## draw the runs of experiment=NAME (or of all) again, and the page that compares them
+report: $(READY) ## one static site of all runs: results/reports/index.html (experiment=NAME: that one's pages)
 	@$(PY) scripts/report.py $(ARGS)
 
-tables: $(READY) ## write results/records.csv, tables and figures of the finished runs, and the table in README.md
-	@$(PY) scripts/report.py $(ARGS)
-	@$(PY) scripts/tables.py --readme $(ARGS)
-	@mkdir -p results/figures; for page in results/reports/*/figures; do name=$$(basename $$(dirname $$page)); \
-	  for figure in $$page/*-norms.png $$page/*-learning.png; do test -f $$figure && cp $$figure results/figures/$$name-$$(basename $$figure); done; done; true
+tables: $(READY) ## write the records, the tables and README's figures and table from the runs
+	@$(PY) scripts/tables.py --readme --figures $(ARGS)
 
 data: $(READY) ## fetch and verify all of Fashion-MNIST and MNIST into the cache (the folder ADAMP_DATA, or ~/.cache/adamp/data)
 	@$(PY) scripts/prepare/fashion_mnist.py $(ARGS)
