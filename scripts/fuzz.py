@@ -113,7 +113,7 @@ def parsers() -> dict[str, Parser]:
         "checkpoint": Parser(
             on_disk(lambda p: checkpoint.load(p, run="e/r"), "last.pt"), saved.getvalue(), refused
         ),
-        "metrics": Parser(on_disk(lambda p: runs._metrics(p), "metrics.jsonl"), metrics, ()),
+        "metrics": Parser(on_disk(lambda p: runs._metrics(p, 1000), "metrics.jsonl"), metrics, ()),
         "record": Parser(on_disk(lambda p: runs.load_run(p.parent), "run.json"), b'{"name":"a","scores":{}}', ()),
     }  # fmt: skip
     return found

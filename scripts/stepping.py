@@ -21,11 +21,11 @@ from tasks.base import Batch, Carry, InputError, Shard, Task
 from tasks.engine import probing
 from tasks.engine.checkpoint import seed_generators
 from tasks.engine.config import Train
-from tasks.engine.loop import DTYPES
 from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
 from tasks.engine.meters import placed
 from tasks.engine.optim import build_optimizer, parameter_groups
 from tasks.engine.plan import Plan
+from tasks.engine.steps import DTYPES
 
 PARTS = ("data", "forward", "backward", "optimizer")
 

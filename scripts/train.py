@@ -238,6 +238,11 @@ def guarded(call: Callable[[], int]) -> int:
     except (InputError, HydraException, OmegaConfBaseException) as error:
         _say(f"error: {explain(error)}")
         return 2
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # how Hydra takes a word without a key, such as `=3`
+            raise
+        _say(f"error: an argument is not key=value: {error}")
+        return 2
     except RunFailed as error:
         _say(f"failed: {error}")
         # In a table a run that diverged is a cell that says so.

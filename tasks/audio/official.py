@@ -129,6 +129,8 @@ def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = N
     tags, rows = rows[0][1:-1], rows[1:]
     if not 1 <= num_tags <= len(tags):
         raise InputError(f"data.num_tags={num_tags}: must be from 1 to the {len(tags)} tags of {path}")
+    if any(len(row) != len(tags) + 2 for row in rows):
+        raise InputError(f"data_root: {path}: holds a line that is not {len(tags)} numbers and a path")
     try:
         has = np.array([[int(value) for value in row[1:-1]] for row in rows], dtype=np.int64).reshape(-1, len(tags))
     except (ValueError, OverflowError):

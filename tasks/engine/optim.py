@@ -44,6 +44,8 @@ def check_rules(networks: Mapping[str, nn.Module], rules: Sequence[Rule]) -> Non
     """
     names = [f"{role}.{name}" for role, net in networks.items() for name, _ in net.named_parameters()]
     for rule in rules:
+        if not isinstance(rule, Mapping):
+            raise InputError(f"opt_groups holds {rule!r}; it must be a list of rules: [{{match: ..., lr_scale: 10}}]")
         if "match" not in rule:
             raise InputError(f"opt_groups holds a rule without `match`: {dict(rule)}")
         try:

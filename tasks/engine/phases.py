@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.base import InputError
 from tasks.engine.optim import OptimizerFactory
 from tasks.engine.schedules import Schedule
 
@@ -28,6 +30,14 @@ class Phase:
     schedule: Mapping[str, Schedule] | None = None
     trainable: str = ""
     start_from: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.epochs, int) or isinstance(self.epochs, bool) or not self.epochs >= 0:
+            raise InputError(f"phases: epochs={self.epochs!r} must be a whole number, at least 0")
+        try:
+            re.compile(self.trainable)
+        except (re.error, TypeError) as error:
+            raise InputError(f"phases: trainable={self.trainable!r} is not a regular expression ({error})") from None
 
 
 @dataclass

@@ -17,7 +17,7 @@ WORDS = [
     "train.threads=0", "opt=sgdd", "opt.lr=nan", "opt.lr=-1", "opt.lr=inf", "opt.lr=abc", "opt.weight_decay=nan",
     "opt.momentom=0.9", "opt.momentum=-2", "data=../../../etc/passwd", "data=none_such", "data.train_examples=0",
     "data.image_size=-4", "model=none_such", "model.width=0", "model.width=nan", "schedule=none_such",
-    "logger=none_such", "gpus=0", "gpus=two", "gpus=-1", "+no.such.key=1", "experiment=../../../evil",
+    "logger=none_such", "gpus=0", "gpus=two", "gpus=-1", "experiment=../../../evil",
     "experiment=none_such", "=3", "train..epochs=3", "train.epochs", "train.epochs=${oc.env:NONE_SUCH}",
     "train.epochs=${train.epochs}", "{broken", "phases=[{epochs: x}]", "phases=[{epochs: 1, trainable: '('}]",
     "opt_groups=[{match: '('}]", "opt_groups=[{lr: 1}]", "marks={none_such: 1}", "normalise=none_such", "tag=[1,2",
