@@ -132,7 +132,7 @@ def test_two_processes_equal_one(tmp_path):
 # What it reaches ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # 4.3 minutes of one core
+@pytest.mark.slow  # three minutes of one core
 def test_the_small_run_learns_to_resist(tmp_path, environment):
     words = ["experiment=cifar10-pgd-linf", "opt=adamp", "pictures=false", "train.progress=false"]
     words += [f"paths.runs={tmp_path}/runs", f"paths.reports={tmp_path}/reports"]
@@ -141,10 +141,10 @@ def test_the_small_run_learns_to_resist(tmp_path, environment):
     (folder,) = (tmp_path / "runs" / "cifar10-pgd-linf").iterdir()
     record = json.loads((folder / "run.json").read_text())
     assert record["data"]["name"] == "fashion_mnist_10k"
-    # Measured: 83.5 and 79.4; trained on clean pictures 85.4 and 60.9. Chance is 10, and these are four standard errors
-    # of 1,000 pictures below what was measured.
-    assert record["scores"]["val/clean_accuracy"] >= 78
-    assert record["scores"]["val/attacked_accuracy"] >= 74
+    # Measured: 82.1 and 77.8 (seeds 1, 2: 80.4 and 75.4, 79.6 and 75.7). Chance is 10; trained on clean pictures, the
+    # attack left 60.9. These are about four standard errors of 1,000 pictures below what was measured.
+    assert record["scores"]["val/clean_accuracy"] >= 77
+    assert record["scores"]["val/attacked_accuracy"] >= 72
 
 
 if __name__ == "__main__":
