@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,13 +33,20 @@ def chunks(path: Path) -> Iterator[bytes]:
             yield record
 
 
-def records(path: Path) -> list[Any]:
-    """Return the records of a run file."""
+def records(path: Path, *, seconds: float = 60.0) -> list[Any]:
+    """Return the records of a run file, once its last one is there: W&B's own process writes it, in its own time."""
     from wandb.proto import wandb_internal_pb2
 
-    found = []
-    for chunk in chunks(path):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(chunk)
-        found.append(record)
-    return found
+    until = time.monotonic() + seconds
+    while True:
+        found = []
+        with contextlib.suppress(AssertionError, struct.error):  # half a chunk, as yet
+            for chunk in chunks(path):
+                record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+                record.ParseFromString(chunk)
+                found.append(record)
+            if any(record.WhichOneof("record_type") == "exit" for record in found):
+                return found
+        if time.monotonic() > until:
+            raise AssertionError(f"{path}: no whole file after {seconds:g} s, {len(found)} records")
+        time.sleep(0.2)
