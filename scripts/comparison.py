@@ -89,6 +89,17 @@ def write(numbers: Sequence[Number], folder: Path, stem: str, *, title: str, not
     return text
 
 
+def write_page(
+    folder: Path, stem: str, *, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: str
+) -> None:
+    """Write a table as `<stem>.csv` and, under its title and above its notes, as `<stem>.md`, and print it."""
+    text = f"# {title}\n\n{markdown(heads, rows)}\n{notes}"
+    write_csv(folder / f"{stem}.csv", heads, rows)
+    (folder / f"{stem}.md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"written to {folder / f'{stem}.md'} and .csv")
+
+
 def outcome(numbers: Sequence[Number], where: Path) -> int:
     """Print how many numbers agree and return the exit code: 0 if all that are checked do, else 1."""
     checked = [number for number in numbers if number.holds is not None]

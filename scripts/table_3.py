@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/table_3.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts.comparison import markdown, write_csv  # noqa: E402
+from scripts.comparison import write_page  # noqa: E402
 from scripts.groups import mean_and_deviation, sections  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.runs import ReadError, Run, experiments, load_runs  # noqa: E402
@@ -107,12 +107,8 @@ def main(words: Sequence[str]) -> int:
     rows = list(table([run for name in names for run in load_runs(root, name)], read_rows(Path(values["paper"]))))
     if not rows:
         raise ReadError(f"no finished run of {', '.join(TASKS)} in {root}; make table-3 makes them")
-    text = f"# The Harmonic CNN on three audio tasks: Table 3 of the AdamP paper\n\n{markdown(HEADS, rows)}\n{NOTES}"
-    out = Path(values["out"])
-    write_csv(out / "table-3.csv", HEADS, rows)
-    (out / "table-3.md").write_text(text, encoding="utf-8")
-    print(text)
-    print(f"written to {out / 'table-3.md'} and .csv")
+    title = "The Harmonic CNN on three audio tasks: Table 3 of the AdamP paper"
+    write_page(Path(values["out"]), "table-3", title=title, heads=HEADS, rows=rows, notes=NOTES)
     return 0
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/table_e2.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts.comparison import markdown, write_csv  # noqa: E402
+from scripts.comparison import write_page  # noqa: E402
 from scripts.groups import Group, mean_and_deviation, sections, short  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.runs import ReadError, Run, experiments, load_runs  # noqa: E402
@@ -115,12 +115,8 @@ def main(words: Sequence[str]) -> int:
     options = {"runs": results("runs"), "out": results("tables"), "paper": "results/paper.csv"}
     values = parse(words, options=options)
     rows = list(table(adversarial_runs(Path(values["runs"])), read_rows(Path(values["paper"]))))
-    text = f"# Adversarial training: Table E.2 of the AdamP paper\n\n{markdown(HEADS, rows)}\n{NOTES}"
-    out = Path(values["out"])
-    write_csv(out / "table-e2.csv", HEADS, rows)
-    (out / "table-e2.md").write_text(text, encoding="utf-8")
-    print(text)
-    print(f"written to {out / 'table-e2.md'} and .csv")
+    title = "Adversarial training: Table E.2 of the AdamP paper"
+    write_page(Path(values["out"]), "table-e2", title=title, heads=HEADS, rows=rows, notes=NOTES)
     return 0
 
 

@@ -97,6 +97,13 @@ def assert_same_runs(one: Path, other: Path, *, number: int) -> None:
         assert all(ours[key].equal(theirs[key]) for key in ours)
 
 
+def assert_as_local(tmp_path: Path, run: Sequence[str], *, env: dict[str, str], number: int) -> None:
+    """Repeat the runs of `tmp_path / "slurm"` with the local launcher and compare them bit by bit."""
+    local = commands.call(*words(tmp_path / "local", *run), env=env)
+    assert local.code == 0, local.err
+    assert_same_runs(tmp_path / "slurm", tmp_path / "local", number=number)
+
+
 # Without a cluster ------------------------------------------------------------------------------------------------
 
 
@@ -151,9 +158,7 @@ def test_a_preempted_run_of_two_processes_goes_on_and_leaves_the_bits_of_the_loc
 
     again = commands.call(*words(tmp_path / "slurm", *run), *PLACE, env=env)
     assert "1 of 1 cells were finished before" in again.out
-    local = commands.call(*words(tmp_path / "local", *run), env=env)
-    assert local.code == 0, local.err
-    assert_same_runs(tmp_path / "slurm", tmp_path / "local", number=1)
+    assert_as_local(tmp_path, run, env=env, number=1)
 
 
 @pytest.mark.slow
@@ -174,9 +179,7 @@ def test_a_grid_with_a_preempted_and_a_signalled_cell_equals_that_of_the_local_l
     assert "[4/4] finished" in done.out
     assert len(record(first)["resumed_from"]) == 1
     assert len(record(second)["resumed_from"]) == 1
-    local = commands.call(*words(tmp_path / "local", *run), env=env)
-    assert local.code == 0, local.err
-    assert_same_runs(tmp_path / "slurm", tmp_path / "local", number=4)
+    assert_as_local(tmp_path, run, env=env, number=4)
 
 
 @pytest.mark.slow
