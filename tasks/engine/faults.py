@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,12 +13,13 @@ from tasks.base import InputError
 from tasks.engine.outcomes import RunFailed
 
 AGAIN = "the same command goes on from the last checkpoint"
+WORKER = (
+    f"a data loading process was killed; {AGAIN}\n"
+    "If it comes back: too little memory or shared memory (make doctor); lower train.num_workers"
+)
 # What torch says (a pattern of its message) -> what is said. Tried in order.
 SAYINGS = {
-    r"DataLoader worker.*(exited unexpectedly|is killed by signal)": (
-        f"a data loading process was killed; {AGAIN}\n"
-        "If it comes back: too little memory or shared memory (make doctor); lower train.num_workers"
-    ),
+    r"DataLoader worker.*(exited unexpectedly|is killed by signal)": WORKER,
     r"unable to (open|allocate|resize|mmap).*shared memory|unable to open shared memory|No space left.*torch_": (
         f"the shared memory is full; {AGAIN}\nGive the container more (--shm-size=8g), or set train.num_workers=0"
     ),
@@ -39,12 +41,21 @@ MEMORY = (
 )
 
 
+def from_worker(error: BaseException) -> bool:
+    """Return whether reading what a data loading process sent failed: it died before torch noticed."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    reading = any(f.co_name == "_try_get_data" and f.co_filename.endswith("dataloader.py") for f in frames)
+    return reading and isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+
+
 def saying(error: BaseException) -> str | None:
     """Return what to say about an error that the machine caused; None for one that the code did."""
     lines = str(error).strip().splitlines()
     first = lines[0][:200] if lines else type(error).__name__
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return MEMORY.format(first=first)
+    if from_worker(error):
+        return WORKER
     if not isinstance(error, RuntimeError | OSError) or isinstance(error, RunFailed):
         return None
     if re.search(r"can't allocate memory|Cannot allocate memory|out of memory", str(error)):

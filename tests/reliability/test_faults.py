@@ -44,12 +44,39 @@ class Deadly(Dataset[int]):
         return index
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+WORKER_KILLED = "a data loading process was killed; the same command goes on"
+
+
 def test_a_killed_data_worker_is_said_in_a_line_or_two() -> None:
-    said = "a data loading process was killed; the same command goes on"
-    with pytest.raises(RunFailed, match=said) as error, explained():
-        list(DataLoader(Deadly(), num_workers=1, batch_size=1))
-    assert len(str(error.value).splitlines()) == 2
+    # In a process of its own: torch may raise a second time, anywhere, when it hears of the death.
+    code = (
+        "from torch.utils.data import DataLoader\n"
+        "from tasks.engine.faults import explained\n"
+        "from tests.reliability.test_faults import Deadly\n"
+        "with explained():\n"
+        "    list(DataLoader(Deadly(), num_workers=1, batch_size=1))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    said = done.stderr.split("RunFailed: ")[1].strip().splitlines()
+    assert said[0].startswith(WORKER_KILLED)
+    assert len(said) == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("seen_as", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_killed_data_worker_is_not_taken_for_another_process_of_the_run(
+    seen_as: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What reading its tensors raises if that comes before the signal of its death.
+    def get(timeout: float) -> object:
+        raise seen_as
+
+    batches = iter(DataLoader(Deadly(), num_workers=1, batch_size=1))
+    monkeypatch.setattr(batches._data_queue, "get", get)  # type: ignore[attr-defined]
+    with pytest.raises(RunFailed, match=WORKER_KILLED), explained():
+        next(batches)
+    batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def test_memory_that_ends_is_said_with_what_to_change() -> None:
