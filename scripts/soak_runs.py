@@ -59,6 +59,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         "experiment=coco-centernet", "opt=adamp", "data=coco", "data_root={data}/coco", "data.categories=file",
         "model.image_size=64", "model.width=0.125", "train.batch_size=4", "train.epochs=4", "train.eval_epochs=1",
     ),
+    "ssd": (
+        "experiment=coco-ssd300", "opt=adamp", "data=coco", "data_root={data}/coco", "data.categories=file",
+        "model.width=0.125", "train.batch_size=4", "train.epochs=2", "train.eval_epochs=1",
+    ),
 }  # fmt: skip
 SWEEP = (
     "--multirun", "experiment=imagenet-resnet18", "opt=sgd,adamp", "train.seed=0,1", *PICTURES,
