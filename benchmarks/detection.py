@@ -206,7 +206,7 @@ def summary(found: Mapping[str, Any]) -> str:
         f"{100 * shares['pictures']:.0f} % pictures, {100 * shares['targets']:.0f} % targets.",
         "",
         "- " + ", ".join(f"{key} {value}" for key, value in found["options"].items()),
-        f"- {found['where']}",
+        f"- {found['where']}, commit {found['git']['commit']}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
