@@ -34,6 +34,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STAGES = ("training", "checkpoint", "evaluation", "cache")
 AIMED = 0.75  # share of the signals that wait for a stage: loading libraries takes most of so small a run
 COUNTED = ("number", "stage", "processes", "task", "whom")  # what the summary counts kills by
+LATE = 4.0  # an aimed signal waits for its stage this many times the length of the undisturbed run, then falls anyway
 PATIENCE = 600.0  # seconds that a small run may take on a busy machine
 # Started by Python in every process of a run: a thread that looks every 2 ms where the main thread is, and says so in
 # a file. It changes nothing in the program that is watched.
@@ -85,13 +86,17 @@ class Kill:
 
 @dataclass
 class Soak:
-    """The state of the whole: where it works, what it did, what went wrong."""
+    """The state of the whole: where it works, what it did, what went wrong.
+
+    Of the undisturbed run of each task and number of processes it knows how long it took and which stages it said.
+    """
 
     folder: Path
     draw: random.Random
     kills: list[Kill] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def stage_file(self) -> Path:
@@ -144,10 +149,11 @@ def wait_for_end(place: Path) -> None:
 
 def disturb(soak: Soak, process: subprocess.Popen[str], *, task: str, processes: int, place: Path) -> Kill | None:
     """Wait for a moment and send a signal; None if the run ended before."""
-    number = soak.draw.choice(SIGNALS)
-    aim = soak.draw.choice(STAGES) if soak.draw.random() < AIMED else None
+    number, key = soak.draw.choice(SIGNALS), f"{task} {processes}"
+    known = [stage for stage in STAGES if stage in soak.stages[key]]
+    aim = soak.draw.choice(known) if known and soak.draw.random() < AIMED else None
     begun = time.monotonic()
-    until = begun + (soak.draw.random() if aim is None else 1.0) * soak.seconds[f"{task} {processes}"]
+    until = begun + (soak.draw.random() if aim is None else LATE) * soak.seconds[key]
     while process.poll() is None and time.monotonic() < until:
         if aim is not None and soak.stage() == aim:
             time.sleep(soak.draw.uniform(0, 1.0) if aim == "training" else 0.0)
@@ -204,9 +210,14 @@ def finish(soak: Soak, task: str, processes: int, place: Path) -> bool:
     words = soak_runs.words(task, data=soak.folder / "data", place=place, processes=processes)
     begun = time.monotonic()
     process = start(soak, [*words, "train.checkpoint_minutes=1000"], place)
-    code = process.wait(timeout=PATIENCE)
+    seen: set[str] = set()
+    while (code := process.poll()) is None and time.monotonic() - begun < PATIENCE:
+        seen.add(soak.stage())
+        time.sleep(0.005)
+    code = process.wait(timeout=1) if code is None else code
     wait_for_end(place)
     soak.seconds.setdefault(f"{task} {processes}", time.monotonic() - begun)
+    soak.stages.setdefault(f"{task} {processes}", seen)
     if code:
         tail = " | ".join((place / "log.txt").read_text().strip().splitlines()[-3:])
         soak.faults.append(f"{task} x{processes}: ended with {code}: {tail[:600]}")

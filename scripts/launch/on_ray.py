@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from scripts.launch.cell import Cell, returns, unfinished
 from scripts.launch.local import log_of, one_run
 from scripts.states import last_line
 
+ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 120  # for runs to save after Ctrl-C
 
 
@@ -87,7 +89,10 @@ class RayLauncher(Launcher):
     def _run(self, cells: Sequence[Cell]) -> dict[int, int]:
         import ray
 
-        start = ray.remote(**self.needs, max_retries=self.max_retries)(run_cell)
+        # Ray's workers find only what lies beside the script or in the folder that the sweep was started from.
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        runtime = {"env_vars": {"PYTHONPATH": path}}
+        start = ray.remote(**self.needs, max_retries=self.max_retries, runtime_env=runtime)(run_cell)
         here = {k: v for k, v in os.environ.items() if k.startswith(("ADAMP_", "WANDB_")) or k == "OMP_NUM_THREADS"}
         running: dict[Any, Cell] = {}
         for cell in cells:
@@ -117,7 +122,8 @@ class RayLauncher(Launcher):
 
         try:
             return int(ray.get(task))
-        except ray.exceptions.RayError:  # the node is gone, and so are the further tries
+        except ray.exceptions.RayError as error:  # e.g. the node is gone, and so are the further tries
+            print(f"Ray: {(str(error).strip() or type(error).__name__).splitlines()[-1]}", file=sys.stderr)
             return 1
 
     def _tell(self, cell: Cell, code: int, count: str) -> None:
@@ -130,17 +136,24 @@ class RayLauncher(Launcher):
 
 def run_cell(words: Sequence[str], log: str, folder: str, env: Mapping[str, str]) -> int:
     """Run a command on a node and return its exit code; a cancelled task lets it save first."""
-    from tasks.engine.signals import stop_with_parent
-
     with Path(log).open("ab") as out:
         process = subprocess.Popen(
             list(words), cwd=folder, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=stop_with_parent,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_begin,
         )  # fmt: skip
         try:
-            code = process.wait()
+            while (code := process.poll()) is None:  # Ray's cancelling does not wake a wait
+                time.sleep(0.2)
         except KeyboardInterrupt:  # how Ray cancels
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
     return 128 - code if code < 0 else code
+
+
+def _begin() -> None:
+    """Ready a run: it hears SIGINT, which Ray's workers block and hand down blocked, and ends with its worker."""
+    from tasks.engine.signals import stop_with_parent
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    stop_with_parent()
