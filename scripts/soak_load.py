@@ -2,7 +2,7 @@
 
 Options: cells=N runs a sweep of so many runs of one step and fits the launcher's memory and time a cell; lines=N writes
 a run with a metrics file of so many lines and times `scripts/status.py` and `scripts/report.py` over it; processes=N
-starts the engine's toy run on so many gloo processes. A part with 0, the default, is left out. out=results/load.json.
+trains the tests' toy task on so many gloo processes. A part with 0, the default, is left out. out=results/load.json.
 """
 
 from __future__ import annotations
@@ -112,27 +112,69 @@ def lines(count: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+# One process loads torch and splits into all: by themselves 64 would fill 30 GB with 64 copies of its tables.
+TOY = """
+import os, sys
+from pathlib import Path
+import torch, torch._dynamo
+from tasks.engine.distributed import free_port, joined
+from tests.engine import toys
+count, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+size = str(count)
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_SIZE=size, LOCAL_WORLD_SIZE=size)
+
+def member(rank):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    with joined("cpu", timeout_minutes=30) as world:
+        task = toys.Toy(examples=2 * world.size, batch_size=2 * world.size)
+        made = toys.trainer(task, folder / "run", world=world, batch_size=task.batch_size)
+        made.fit()
+        ranks = world.share(world.gather(world.rank))
+        toys.close(made)
+    return int(ranks != list(range(count)))
+
+children = []
+for rank in range(count):
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            code = member(rank)
+        finally:
+            os._exit(code)
+    children.append(child)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+sys.exit(max(map(abs, codes)))
+"""
+
+
 def processes(count: int, folder: Path) -> dict[str, Any]:
-    """Start so many processes over gloo: each joins, adds up, gathers, and leaves."""
-    code = (
-        "import torch\n"
-        "from tasks.engine.distributed import joined\n"
-        "torch.set_num_threads(1)\n"
-        "with joined('cpu', timeout_minutes=30) as world:\n"
-        "    total = float(world.mean(torch.tensor([float(world.rank)], dtype=torch.float64)))\n"
-        "    ranks = world.share(world.gather(world.rank))\n"
-        "    good = total == (world.size - 1) / 2 and ranks == list(range(world.size))\n"
-        "raise SystemExit(0 if good else 1)\n"
-    )
-    begun = time.monotonic()
-    launcher = (
-        "import sys; from tasks.engine.distributed import spawn; "
-        f"sys.exit(spawn([sys.executable, '-c', {code!r}], {count}, grace_seconds=30))"
-    )
+    """Start so many processes over gloo and train the tests' toy task on them: three epochs of a step, scored."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", launcher], env=env, cwd=folder, capture_output=True, text=True)
-    seconds = round(time.monotonic() - begun, 1)
-    return {"processes": count, "code": done.returncode, "seconds": seconds, "said": done.stderr[-300:]}
+    words = [sys.executable, "-c", TOY, str(count), str(folder)]
+    begun, before = time.monotonic(), available_mib()
+    least = before
+    process = subprocess.Popen(words, env=env, cwd=folder, stderr=subprocess.PIPE, text=True)
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
+    reader.start()
+    while process.poll() is None:
+        least = min(least, available_mib())
+        time.sleep(0.2)
+    reader.join()
+    lines = sum(1 for _ in (folder / "run" / "metrics.jsonl").open()) if process.returncode == 0 else 0
+    return {
+        "processes": count, "code": process.returncode, "seconds": round(time.monotonic() - begun, 1),
+        "lines_of_metrics": lines, "memory_mib_a_process": round((before - least) / count),
+        "said": "".join(said)[-300:],
+    }  # fmt: skip
+
+
+def available_mib() -> float:
+    """Return the memory that Linux could still hand out."""
+    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(line.split()[1]) / 1024
 
 
 def main(argv: Sequence[str]) -> int:

@@ -31,9 +31,11 @@ class Toy(Task):
 
     monitor = "val/top1"
 
-    def __init__(self, *, batch_size: int = 12, seed: int = 0, norm: bool = True, dropout: float = 0.2) -> None:
+    def __init__(
+        self, *, batch_size: int = 12, seed: int = 0, norm: bool = True, dropout: float = 0.2, examples: int = EXAMPLES
+    ) -> None:
         generator = torch.Generator().manual_seed(7)
-        self.x = torch.randn(EXAMPLES, D, generator=generator)
+        self.x = torch.randn(examples, D, generator=generator)
         self.y = (self.x @ torch.randn(D, K, generator=generator)).argmax(1)
         self.batch_size, self.seed = batch_size, seed
         torch.manual_seed(seed)
@@ -44,8 +46,9 @@ class Toy(Task):
         self.before_step: Callable[[], None] = lambda: None
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Any]:
-        order = torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(1000 * self.seed + epoch))
-        steps = [order[i : i + self.batch_size] for i in range(0, EXAMPLES - self.batch_size + 1, self.batch_size)]
+        count = len(self.x)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.seed + epoch))
+        steps = [order[i : i + self.batch_size] for i in range(0, count - self.batch_size + 1, self.batch_size)]
         mine = [step.chunk(shard.count)[shard.index] for step in steps[start:]]
         return [(self.x[part], self.y[part]) for step in mine for part in step.chunk(shard.parts)]
 
@@ -69,7 +72,7 @@ class Toy(Task):
         return {f"{split}/top1": 100 * sum(hits) / len(hits), f"{split}/loss": sum(losses) / len(losses)}
 
     def describe(self) -> dict[str, Any]:
-        return {"name": "toy", "train_examples": EXAMPLES, "val_examples": EXAMPLES}
+        return {"name": "toy", "train_examples": len(self.x), "val_examples": len(self.x)}
 
 
 class Turns(Toy):
