@@ -26,6 +26,8 @@ if str(ROOT) not in sys.path:  # `python scripts/train.py` puts scripts/ there, 
 # several times slower. It changes no number, and must be said before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach `main`, which says them in a line or two
+if __name__ == "__main__":  # it asks for a checkpoint; before there is anything to save, it must not end the run
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 import hydra  # noqa: E402
 from hydra.core.config_store import ConfigStore  # noqa: E402

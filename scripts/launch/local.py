@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class Packing:
         return self.codes
 
     def _start(self, cell: Cell) -> None:
-        from tasks.engine.signals import stop_with_parent
+        from tasks.engine.signals import begin_child
 
         seat = None
         log = log_of(cell)
@@ -175,7 +176,7 @@ class Packing:
         with log.open("ab") as out:
             process = subprocess.Popen(
                 self.command(cell), env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=stop_with_parent,
+                start_new_session=True, preexec_fn=partial(begin_child, os.getpid()),
             )  # fmt: skip
         self.running.append(Job(cell, process, seat))
         if self.stopped:  # the signal came while it was being started

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,12 @@ class RayLauncher(Launcher):
 
 def run_cell(words: Sequence[str], log: str, folder: str, env: Mapping[str, str]) -> int:
     """Run a command on a node and return its exit code; a cancelled task lets it save first."""
+    from tasks.engine.signals import begin_child
+
     with Path(log).open("ab") as out:
         process = subprocess.Popen(
             list(words), cwd=folder, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_begin,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=partial(begin_child, os.getpid()),
         )  # fmt: skip
         try:
             while (code := process.poll()) is None:  # Ray's cancelling does not wake a wait
@@ -149,11 +152,3 @@ def run_cell(words: Sequence[str], log: str, folder: str, env: Mapping[str, str]
             process.wait()
             raise
     return 128 - code if code < 0 else code
-
-
-def _begin() -> None:
-    """Ready a run: it hears SIGINT, which Ray's workers block and hand down blocked, and ends with its worker."""
-    from tasks.engine.signals import stop_with_parent
-
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    stop_with_parent()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tasks.base import InputError, Shard
 from tasks.engine.faults import explained
-from tasks.engine.signals import stop_with_parent
+from tasks.engine.signals import begin_child
 
 T = TypeVar("T")
 
@@ -225,6 +226,7 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
     port = free_port()
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     children = []
+    begin = partial(begin_child, os.getpid())
     for rank in range(processes):
         place = {
             "RANK": rank,
@@ -236,7 +238,7 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
         env = {"OMP_NUM_THREADS": threads, **os.environ, "MASTER_ADDR": "127.0.0.1"}
         env |= {key: str(value) for key, value in place.items()}
         # A group of its own: Ctrl-C then reaches the copies once, through this process.
-        children.append(subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=stop_with_parent))
+        children.append(subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=begin))
 
     def forward(number: int, frame: Any) -> None:
         for child in children:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -50,11 +51,23 @@ class Requests:
         self.saving = True
 
 
-def stop_with_parent() -> None:
-    """Ask Linux to send this process SIGTERM when its launcher dies, even by kill -9: it saves, gives up the folder."""
+def begin_child(parent: int) -> None:
+    """Ready a run between fork and exec: `preexec_fn=partial(begin_child, os.getpid())`.
+
+    Linux sends it SIGTERM when its launcher dies, even by kill -9: it saves and gives up the folder. SIGUSR1, which
+    asks for a checkpoint, does not end it while it still loads. SIGINT reaches it even if the launcher blocks that, as
+    Ray's workers do.
+
+    Args:
+        parent: The launcher's process.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before it was watched
+            os._exit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Two gloo processes: the same result as one, exact resume, and loud failure where gradients are not averaged."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 from tasks.engine.distributed import World, in_data_order, joined, spawn
 from tasks.engine.outcomes import Stopped
+from tasks.engine.signals import begin_child
 from tests.engine import toys
 
 
@@ -142,3 +145,17 @@ def test_a_process_that_ignores_the_request_to_end_is_killed() -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+def test_a_process_that_still_loads_is_not_ended_by_a_request_to_save() -> None:
+    code = "import os, signal, sys; os.kill(os.getpid(), signal.SIGUSR1); sys.exit(7)"
+    assert subprocess.run([sys.executable, "-c", code], preexec_fn=partial(begin_child, os.getpid())).returncode == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_process_whose_launcher_was_gone_before_it_began_does_not_begin() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    begun = subprocess.run([sys.executable, "-c", "print('begun')"], preexec_fn=partial(begin_child, gone.pid),
+                           capture_output=True)  # fmt: skip
+    assert (begun.returncode, begun.stdout) == (128 + signal.SIGTERM, b"")
