@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,14 +34,15 @@ Reads a trained detector, evaluates it on its validation pictures, and writes tw
 
   run=FOLDER          a run of a detection experiment, results/runs/EXPERIMENT/NAME
   pictures=12         validation pictures to show, spread evenly over the split
-  threshold=0.3       least score of a box that is shown
+  threshold=auto      least score of a box that is shown; auto: 0.3, or, while fewer boxes reach it than there are true
+                      ones, the score that as many reach
   checkpoint=best     best or last
   out=FOLDER          where the pictures go; default RUN/figures
   data_root=FOLDER    where the pictures and boxes lie now, if not where the run had them
 
 example: python scripts/detections.py run=results/runs/coco-centernet/NAME threshold=0.5
 """
-OPTIONS = {"run": "", "pictures": "12", "threshold": "0.3", "checkpoint": "best", "out": "", "data_root": ""}
+OPTIONS = {"run": "", "pictures": "12", "threshold": "auto", "checkpoint": "best", "out": "", "data_root": ""}
 TRUE, FOUND = "#ffffff", "#ffb000"
 OVERLAPS = (0.5, 0.75, 0.9)
 Found = dict[int, NDArray[Any]]  # image id -> (n, 6): box, score, category id
@@ -82,9 +84,19 @@ def detect(task: Detection) -> Found:
     return found
 
 
-def draw_pictures(task: Detection, found: Found, out: Path, *, pictures: int, threshold: float) -> None:
+def visible(task: Detection, found: Found, *, usual: float = 0.3) -> float:
+    """Return the score from which boxes are shown: the usual one, or less for a network that is not yet sure of any."""
+    data = task.data
+    true = sum(len(data.objects("val", number)[0]) for number in range(data.num_examples["val"]))
+    scores = np.concatenate([np.zeros(0), *(rows[:, 4] for rows in found.values())])
+    best = np.sort(scores)[::-1][:true]
+    return min(usual, math.floor(1000 * best[-1]) / 1000) if len(best) else usual
+
+
+def draw_pictures(task: Detection, found: Found, out: Path, *, pictures: int, threshold: float | None) -> None:
     """Draw validation pictures with their true boxes and those found."""
     data = task.data
+    threshold = visible(task, found) if threshold is None else threshold
     names = dict(zip(data.category_ids, data.classes, strict=True))
     chosen = np.linspace(0, data.num_examples["val"] - 1, min(pictures, data.num_examples["val"])).round().astype(int)
     columns = min(4, len(chosen))
@@ -131,7 +143,7 @@ def draw_curves(task: Detection, found: Found, out: Path) -> dict[str, float]:
 
 
 def write_detections(
-    folder: Path, *, pictures: int = 12, threshold: float = 0.3, checkpoint: str = "best", out: str = "",
+    folder: Path, *, pictures: int = 12, threshold: float | None = None, checkpoint: str = "best", out: str = "",
     data_root: str = "",
 ) -> dict[str, float]:  # fmt: skip
     """Write `detections.png` and `precision-recall.png` of a run, and return its scores.
@@ -162,12 +174,14 @@ def main(words: Sequence[str]) -> int:
         raise ReadError("run= is missing: the folder of a run, results/runs/EXPERIMENT/NAME")
     if not options["pictures"].isdecimal() or int(options["pictures"]) < 1:
         raise ReadError(f"pictures={options['pictures']}: must be a whole number, at least 1")
-    try:
-        threshold = float(options["threshold"])
-    except ValueError:
-        threshold = -1.0
-    if not 0 <= threshold <= 1:
-        raise ReadError(f"threshold={options['threshold']}: must lie in 0 to 1")
+    threshold = None
+    if options["threshold"] != "auto":
+        try:
+            threshold = float(options["threshold"])
+        except ValueError:
+            threshold = -1.0
+        if not 0 <= threshold <= 1:
+            raise ReadError(f"threshold={options['threshold']}: must lie in 0 to 1, or be auto")
     scores = write_detections(
         Path(options["run"]), pictures=int(options["pictures"]), threshold=threshold,
         checkpoint=options["checkpoint"], out=options["out"], data_root=options["data_root"],

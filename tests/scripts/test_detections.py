@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from scripts.detections import main
+from scripts.detections import load, main, visible
 from scripts.runs import ReadError, load_run
 from tests.commands import call
 from tests.tasks.detection import layouts
@@ -37,6 +38,16 @@ def test_a_run_is_drawn_again_with_the_scores_of_its_record(run: Path, capsys: p
     record = load_run(run)
     assert record is not None
     assert f"ap50 {record.record['scores']['val/ap50']:.2f}" in out
+
+
+def test_a_network_that_is_sure_of_nothing_shows_as_many_boxes_as_there_are(run: Path) -> None:
+    task = load(run, "last", data_root="")
+    true = sum(len(task.data.objects("val", number)[0]) for number in range(task.data.num_examples["val"]))
+    scores = np.linspace(0.001, 0.2, 3 * true)
+    unsure = {1: np.stack([np.zeros(3 * true)] * 4 + [scores, scores * 0], 1)}
+    assert (scores >= visible(task, unsure)).sum() in (true, true + 1)  # the threshold is rounded down
+    assert visible(task, {1: unsure[1] + 0.5}) == 0.3
+    assert visible(task, {}) == 0.3
 
 
 @pytest.mark.parametrize(
