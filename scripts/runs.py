@@ -324,8 +324,8 @@ def read_run(folder: Path, *, most: int = LINES) -> Run:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise BrokenRunError("no readable run.json") from None
-    except (ValueError, RecursionError) as error:
-        raise BrokenRunError(f"run.json is broken ({error})") from None
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+        raise BrokenRunError(f"run.json is broken ({error or type(error).__name__})") from None
     if not isinstance(record, dict):
         raise BrokenRunError("run.json holds no object")
     run = Run(folder, record, *_metrics(folder / "metrics.jsonl", most))

@@ -109,7 +109,7 @@ def _object(path: Path) -> tuple[dict[str, Any], str]:
         return {}, ""
     except OSError as error:
         return {}, f"{path.name} cannot be read ({error.strerror})"
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, MemoryError, OverflowError):
         return {}, f"{path.name} is no whole JSON"
     return (value, "") if isinstance(value, dict) and value else ({}, f"{path.name} holds no object")
 
