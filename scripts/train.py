@@ -52,6 +52,7 @@ ConfigStore.instance().store(group="train", name="options", node=Train)
 NAMED = ("experiment", "opt", "scale", "train.seed", "opt.lr", "opt.weight_decay", "tag")
 NAMELESS = (
     "data_root",
+    "data.cache",  # a place, as data_root
     "pictures",
     "logger",
     "launcher",
