@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,12 @@ def resident_mib(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def cpu_seconds(process: int) -> float:
+    """Return the processor time that a process has used: what other work on the machine takes is not in it."""
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def slope(values: Sequence[float]) -> float:
     """Return the least-squares slope of values over their places."""
     count = len(values)
@@ -59,23 +64,25 @@ def cells(count: int, folder: Path) -> dict[str, Any]:
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
     reader.start()
-    memory, moments = [], []
+    memory, moments, used = [], [], []
     while process.poll() is None:
         done = sum(1 for _ in folder.glob("runs/*/*/checkpoints/last.pt"))
         while len(moments) < done:
             moments.append(time.monotonic())
             memory.append(resident_mib(process.pid))
-        time.sleep(0.2)
+            used.append(cpu_seconds(process.pid))
+        time.sleep(0.05)
     reader.join()
     finished = sum(json.loads(p.read_text())["status"] == "finished" for p in folder.glob("runs/*/*/run.json"))
-    seconds = [b - a for a, b in itertools.pairwise(moments)]
+    seconds, cpu = ([b - a for a, b in itertools.pairwise(values)] for values in (moments, used))
     tail = max(1, len(memory) // 10)  # the first cells load what the others find loaded
     return {
         "cells": count, "finished": finished, "code": process.returncode, "said": "".join(said)[-300:],
         "memory_mib": [round(memory[tail], 1), round(memory[-1], 1)] if len(memory) > tail else memory,
         "memory_mib_per_cell": round(slope(memory[tail:]), 4) if len(memory) > tail + 1 else None,
         "seconds_per_cell": round(sum(seconds) / len(seconds), 3) if seconds else None,
-        "seconds_per_cell_per_cell": round(slope(seconds[tail:]), 6) if len(seconds) > tail + 1 else None,
+        "cpu_seconds_per_cell": round(sum(cpu) / len(cpu), 3) if cpu else None,
+        "cpu_seconds_per_cell_per_cell": round(slope(cpu[tail:]), 6) if len(cpu) > tail + 1 else None,
     }  # fmt: skip
 
 
@@ -98,17 +105,18 @@ def lines(count: int, folder: Path) -> dict[str, Any]:
         if not script.exists():
             found[name] = "no such script"
             continue
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         begun = time.monotonic()
         given = words or [f"runs={folder}/runs"]
         env = {**os.environ, "ADAMP_RESULTS": str(folder)}
-        done = subprocess.run([sys.executable, str(script), *given], env=env, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found[name] = {
-            "code": done.returncode, "seconds": round(time.monotonic() - begun, 1),
-            "cpu_seconds": round(after.ru_utime - before.ru_utime, 1),
-            "peak_mib_of_children": round(after.ru_maxrss / 2**10), "said": done.stderr[-200:],
-        }  # fmt: skip
+        with (folder / "said").open("w+") as said:
+            process = subprocess.Popen([sys.executable, str(script), *given], env=env, stdout=said, stderr=said)
+            _, status, usage = os.wait4(process.pid, 0)
+            said.seek(0)
+            found[name] = {
+                "code": os.waitstatus_to_exitcode(status), "seconds": round(time.monotonic() - begun, 1),
+                "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+                "peak_mib": round(usage.ru_maxrss / 2**10), "said": said.read()[-200:],
+            }  # fmt: skip
     return found
 
 

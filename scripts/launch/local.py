@@ -68,7 +68,7 @@ class LocalLauncher(BasicLauncher):
             assert self.hydra_context is not None
             for overrides in job_overrides:  # a cell that cannot be composed must not show after hours
                 self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            return super().launch(job_overrides, initial_job_idx)
+            return self._one_by_one(job_overrides, initial_job_idx)
         if self.jobs != "auto" and not (isinstance(self.jobs, int) and self.jobs >= 1):
             raise InputError(f"jobs is {self.jobs}; it must be a number of runs at a time, at least 1, or auto")
         cells = unfinished(self, job_overrides)
@@ -79,6 +79,15 @@ class LocalLauncher(BasicLauncher):
         for cell in cells:
             cell.note(launcher="local", log=str(log_of(cell)))
         return returns(job_overrides, Packing(jobs, seats, processes=self.gpus).run(cells))
+
+    def _one_by_one(self, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+        # Hydra's own loop keeps the configuration of every cell to its end: a thousand cells took half as long again.
+        print(f"{len(job_overrides)} cells, one after the other", flush=True)
+        codes = {}
+        for place, overrides in enumerate(job_overrides):
+            (done,) = super().launch([overrides], first + place)
+            codes[place] = int(done.return_value or 0)
+        return returns(job_overrides, codes)
 
 
 def visible_gpus() -> list[str]:
