@@ -6,6 +6,7 @@ submitit's local executor starts everything at once: hence these lines.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -84,10 +85,17 @@ class LocalLauncher(BasicLauncher):
         # Hydra's own loop keeps the configuration of every cell to its end: a thousand cells took half as long again.
         print(f"{len(job_overrides)} cells, one after the other", flush=True)
         codes = {}
+        said = logging.getLogger("hydra._internal.core_plugins.basic_launcher")
+        said.addFilter(_of_one_job)
         for place, overrides in enumerate(job_overrides):
             (done,) = super().launch([overrides], first + place)
             codes[place] = int(done.return_value or 0)
         return returns(job_overrides, codes)
+
+
+def _of_one_job(record: logging.LogRecord) -> bool:
+    """Leave out what Hydra would say before every cell."""
+    return not record.getMessage().startswith("Launching 1 jobs")
 
 
 def visible_gpus() -> list[str]:
