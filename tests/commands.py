@@ -93,6 +93,37 @@ def call(*words: str, env: dict[str, str] | None = None) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
+@dataclass
+class Cost:
+    """What a process took: seconds, seconds of processors, and the most memory it held, in MiB."""
+
+    code: int
+    text: str
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
+# A process is born with its parent's peak of memory; so a small one stands between.
+COSTS = """
+import json, os, subprocess, sys, time
+begun = time.monotonic()
+process = subprocess.Popen(sys.argv[2:], stderr=subprocess.STDOUT, stdout=open(sys.argv[1], "w"))
+_, status, used = os.wait4(process.pid, 0)
+code = os.waitstatus_to_exitcode(status)
+print(json.dumps([code, time.monotonic() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+
+
+def measured(words: Sequence[str], log: Path) -> Cost:
+    """Run a script of the suite to its end, its words into `log`; what ran before it counts for nothing."""
+    command = [sys.executable, "-c", COSTS, str(log), sys.executable, *words]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    code, seconds, cpu_seconds, peak_mib = json.loads(done.stdout)
+    print(f"{words[0]}: {seconds:.1f} s, {cpu_seconds:.1f} of CPU, {peak_mib:.0f} MiB")
+    return Cost(code, log.read_text(), seconds, cpu_seconds, peak_mib)
+
+
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], *, seconds: float = 120) -> None:
     """Wait for something a running command does; fail when it ends before."""
     deadline = time.monotonic() + seconds

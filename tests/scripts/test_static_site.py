@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-import resource
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -17,6 +14,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from scripts import report, run_data, runs
+from tests.commands import measured
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,14 +201,9 @@ def copies(root: Path, write_run: Callable[..., Path], count: int) -> None:
 @pytest.mark.slow
 def test_ten_thousand_runs_take_less_than_a_minute_and_two_gigabytes(tmp_path, write_run):
     copies(tmp_path, write_run, 10_000)
-    words = [sys.executable, "scripts/report.py", f"runs={tmp_path}/runs", f"out={tmp_path}/reports"]
-    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    print(f"{seconds:.1f} s of CPU, {time.monotonic() - begun:.1f} s, {after.ru_maxrss / 2**20:.2f} GiB")
-    assert seconds < 60 and after.ru_maxrss < 2 * 2**20  # KiB
+    cost = measured(["scripts/report.py", f"runs={tmp_path}/runs", f"out={tmp_path}/reports"], tmp_path / "log")
+    assert cost.code == 0, cost.text
+    assert cost.cpu_seconds < 60 and cost.peak_mib < 2048
     assert "10000 runs of 10 experiments" in re.sub(r"\s+", " ", (tmp_path / "reports" / "index.html").read_text())
 
 
@@ -224,12 +217,8 @@ def test_ten_million_lines_are_read_in_bounded_memory(tmp_path, write_run):
                 f'{{"step":{s},"epoch":{s / 1e5},"train/loss":0.5}}\n' for s in range(first, first + 100_000)
             )
             file.write(f'{{"step":{first + 100_000},"epoch":{block + 1},"train/loss":0.4,"val/top1":{block}}}\n')
-    words = [sys.executable, "scripts/report.py", f"runs={tmp_path}/runs", f"out={tmp_path}/reports"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    print(f"{after.ru_utime - before.ru_utime:.1f} s of CPU, {after.ru_maxrss / 2**10:.0f} MiB")
-    assert after.ru_maxrss < 2**19  # KiB: half a GiB
+    cost = measured(["scripts/report.py", f"runs={tmp_path}/runs", f"out={tmp_path}/reports"], tmp_path / "log")
+    assert cost.code == 0, cost.text
+    assert cost.peak_mib < 512
     (run,) = data(tmp_path / "reports" / "imagenet-resnet18" / "data" / "0000.js")[2]
     assert len(run["curves"]["val/top1"][0]) == 100 and run["curves"]["train/loss"][0][-1] == 10_000_000
