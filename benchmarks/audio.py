@@ -30,7 +30,7 @@ from scripts.options import command, parse, results  # noqa: E402
 from scripts.runs import ReadError  # noqa: E402
 from tasks.audio import HarmonicSpectrogram  # noqa: E402
 from tasks.audio.cache import decode_all  # noqa: E402
-from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.records import provenance  # noqa: E402
 
 DEFAULTS = {
     "clips": "16", "samples": "80000", "rounds": "5", "threads": "1", "device": "cpu", "files": "64",
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
     lines += [f"\nHarmonic over mel + dB, {kind}: {ratio:.2f} x." for kind, ratio in ratios.items()]
     lines += ["\n| clips of 10 s, 44.1 kHz | clips/s |", "| --- | --- |"]
     lines += [f"| {name} | {value:.0f} |" for name, value in speed.items()]
-    facts = f"{now()}, commit {git_state(ROOT)['commit']}, {hardware(1)['machine']}, torch {versions()['torch']}"
+    facts = provenance(ROOT)
     lines.append(f"\n{facts}; median of {rounds} rounds in turn. CPU time is that of all threads.\n")
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)

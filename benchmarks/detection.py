@@ -37,7 +37,7 @@ from tasks.detection import CenterNet, CocoSet, Detection, FashionScenes  # noqa
 from tasks.detection.detector import Objects  # noqa: E402
 from tasks.detection.targets import encode, gaussian_radius  # noqa: E402
 from tasks.detection.views import CenterNetView, SsdView, View  # noqa: E402
-from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.records import provenance  # noqa: E402
 
 DEFAULTS = {"pictures": "48", "rounds": "5", "threads": "1", "size": "512", "steps": "8"}
 STRIDE, CLASSES = 4, 80
@@ -206,7 +206,7 @@ def summary(found: Mapping[str, Any]) -> str:
         f"{100 * shares['pictures']:.0f} % pictures, {100 * shares['targets']:.0f} % targets.",
         "",
         "- " + ", ".join(f"{key} {value}" for key, value in found["options"].items()),
-        f"- {found['where']}, commit {found['git']['commit']}",
+        f"- {found['where']}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -223,11 +223,9 @@ def main(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = write_pictures(Path(folder), pictures=numbers["pictures"])
         rates = picture_rates(data, size=numbers["size"], rounds=numbers["rounds"])
-    machine, git = hardware(1), git_state(ROOT)
     found = {
         "options": numbers, "rates": rates, "heat": heat_times(size=numbers["size"], rounds=numbers["rounds"]),
-        "shares": step_shares(steps=numbers["steps"]), "hardware": machine, "git": git, "versions": versions(),
-        "time": now(), "where": f"{machine['machine']}, torch {torch.__version__}, {now()}",
+        "shares": step_shares(steps=numbers["steps"]), "where": provenance(ROOT),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     (out / "detection.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -36,7 +36,7 @@ from tasks.engine.config import Train  # noqa: E402
 from tasks.engine.distributed import World  # noqa: E402
 from tasks.engine.loop import Trainer  # noqa: E402
 from tasks.engine.phases import Phase  # noqa: E402
-from tasks.engine.records import RunRecord, git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.records import RunRecord, git_state, hardware, provenance  # noqa: E402
 from tasks.engine.schedules import cosine  # noqa: E402
 from tasks.networks import resnet18  # noqa: E402
 
@@ -239,7 +239,7 @@ def main(words: Sequence[str]) -> int:
         + "".join(f"| {name} | {r['median']:.4f} | {r['low']:.4f} to {r['high']:.4f} |\n" for name, r in rows)
         + "\n| measured alone | ms a step | of a bare step | target |\n| --- | --- | --- | --- |\n"
         + "".join(f"| {name} | {ms:.3f} | {100 * ms / step:.2f} % | {aim} |\n" for name, ms, aim in alone)
-        + f"\n{now()}, commit {git_state(ROOT)['commit']}, {hardware(1)['machine']}, torch {versions()['torch']}. "
+        + f"\n{provenance(ROOT)}. "
         f"Command: `make benchmark {' '.join(words)}`\n"
     )
     print(text)

@@ -39,7 +39,7 @@ from scripts.prepare import imagenet_shards  # noqa: E402
 from scripts.runs import ReadError  # noqa: E402
 from tasks.base import Shard  # noqa: E402
 from tasks.data import CorruptImages, ImageFolderSet, ImageSet, ImageShardSet, train_batches  # noqa: E402
-from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.records import provenance  # noqa: E402
 
 DEFAULTS = {
     "images": "256", "size": "224", "batch": "32", "workers": "0,2", "rounds": "9", "quality": "90", "width": "500",
@@ -233,8 +233,8 @@ def main(argv: Sequence[str]) -> int:
         f"{whole['rounds']} rounds in turns, each a pass of every loader. Median (quartiles); ratios are of CPU time, "
         "workers included, within a round; above 1 ours is faster.\n\n" + table(rows) + "\n"
         "All end in normalised float32 on the CPU. Ours also seeds each picture's crop by itself, which the others do "
-        f"not: that is what lets a run resume inside an epoch.\n\n{now()}, commit {git_state(ROOT)['commit']}, "
-        f"{hardware(1)['machine']}, load {os.getloadavg()[0]:.1f}, torch {versions()['torch']}. "
+        f"not: that is what lets a run resume inside an epoch.\n\n{provenance(ROOT)}, "
+        f"load {os.getloadavg()[0]:.1f}. "
         f"Command: `make benchmark-loader {' '.join(argv)}`\n"
     )
     (out / "loader.md").write_text(text)

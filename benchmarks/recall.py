@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.runs import ReadError  # noqa: E402
-from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.records import git_state, hardware, provenance  # noqa: E402
 
 DEFAULTS = {
     "rows": "60502", "features": "512", "classes": "11316", "ks": "1,10,100,1000", "noise": "2.2", "threads": "2",
@@ -133,10 +133,7 @@ def table(found: Mapping[str, Mapping[str, Any]], options: Mapping[str, str], wo
         f"\nOurs takes {cpu:.2f} x the CPU time of faiss (aim: at most {MOST_TIME}) and {wall:.2f} x its wall-clock "
         "time, which says little where other work shares the cores.\n"
     )
-    lines.append(
-        f"{now()}, commit {git_state(ROOT)['commit']}, {hardware(1)['machine']}, torch {versions()['torch']}. "
-        f"Command: `{' '.join(['python benchmarks/recall.py', *words])}`\n"
-    )
+    lines.append(f"{provenance(ROOT)}. Command: `{' '.join(['python benchmarks/recall.py', *words])}`\n")
     return "\n".join(lines)
 
 

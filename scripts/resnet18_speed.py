@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
 
     from scripts import train
     from scripts.stepping import batch_length, prepare
-    from tasks.engine.records import git_state, hardware, now, versions
+    from tasks.engine.records import provenance
 
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise ReadError("device=cuda: torch sees no CUDA device here")
@@ -149,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
         f"{first.shard.parts}, {first.train.precision}, {first.train.num_workers} workers, probes every "
         f"{first.train.probe_every} steps (oscillation windows left out); {rounds} rounds of {steps} steps in turns; "
         f"{clock}. Median (quartiles) over rounds.\n\n{table(rows, steppers)}\n"
-        f"{now()}, commit {git_state(ROOT)['commit']}, {hardware(1)['machine']}, torch {versions()['torch']}. "
+        f"{provenance(ROOT)}. "
         f"Command: `make resnet18-speed {' '.join(argv)}`\n"
     )
     (out / "resnet18-speed.md").write_text(text)

@@ -301,7 +301,10 @@ def main(argv: Sequence[str]) -> int:
         (soak.folder / "watcher" / "sitecustomize.py").write_text(WATCHER)
         soak_runs.prepare(soak.folder / "data")
         soaked(soak, pairs, kills=int(values["kills"]))
+    from tasks.engine.records import provenance
+
     summary = {
+        "where": provenance(ROOT),
         "kills": len(soak.kills),
         "faults": soak.faults,
         "seconds": round(time.monotonic() - begun),

@@ -200,8 +200,11 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps({name: found[name]}, indent=1), flush=True)
     if not found:
         raise options.ReadError("nothing to do; say cells=1000, lines=10000000 or processes=64")
-    Path(values["out"]).parent.mkdir(parents=True, exist_ok=True)
-    Path(values["out"]).write_text(json.dumps(found, indent=1) + "\n")
+    from tasks.engine.records import provenance  # it loads torch: not before memory has been measured
+
+    out = Path(values["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"where": provenance(ROOT), **found}, indent=1) + "\n")
     bad = [part for part in found.values() if part.get("code") or part.get("finished", 1) != part.get("cells", 1)]
     return int(bool(bad))
 

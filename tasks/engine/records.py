@@ -103,6 +103,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def provenance(folder: Path) -> str:
+    """Return when, from which commit and on what a measurement was made, in one line.
+
+    Args:
+        folder: In the checkout whose commit it is; a + behind it marks uncommitted changes.
+    """
+    git = git_state(folder)
+    commit = f"{git['commit']}{'+' if git['dirty'] else ''}"
+    return f"{now()}, commit {commit}, {hardware(1)['machine']}, torch {versions()['torch']}"
+
+
 def peak_memory_mib() -> float:
     """Return the most memory this process has held, in MiB: the GPU's when it uses one, else resident."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
