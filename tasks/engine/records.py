@@ -291,7 +291,8 @@ class RunRecord:
             os.fsync(self._metrics.fileno())
         except OSError as error:
             raise InputError(f"cannot write {self._metrics.name}: {error.strerror}; run again to resume") from None
-        return self._metrics.tell()
+        # Not tell(): until the first write that stands where the file ended before lines were dropped.
+        return os.fstat(self._metrics.fileno()).st_size
 
     def close(self) -> None:
         """Close the files and give up the folder; one in which nothing was written goes."""

@@ -102,6 +102,19 @@ def test_lines_are_readable_while_the_run_runs_and_hold_no_nan(tmp_path: Path) -
     assert [json.loads(line)["step"] for line in lines] == [1, 2] and "again" in lines[1]
 
 
+def test_a_checkpoint_before_the_first_line_of_a_resumed_run_knows_how_long_the_file_is(tmp_path: Path) -> None:
+    made = record(tmp_path / "r")
+    made.open(0)
+    made.log({"step": 1})
+    offset = made.offset()
+    made.log({"step": 2})
+    made.close()
+    again = record(tmp_path / "r")
+    again.open(offset)
+    assert again.offset() == offset == (tmp_path / "r" / "metrics.jsonl").stat().st_size
+    again.close()
+
+
 def test_what_decides_a_result_leaves_out_where_and_how_fast() -> None:
     keys = decisive(CONFIG).keys()
     assert "opt.lr" in keys and "train.seed" in keys
