@@ -17,10 +17,11 @@ from scripts.seeds import mean_and_deviation as mean_and_deviation  # one place 
 BYSTANDER_ROOTS = frozenset({
     "name", "tag", "experiment_name", "scale_name", "opt_name", "recipe", "sweep", "hydra", "results",
     "data_root", "paths", "logger", "launcher", "gpus", "jobs", "processes",
+    "pictures", "figures",
 })  # fmt: skip
 BYSTANDER_LEAVES = frozenset({
-    "seed", "root", "path", "folder", "num_workers", "device", "threads", "progress", "checkpoint_minutes",
-    "timeout_minutes", "log_every", "probe_every", "oscillation_window",
+    "seed", "root", "cache", "path", "folder", "num_workers", "device", "threads", "progress", "checkpoint_minutes",
+    "timeout_minutes", "check_every", "log_every", "probe_every", "oscillation_window",
 })  # fmt: skip
 
 

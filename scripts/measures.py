@@ -42,6 +42,9 @@ MEASURES: dict[str, Callable[[Run], float | None]] = {
 PUBLISHED: dict[str, Callable[[Run], float | None]] = {
     "top1": score("val_ema/top1", "val/top1"),
     "top5": score("val_ema/top5", "val/top5"),
+    "ap": score("val/ap"),
+    "ap50": score("val/ap50"),
+    "roc_auc": score("test/roc_auc"),
     "weight_norm_first_epoch": first_epoch,
     "weight_norm_last_epoch": lambda run: run.ends("norm/mean")[1],
     **MEASURES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,11 @@ pairs. Epochs to the target: until the score first reaches the reference's mean 
 seeds that do. The paper prints single runs. Where ours are of another data set than the paper's, the numbers do not
 compare, only the signs of their differences may. A + behind a commit: the tree had changes."""
 # The curve behind a published number, for the time to the target. A moving average of the weights comes first.
-CURVES = {"top1": ("val_ema/top1", "val/top1"), "top5": ("val_ema/top5", "val/top5")}
+CURVES = {
+    "top1": ("val_ema/top1", "val/top1"),
+    "top5": ("val_ema/top5", "val/top5"),
+    "ap": ("val/ap",),
+}
 
 
 @dataclass
@@ -130,7 +135,7 @@ def published(cell: Cell, spec: Mapping[str, Any], paper: Iterable[Mapping[str, 
 
     `spec` says where to look: `paper` and `table`; `model`, from experiments to the paper's models; `optimizer`, from
     ours to the paper's; `setting`, the paper's word and our key, whose value times the block's `printed` is theirs;
-    `settings`, from experiments to the paper's settings.
+    `settings`, from experiments to the paper's settings, {model.init} in them standing for the cell's value of it.
     """
     given = cell.overrides
     model = (spec.get("model") or {}).get(given.get("experiment", ""), "")
@@ -145,7 +150,8 @@ def published(cell: Cell, spec: Mapping[str, Any], paper: Iterable[Mapping[str, 
 
 def _same_setting(cell: Cell, spec: Mapping[str, Any], setting: str) -> bool:
     if spec.get("settings"):
-        return bool(setting == spec["settings"].get(cell.overrides.get("experiment", "")))
+        named = str(spec["settings"].get(cell.overrides.get("experiment", ""), ""))
+        return setting == re.sub(r"\{([\w.]+)\}", lambda key: cell.overrides.get(key[1], ""), named)
     if not spec.get("setting"):
         return True
     (word, key), *_ = spec["setting"].items()

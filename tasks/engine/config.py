@@ -129,7 +129,8 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
 
     walk("", config)
     free_roots = ("data_root", "logger", "launcher", "paths", "gpus", "jobs", "pictures", "figures")
-    free = {f"train.{key}" for key in FREE_KEYS} | {"data.root", "task.data.root", "task.num_workers"}
+    places = {f"{prefix}data.{key}" for prefix in ("", "task.") for key in ("root", "cache")}
+    free = {f"train.{key}" for key in FREE_KEYS} | places | {"task.num_workers"}
     return {k: v for k, v in flat.items() if k.split(".")[0] not in free_roots and k not in free}
 
 
