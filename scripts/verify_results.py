@@ -29,7 +29,8 @@ usage: python scripts/verify_results.py [results=FOLDER] [only=WORD] [readme=FIL
 
 Makes run folders of RESULTS/records.csv, curves.jsonl and settings.jsonl, runs every command that writes tables,
 figures and the ledger of claims on them, and compares with RESULTS/tables and with the numbers beside RESULTS/figures
-(pictures themselves differ between machines). Run folders that are still there must say what records.csv says.
+(pictures themselves differ between machines). Run folders that are still there must say what records.csv says; a run
+made again at another commit is named and fails nothing.
 
   results=FOLDER  default results
   only=WORD       only files whose name holds this
@@ -44,7 +45,7 @@ class Outcome:
     """What has been compared so far."""
 
     def __init__(self) -> None:
-        self.same, self.problems = 0, list[str]()
+        self.same, self.problems, self.repeated = 0, list[str](), list[str]()
 
     def compare(self, committed: Path, made: Path) -> None:
         """Compare a committed file with the one made anew, line by line."""
@@ -126,7 +127,9 @@ def _folders(folder: Path, outcome: Outcome) -> int:
             missing += 1
             continue
         wrong = [k for k in {*FACTS, *made} if k in row and row[k] != made.get(k, "")]
-        if wrong:
+        if "commit" in wrong:  # somebody ran it again; what is recorded stays what it was
+            outcome.repeated.append(f"{run.experiment}/{run.name}: best {row['best']} there, {made['best']} here")
+        elif wrong:
             told = ", ".join(f"{key}: {row[key]} there, {made.get(key, '')} in the run" for key in sorted(wrong)[:3])
             outcome.problems.append(f"{folder / 'records.csv'}: {run.experiment}/{run.name}: {told}")
         else:
@@ -182,6 +185,9 @@ def main(words: Sequence[str]) -> int:
             outcome.problems.append(f"{picture}: the numbers behind it are not beside it as .csv")
     missing = _folders(folder, outcome)
     print(*outcome.problems, sep="\n" if outcome.problems else "")
+    if outcome.repeated:
+        print(f"{len(outcome.repeated)} runs were made again at another commit than the recorded ones:")
+        print(*(f"  {line}" for line in outcome.repeated[:5]), sep="\n")
     if missing:
         print(f"{missing} finished runs are not in the records yet: make tables adds them")
     print("Not from records, and not compared: results/toy and results/benchmarks; their own commands make them again.")

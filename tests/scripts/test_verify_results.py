@@ -1,5 +1,6 @@
 """Committed results are made again from the records, and what differs is named."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,18 @@ def test_a_record_that_is_not_what_its_run_says_is_named(whole, capsys):
     code, said = verify(whole, capsys)
     back()
     assert code == 1 and f"{row['name']}: norm_last: 99.9 there" in said
+
+
+@pytest.mark.usefixtures("drawings")
+def test_a_run_made_again_at_another_commit_is_named_and_fails_nothing(whole, capsys):
+    path = next(iter(sorted((whole / "runs").glob("*/*/run.json"))))
+    run = json.loads(path.read_text())
+    text = path.read_text()
+    path.write_text(json.dumps({**run, "git": {"commit": "f" * 40, "dirty": False}, "steps": 7}))
+    code, said = verify(whole, capsys)
+    path.write_text(text)
+    assert code == 0, said
+    assert "1 runs were made again at another commit" in said and path.parent.name in said
 
 
 @pytest.mark.usefixtures("drawings")
