@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.runs import Run
 from scripts.seeds import mean_and_deviation as mean_and_deviation  # one place for the formula
+from tasks.engine.config import FREE_KEYS
 
 # Keys, by first or last part, that do not change what is trained: names, places, logging, hardware.
 # Recipes are tables to look values up in; the values in force stand under `opt`.
@@ -20,8 +21,8 @@ BYSTANDER_ROOTS = frozenset({
     "pictures", "figures",
 })  # fmt: skip
 BYSTANDER_LEAVES = frozenset({
-    "seed", "root", "cache", "path", "folder", "num_workers", "device", "threads", "progress", "checkpoint_minutes",
-    "timeout_minutes", "check_every", "log_every", "probe_every", "oscillation_window",
+    *FREE_KEYS, "seed", "root", "cache", "path", "folder", "device", "threads", "log_every", "probe_every",
+    "oscillation_window",
 })  # fmt: skip
 
 

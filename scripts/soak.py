@@ -208,7 +208,7 @@ def disturbed(soak: Soak, task: str, processes: int, *, times: int) -> Path:
 def finish(soak: Soak, task: str, processes: int, place: Path) -> bool:
     """Run to the end undisturbed; say so if it does not end well."""
     words = soak_runs.words(task, data=soak.folder / "data", place=place, processes=processes)
-    begun = time.monotonic()
+    key, begun = f"{task} {processes}", time.monotonic()
     process = start(soak, [*words, "train.checkpoint_minutes=1000"], place)
     seen: set[str] = set()
     while (code := process.poll()) is None and time.monotonic() - begun < PATIENCE:
@@ -216,8 +216,8 @@ def finish(soak: Soak, task: str, processes: int, place: Path) -> bool:
         time.sleep(0.005)
     code = process.wait(timeout=1) if code is None else code
     wait_for_end(place)
-    soak.seconds.setdefault(f"{task} {processes}", time.monotonic() - begun)
-    soak.stages.setdefault(f"{task} {processes}", seen)
+    soak.seconds.setdefault(key, time.monotonic() - begun)
+    soak.stages.setdefault(key, seen)
     if code:
         tail = " | ".join((place / "log.txt").read_text().strip().splitlines()[-3:])
         soak.faults.append(f"{task} x{processes}: ended with {code}: {tail[:600]}")

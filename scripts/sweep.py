@@ -15,7 +15,7 @@ if str(ROOT) not in sys.path:  # `python scripts/sweep.py` puts scripts/ there, 
     sys.path.insert(0, str(ROOT))
 
 from scripts import grids  # noqa: E402
-from scripts.comparison import markdown, write_csv  # noqa: E402
+from scripts.comparison import write_page  # noqa: E402
 from scripts.measures import MEASURES, PUBLISHED  # noqa: E402
 from scripts.options import command, results  # noqa: E402
 from scripts.recorded import add, read_rows, recordable, recorded_runs  # noqa: E402
@@ -277,12 +277,8 @@ def main(words: Sequence[str]) -> int:
         add(fresh, records, measures=MEASURES)
     if spec.get("table"):
         heads, *rows = tabulate(cells, spec["table"], read_rows(Path(options["paper"])))
-        text = f"# {title}\n\n{markdown(heads, rows)}\n\n{NOTE}\n{spec.get('note', '')}".rstrip() + "\n"
-        path = out / "tables" / f"{sweep}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        write_csv(path.with_suffix(".csv"), heads, rows)
-        print(text + f"\nwritten to {path}")
+        notes = f"\n{NOTE}\n{spec.get('note', '')}".rstrip() + "\n"
+        write_page(out / "tables", sweep, title=title, heads=heads, rows=rows, notes=notes)
     if spec.get("figure") and any(cell.runs for cell in cells):
         from scripts.sweep_figure import draw
 

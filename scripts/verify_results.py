@@ -127,7 +127,7 @@ def _folders(folder: Path, outcome: Outcome) -> int:
             missing += 1
             continue
         wrong = [k for k in {*FACTS, *made} if k in row and row[k] != made.get(k, "")]
-        if "commit" in wrong:  # somebody ran it again; what is recorded stays what it was
+        if {"commit", "wall_time_s"} <= set(wrong):  # somebody ran it again; what is recorded stays what it was
             outcome.repeated.append(f"{run.experiment}/{run.name}: best {row['best']} there, {made['best']} here")
         elif wrong:
             told = ", ".join(f"{key}: {row[key]} there, {made.get(key, '')} in the run" for key in sorted(wrong)[:3])

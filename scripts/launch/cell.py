@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 if TYPE_CHECKING:
     from tasks.engine.plan import Plan
 
+ROOT = Path(__file__).resolve().parents[2]
 NOTE = "launch.json"
 
 
@@ -59,6 +60,12 @@ class Cell:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def python_path() -> str:
+    """Return PYTHONPATH with this repository first: nodes import it, from wherever a sweep was started."""
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(ROOT)]
+    return os.pathsep.join([str(ROOT), *known])
 
 
 def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> list[Cell]:

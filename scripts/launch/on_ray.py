@@ -23,11 +23,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from scripts.launch.cell import Cell, returns, unfinished
+from scripts.launch.cell import Cell, python_path, returns, unfinished
 from scripts.launch.local import log_of, one_run
 from scripts.states import last_line
 
-ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 120  # for runs to save after Ctrl-C
 
 
@@ -90,9 +89,7 @@ class RayLauncher(Launcher):
     def _run(self, cells: Sequence[Cell]) -> dict[int, int]:
         import ray
 
-        # Ray's workers find only what lies beside the script or in the folder that the sweep was started from.
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        runtime = {"env_vars": {"PYTHONPATH": path}}
+        runtime = {"env_vars": {"PYTHONPATH": python_path()}}
         start = ray.remote(**self.needs, max_retries=self.max_retries, runtime_env=runtime)(run_cell)
         here = {k: v for k, v in os.environ.items() if k.startswith(("ADAMP_", "WANDB_")) or k == "OMP_NUM_THREADS"}
         running: dict[Any, Cell] = {}

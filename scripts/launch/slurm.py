@@ -24,9 +24,8 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from omegaconf import OmegaConf
 
 from scripts import states
-from scripts.launch.cell import Cell, returns, unfinished
+from scripts.launch.cell import Cell, python_path, returns, unfinished
 
-ROOT = Path(__file__).resolve().parents[2]
 OWN = {"submitit_folder", "max_num_timeout"}  # what the executor's constructor takes
 
 
@@ -91,9 +90,7 @@ class SlurmLauncher(BaseSubmititLauncher):
 
         from tasks.base import InputError
 
-        # The jobs import this repository, from wherever they are started.
-        known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(ROOT)]
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *known])
+        os.environ["PYTHONPATH"] = python_path()
         base = set(OmegaConf.structured(BaseQueueConf).keys())
         given = {k if k in base else f"slurm_{k}": v for k, v in self.params.items() if k not in OWN}
         argument_lists = zip(

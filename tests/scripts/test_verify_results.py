@@ -82,9 +82,11 @@ def test_a_run_made_again_at_another_commit_is_named_and_fails_nothing(whole, ca
     run = json.loads(path.read_text())
     text = path.read_text()
     path.write_text(json.dumps({**run, "git": {"commit": "f" * 40, "dirty": False}, "steps": 7}))
+    forged, _ = verify(whole, capsys)  # another commit for the same run
+    path.write_text(json.dumps({**json.loads(path.read_text()), "wall_time_s": 12345.6}))
     code, said = verify(whole, capsys)
     path.write_text(text)
-    assert code == 0, said
+    assert (forged, code) == (1, 0), said
     assert "1 runs were made again at another commit" in said and path.parent.name in said
 
 
