@@ -31,7 +31,7 @@ from torchvision.transforms import v2  # noqa: E402
 
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.runs import ReadError  # noqa: E402
-from tasks.base import Shard  # noqa: E402
+from tasks.base import Shard, StepContext  # noqa: E402
 from tasks.data.loader import forked_generators  # noqa: E402
 from tasks.detection import CenterNet, CocoSet, Detection, FashionScenes  # noqa: E402
 from tasks.detection.detector import Objects  # noqa: E402
@@ -167,7 +167,7 @@ def step_shares(*, steps: int) -> dict[str, float]:
         objects = Objects(*batch[1:])
         encode(objects, batch=8, num_classes=data.num_classes, size=(32, 32), stride=STRIDE)
         drawn = time.perf_counter()
-        (update,) = task.updates(task.networks, batch, {})
+        (update,) = task.updates(task.networks, batch, StepContext())
         optimizer.zero_grad()
         update.loss.backward()
         optimizer.step()

@@ -31,7 +31,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from adamp import NormProbe  # noqa: E402
-from tasks.base import Shard, Task, Update  # noqa: E402
+from tasks.base import LoopState, Shard, StepContext, Task, Update  # noqa: E402
 from tasks.engine.config import Train  # noqa: E402
 from tasks.engine.distributed import World  # noqa: E402
 from tasks.engine.loop import Trainer  # noqa: E402
@@ -64,11 +64,11 @@ class InMemory(Task):
     def eval_batches(self, shard: Shard) -> Mapping[str, list[Any]]:
         return {}
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
         images, labels = batch
         yield Update(F.cross_entropy(nets["model"](images), labels))
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> None: ...
+    def predict(self, nets: Mapping[str, nn.Module], batch: Any, state: LoopState) -> None: ...
 
     def score(self, split: str, records: Sequence[Any]) -> dict[str, float]:
         return {}

@@ -119,7 +119,7 @@ def count(plan: Plan, *, examples: int, gpus: int) -> Cost:
     state_bytes = sum(_size(t) for optimizer in stepper.optimizers.values() for t in _tensors(optimizer.state.values()))
     facts = stepper.task.describe()
     epochs = sum(phase.epochs for phase in plan.make_phases())
-    epoch_steps = len(stepper.task.train_batches(0, stepper.shard)) // stepper.shard.parts
+    epoch_steps = len(stepper.task.train_batches(0, stepper.shard)) // stepper.shard.accumulation_steps
     steps = min(epochs * epoch_steps, train.max_steps or epochs * epoch_steps)
     read, notes = _bytes_read(stepper, epochs=steps / epoch_steps, evaluations=-(-epochs // train.eval_epochs))
     return Cost(

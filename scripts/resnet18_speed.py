@@ -76,11 +76,11 @@ def measure(steppers: Mapping[str, Any], *, rounds: int, steps: int) -> list[Row
         for name in names:
             stepper = steppers[name]
             every = stepper.train.probe_every
-            plain = [stepper.step(parts=stepper.shard.parts) for _ in range(steps)]
+            plain = [stepper.step(parts=stepper.shard.accumulation_steps) for _ in range(steps)]
             mean = {part: statistics.fmean(step[part] for step in plain) for part in COLUMNS[:-1]}
             probes = 0.0
             if every and stepper.probes:
-                probed = [stepper.step(parts=stepper.shard.parts, probed=True) for _ in range(steps)]
+                probed = [stepper.step(parts=stepper.shard.accumulation_steps, probed=True) for _ in range(steps)]
                 more = statistics.fmean(step["optimizer"] for step in probed) - mean["optimizer"]
                 probes = max(more, 0.0) / every
             if number:
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
     text = (
         f"# Where a training step of {EXPERIMENT} spends its time\n\n"
         f"{facts['name']} at {facts.get('image_size', '?')} pixels, micro-batches of {batch_length(first.last)} x "
-        f"{first.shard.parts}, {first.train.precision}, {first.train.num_workers} workers, probes every "
+        f"{first.shard.accumulation_steps}, {first.train.precision}, {first.train.num_workers} workers, probes every "
         f"{first.train.probe_every} steps (oscillation windows left out); {rounds} rounds of {steps} steps in turns; "
         f"{clock}. Median (quartiles) over rounds.\n\n{table(rows, steppers)}\n"
         f"{provenance(ROOT)}. "

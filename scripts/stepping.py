@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adamp import NormProbe, scale_invariant_parameters
-from tasks.base import Batch, Carry, InputError, Shard, Task
+from tasks.base import Batch, InputError, Shard, StepContext, Task
 from tasks.engine import probing
 from tasks.engine.checkpoint import seed_generators
 from tasks.engine.config import Train
@@ -86,7 +86,7 @@ class Stepper:
     shard: Shard
     wall: bool = False
     last: Batch = None
-    carry: Carry = field(default_factory=Carry)
+    context: StepContext = field(default_factory=StepContext)
 
     def __post_init__(self) -> None:
         """Start on the data."""
@@ -116,7 +116,7 @@ class Stepper:
         return laps.seconds()
 
     def _updates(self, laps: Laps, *, apply: bool, share: int) -> None:
-        updates = self.task.updates(self.task.networks, self.last, self.carry)
+        updates = self.task.updates(self.task.networks, self.last, self.context)
         while True:
             with self.autocast():
                 update = next(updates, None)
@@ -186,7 +186,7 @@ def prepare(plan: Plan, *, device: torch.device, examples: int | None = None, wa
             if probe._handle is not None:
                 probe._handle.remove()
     parts = train.accumulation if examples is None else _cut(train.batch_size, examples)
-    return Stepper(task, train, device, optimizers, probes, Shard(parts=parts), wall)
+    return Stepper(task, train, device, optimizers, probes, Shard(accumulation_steps=parts), wall)
 
 
 def _rules(plan: Plan, task: Task) -> Sequence[Mapping[str, Any]]:

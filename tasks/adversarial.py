@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.attacks import PRESETS, Attack, NonFiniteLossError, as_length, pgd_attack, random_perturbation
-from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.data import CorruptImages, ImageSet, eval_batches, train_batches
 from tasks.data.loader import derive_seed
 
@@ -110,11 +110,11 @@ class Adversarial(Task):
             corrupt=self._corrupt,
             num_workers=self.num_workers,
         )
-        size = self.batch_size // (shard.count * shard.parts)
+        size = self.batch_size // (shard.count * shard.accumulation_steps)
 
         def origin(number: int) -> tuple[int, int]:
-            step, part = divmod(number, shard.parts)
-            return derive_seed(self.seed, epoch, start + step), (shard.index * shard.parts + part) * size
+            step, part = divmod(number, shard.accumulation_steps)
+            return derive_seed(self.seed, epoch, start + step), (shard.index * shard.accumulation_steps + part) * size
 
         return _Marked(batches, origin, count=len(batches))
 
@@ -140,7 +140,7 @@ class Adversarial(Task):
         count = len(range(shard.index, whole, shard.count))
         return _Marked(batches, lambda number: (split, shard.index + number * shard.count), count=count)
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels, (seed, first) = batch  # (B, 3, S, S) uint8, (B,)
         x, poison = as_unit_range(images), 0.0
         if self.train_steps:
@@ -158,7 +158,7 @@ class Adversarial(Task):
         loss = F.cross_entropy(logits, labels) + poison
         yield Update(loss, log={"train/attacked_accuracy": 100 * hits.mean()})
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return (loss, hit) of each clean picture and of the same pictures attacked; losses are float64."""
         images, labels, (split, number) = batch
         x, net = as_unit_range(images), nets["model"]

@@ -1,4 +1,4 @@
-"""What tasks and the engine share: the `Task` interface and three small records.
+"""The interface between tasks and the engine: `Task` and the records that they exchange.
 
 A task owns its data, its networks, its losses and its scores. It never imports the engine, `torch.distributed`,
 Hydra or a logger; the engine knows tasks through this file alone.
@@ -16,9 +16,7 @@ if TYPE_CHECKING:  # the interface names torch's types, and needs none of its co
 
 Batch = Any  # what a task's loader yields and its losses take: nested tuples, lists, dicts of tensors
 Record = Any  # what `Task.predict` returns for a batch; picklable, on the CPU
-Carry = dict[
-    str, Any
-]  # what a task keeps from one batch to the next, e.g. a language model's memory; one a micro-batch
+LoopState = dict[str, Any]  # what a task keeps from one batch to the next, e.g. a language model's memory
 
 
 class InputError(ValueError):
@@ -30,23 +28,23 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One process's share of the data, and how finely each step's batch is cut.
+    """One process's share of the data, and the number of micro-batches per step.
 
     Attributes:
         index: This process, 0 <= index < count.
         count: Number of processes.
-        parts: Micro-batches a step (gradient accumulation). Training batches arrive `parts` at a time: a global
-            batch of size B reaches each process as `parts` consecutive batches of B / (count * parts) examples.
+        accumulation_steps: Micro-batches per optimizer step. A global batch of B examples reaches each process as
+            `accumulation_steps` consecutive batches of B / (count * accumulation_steps) examples.
     """
 
     index: int = 0
     count: int = 1
-    parts: int = 1
+    accumulation_steps: int = 1
 
 
 @dataclass
 class Update:
-    """One optimizer step, as a task asks for it.
+    """One optimizer step that a task requests.
 
     Attributes:
         loss: Scalar, the mean over this shard's examples.
@@ -67,56 +65,69 @@ def own_rows(rows: Tensor) -> Tensor:
     return rows
 
 
+@dataclass(frozen=True)
+class StepContext:
+    """The part of the engine that `Task.updates` may use.
+
+    Attributes:
+        state: Kept from one batch to the next and saved in checkpoints; each micro-batch has its own.
+        gather: Maps this process's rows (b, ...) to those of all processes (b * count, ...), in order of process. For
+            losses that are no mean over examples (a batch's HSIC, pairs, proxies): every process computes the same
+            loss of the gathered rows, and gradients flow back such that, averaged over processes as for any loss, they
+            are exactly those of one process with the whole batch. Collective: all processes call it equally often,
+            with equal shapes.
+    """
+
+    state: LoopState = field(default_factory=dict)
+    gather: Callable[[Tensor], Tensor] = own_rows
+
+
 class Task(ABC):
     """A benchmark: data, networks, losses and scores.
 
     Attributes:
         networks: Everything trainable, by role. Proxies and loss weights belong here too.
-        monitor: The score that picks the best checkpoint, e.g. "val/top1"; greater is better. With a minus in front,
+        monitor: The score that picks the best checkpoint, e.g. "val/top1"; greater is better. Prefixed with "-", as in
             "-val/loss", lower is better.
-        gather: Maps a shard's rows (b, ...) to those of all processes (b * count, ...), in order of process; set by
-            the engine. For losses that are no mean over examples (a batch's HSIC, pairs, proxies): every process
-            computes the same loss of the gathered rows, and gradients flow back such that, averaged over processes
-            as for any loss, they are exactly those of one process with the whole batch. Collective: all processes
-            call it equally often, with equal shapes.
     """
 
     networks: Mapping[str, nn.Module]
     monitor: str
-    gather: Callable[[Tensor], Tensor] = staticmethod(own_rows)
 
     @abstractmethod
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
         """Return this shard's training batches of one epoch, from step `start` on.
 
-        The order depends on (seed, epoch) alone and so do random augmentations of each example: batches from
-        `start` on are bitwise those that a full pass would have yielded there. That is what makes resuming in
-        the middle of an epoch exact.
+        Order and random augmentation depend on (seed, epoch) alone: the batches from `start` on are bitwise those of
+        a full pass. That makes resuming within an epoch exact.
 
         Args:
             epoch: Counted from 0.
-            shard: This process's share; the result holds `shard.parts` batches for each step.
+            shard: This process's share; the result holds `shard.accumulation_steps` batches per step.
             start: First step wanted; earlier ones are skipped without being decoded.
 
         Returns:
-            An iterable with a length: `(steps an epoch - start) * shard.parts` batches.
+            An iterable with a length: `(steps per epoch - start) * shard.accumulation_steps` batches.
         """
 
     @abstractmethod
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
-        """Return the batches to evaluate: split name -> batches number index, index + count, ...; nothing padded."""
+        """Return the evaluation batches: split name -> batches index, index + count, ..., without padding."""
 
     def test_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
-        """Return further splits, as `eval_batches` does, that are scored once: at the end, with the best weights."""
+        """Return splits that are scored once, at the end, with the best weights; as `eval_batches`."""
         return {}
 
     @abstractmethod
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
-        """Yield one `Update` an optimizer step, in order. The forward pass must go through `nets`."""
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
+        """Yield one `Update` per optimizer step, in order. The forward pass must go through `nets`."""
 
     @abstractmethod
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
-        """Return what `score` needs of one batch. Runs under `no_grad` with networks in eval mode."""
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
+        """Return what `score` needs of one batch. Runs under `no_grad` with networks in eval mode.
+
+        `state` is empty at the start of each split and kept from one batch of the split to the next.
+        """
 
     @abstractmethod
     def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
@@ -130,13 +141,13 @@ class Task(ABC):
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """Return facts for the record of a run: the name of the data really used, its sizes, its licence.
+        """Return facts about the data for the record of a run: name, sizes, licence.
 
         "name", "train_examples" and "val_examples" are printed at the start, and so is "baseline" where there is one:
-        what a score must beat to mean anything.
+        the score of a trivial predictor.
         """
         return {}
 
     def notices(self) -> dict[str, int]:
-        """Return counts of what went wrong with the data so far, e.g. `{"corrupt_images": 2}`; zero counts left out."""
+        """Return counts of data problems so far, e.g. `{"corrupt_images": 2}`, without zeros."""
         return {}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.data import CorruptImages, ImageSet, eval_batches, train_batches
 from tasks.data.loader import Augment, Mix
 
@@ -96,7 +96,7 @@ class ImageNet(Task):
         )
         return {"val": batches}
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels, *mixed = batch  # (B, 3, S, S) uint8, (B,), and (B,), () from a mix
         logits = nets["model"](self.normalise(images))  # (B, K)
         loss, top1 = self._loss_and_top1(logits, labels)
@@ -113,7 +113,7 @@ class ImageNet(Task):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss, 100 * (logits.detach().argmax(1) == labels).float().mean()
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return each example's loss (float64), whether its class is first, and whether among five."""
         images, labels = batch
         logits = nets["model"](self.normalise(images)).float()  # (B, K)

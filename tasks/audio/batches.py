@@ -56,17 +56,17 @@ class _TrainBatches(Dataset[Any]):
     def __init__(self, data: ClipSet, shard: Shard, *, samples: int, batch_size: int, seed: int, epoch: int) -> None:
         self._data, self._shard, self._samples = data, shard, samples
         self._seed, self._epoch, self._batch_size = seed, epoch, batch_size
-        self._micro = batch_size // (shard.count * shard.parts)
+        self._micro = batch_size // (shard.count * shard.accumulation_steps)
         num = data.num("train")
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         self._order = torch.randperm(num, generator=generator)[: num - num % batch_size].tolist()
 
     def __len__(self) -> int:
-        return len(self._order) // self._batch_size * self._shard.parts
+        return len(self._order) // self._batch_size * self._shard.accumulation_steps
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        step, part = divmod(number, self._shard.parts)
-        first = step * self._batch_size + (self._shard.index * self._shard.parts + part) * self._micro
+        step, part = divmod(number, self._shard.accumulation_steps)
+        first = step * self._batch_size + (self._shard.index * self._shard.accumulation_steps + part) * self._micro
         numbers = self._order[first : first + self._micro]
         waves = [
             crop(self._data, "train", i, samples=self._samples, seed=derive_seed(self._seed, self._epoch, i))
@@ -124,17 +124,18 @@ def train_batches(
     Raises:
         InputError: The batch does not divide evenly, or exceeds the training split.
     """
-    pieces = shard.count * shard.parts
+    pieces = shard.count * shard.accumulation_steps
     if batch_size % pieces:
         raise InputError(
-            f"train.batch_size={batch_size}: must divide by processes x micro-batches ({shard.count} x {shard.parts})"
+            f"train.batch_size={batch_size}: must divide by processes x micro-batches "
+            f"({shard.count} x {shard.accumulation_steps})"
         )
     if batch_size > data.num("train"):
         raise InputError(
             f"train.batch_size={batch_size}: exceeds the {data.num('train')} training clips of {data.name}"
         )
     source = _TrainBatches(data, shard, samples=samples, batch_size=batch_size, seed=seed, epoch=epoch)
-    return Batches(source, range(start * shard.parts, len(source)), num_workers)
+    return Batches(source, range(start * shard.accumulation_steps, len(source)), num_workers)
 
 
 def eval_batches(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tasks.audio.batches import chunk, eval_batches, mean_by_clip, train_batches
 from tasks.audio.clips import ClipSet
 from tasks.audio.scores import tagging_scores
-from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
 
 
 class AudioClassifier(Task):
@@ -96,7 +96,7 @@ class AudioClassifier(Task):
             num_workers=self.num_workers,
         )  # fmt: skip
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         waves, targets = batch  # (B, N), and (B,) or (B, K)
         logits = nets["model"](waves).float()  # (B, K)
         log: dict[str, Tensor] = {"train/q": self.networks["model"].front.q.detach().squeeze()}  # type: ignore[union-attr]
@@ -110,7 +110,7 @@ class AudioClassifier(Task):
             return F.cross_entropy(logits, targets, reduction="none")
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(1)
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return each clip's loss, probabilities (B, K) and targets, all on the CPU; losses and sums in float64."""
         waves, counts, targets = batch  # (M, N), (B,), and (B,) or (B, K)
         logits = nets["model"](waves).double()  # (M, K)

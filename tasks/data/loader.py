@@ -122,17 +122,17 @@ class _TrainBatches(Dataset[_Loaded]):
         self._augment, self._mix = augment, mix
         self._seed, self._epoch, self._shard = seed, epoch, shard
         self._batch_size = batch_size
-        self._micro_size = batch_size // (shard.count * shard.parts)
+        self._micro_size = batch_size // (shard.count * shard.accumulation_steps)
         num = data.num_examples["train"]
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         self._order = torch.randperm(num, generator=generator)[: num - num % batch_size]
 
     def __len__(self) -> int:
-        return len(self._order) // self._batch_size * self._shard.parts
+        return len(self._order) // self._batch_size * self._shard.accumulation_steps
 
     def __getitem__(self, number: int) -> _Loaded:
-        step, part = divmod(number, self._shard.parts)
-        first = step * self._batch_size + (self._shard.index * self._shard.parts + part) * self._micro_size
+        step, part = divmod(number, self._shard.accumulation_steps)
+        first = step * self._batch_size + (self._shard.index * self._shard.accumulation_steps + part) * self._micro_size
         images: list[Tensor] = []
         labels: list[int] = []
         unreadable: list[tuple[int, str]] = []
@@ -260,10 +260,11 @@ def train_batches(
     Raises:
         InputError: if the batch does not divide evenly or exceeds the training split.
     """
-    pieces = shard.count * shard.parts
+    pieces = shard.count * shard.accumulation_steps
     if batch_size % pieces:
         raise InputError(
-            f"train.batch_size={batch_size}: must divide by processes x micro-batches ({shard.count} x {shard.parts})"
+            f"train.batch_size={batch_size}: must divide by processes x micro-batches "
+            f"({shard.count} x {shard.accumulation_steps})"
         )
     num = data.num_examples["train"]
     if batch_size > num:
@@ -278,7 +279,7 @@ def train_batches(
         augment=augment,
         mix=mix,
     )
-    numbers = range(start * shard.parts, len(source))
+    numbers = range(start * shard.accumulation_steps, len(source))
     return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=num_workers)
 
 

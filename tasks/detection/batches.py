@@ -32,17 +32,17 @@ class _TrainBatches(Dataset[_Loaded]):
     ) -> None:
         self._data, self._view, self._patience = data, view, patience
         self._seed, self._epoch, self._shard, self._batch_size = seed, epoch, shard, batch_size
-        self._micro_size = batch_size // (shard.count * shard.parts)
+        self._micro_size = batch_size // (shard.count * shard.accumulation_steps)
         num = data.num_examples["train"]
         order = torch.randperm(num, generator=torch.Generator().manual_seed(derive_seed(seed, epoch)))
         self._order = order[: num - num % batch_size]
 
     def __len__(self) -> int:
-        return len(self._order) // self._batch_size * self._shard.parts
+        return len(self._order) // self._batch_size * self._shard.accumulation_steps
 
     def __getitem__(self, number: int) -> _Loaded:
-        step, part = divmod(number, self._shard.parts)
-        first = step * self._batch_size + (self._shard.index * self._shard.parts + part) * self._micro_size
+        step, part = divmod(number, self._shard.accumulation_steps)
+        first = step * self._batch_size + (self._shard.index * self._shard.accumulation_steps + part) * self._micro_size
         unreadable: list[tuple[int, str]] = []
         with forked_generators():
             found = [self._load(i, unreadable) for i in self._order[first : first + self._micro_size].tolist()]
@@ -112,10 +112,11 @@ def train_batches(data: CocoSet, view: View, *, batch_size: int, shard: Shard, s
     Raises:
         InputError: The batch does not divide evenly, or exceeds the training split.
     """
-    pieces = shard.count * shard.parts
+    pieces = shard.count * shard.accumulation_steps
     if batch_size % pieces:
         raise InputError(
-            f"train.batch_size={batch_size}: must divide by processes x micro-batches ({shard.count} x {shard.parts})"
+            f"train.batch_size={batch_size}: must divide by processes x micro-batches "
+            f"({shard.count} x {shard.accumulation_steps})"
         )
     if batch_size > (num := data.num_examples["train"]):
         raise InputError(f"train.batch_size={batch_size}: exceeds the {num} training images of {data.name}")
@@ -124,7 +125,7 @@ def train_batches(data: CocoSet, view: View, *, batch_size: int, shard: Shard, s
         data, view, batch_size=batch_size, seed=more["seed"], epoch=more["epoch"], shard=shard,
         patience=corrupt.limit("train"),
     )  # fmt: skip
-    numbers = range(start * shard.parts, len(source))
+    numbers = range(start * shard.accumulation_steps, len(source))
     return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=more["num_workers"])
 
 

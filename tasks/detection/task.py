@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.data import CorruptImages
 from tasks.detection.batches import eval_batches, train_batches
 from tasks.detection.coco import CocoSet
@@ -95,18 +95,19 @@ class Detection(Task):
         )  # fmt: skip
         return {"val": batches}
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, *objects = batch
+
+        def mean_count(count: Tensor) -> Tensor:
+            """Return the mean over processes of a 0-d count."""
+            return context.gather(count.detach().float().reshape(1)).mean()
+
         outputs = nets["model"](self.normalise(images))
         with torch.autocast(images.device.type, enabled=False):
-            loss, parts = self._net.losses(outputs, Objects(*objects), mean=self._mean_count)
+            loss, parts = self._net.losses(outputs, Objects(*objects), mean=mean_count)
         yield Update(loss, log={f"train/{name}_loss": part.detach() for name, part in parts.items()})
 
-    def _mean_count(self, count: Tensor) -> Tensor:
-        """Return the mean over processes of a 0-d count."""
-        return self.gather(count.detach().float().reshape(1)).mean()
-
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return image ids, and each picture's (n, 6) boxes in its stored pixels, scores and category ids, as numpy."""
         images, numbers, backs = batch
         if not len(images):

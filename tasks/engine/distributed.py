@@ -41,9 +41,9 @@ class World:
         """Whether this process writes files and speaks to the user."""
         return self.rank == 0
 
-    def shard(self, parts: int = 1) -> Shard:
+    def shard(self, accumulation_steps: int = 1) -> Shard:
         """Return this process's share of the data."""
-        return Shard(index=self.rank, count=self.size, parts=parts)
+        return Shard(index=self.rank, count=self.size, accumulation_steps=accumulation_steps)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Wrap a network for gradient averaging. Anew at each phase: DDP fixes the trainable set when it wraps.
@@ -101,7 +101,7 @@ class World:
         return gathered
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Return every process's rows in order of rank, with gradients: see `Task.gather`."""
+        """Return every process's rows in order of rank, with gradients: see `StepContext.gather`."""
         if self.size == 1:
             return rows
         gathered: Tensor = _GatherRows.apply(rows, self)  # type: ignore[no-untyped-call]

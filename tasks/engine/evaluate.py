@@ -53,13 +53,13 @@ def evaluate(
         for net in nets.values():
             net.eval()
         for split, batches in splits(world.shard()).items():
-            records, carry, stopped = [], {}, False  # type: ignore[var-annotated]
+            records, state, stopped = [], {}, False  # type: ignore[var-annotated]
             with torch.no_grad():
                 for batch in batches:
                     if stopped := stop():
                         break
                     with autocast():
-                        records.append(task.predict(nets, place(batch), carry))
+                        records.append(task.predict(nets, place(batch), state))
             if world.highest(int(stopped)):
                 return None
             ordered = in_data_order(world.gather(records) or [])

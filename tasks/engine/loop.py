@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adamp import NormProbe
-from tasks.base import Batch, Carry, InputError, Shard, Task
+from tasks.base import Batch, InputError, LoopState, Shard, Task
 from tasks.engine import checkpoint, numerics, probing, state, steps
 from tasks.engine.config import Train, check_division
 from tasks.engine.distributed import World
@@ -75,7 +75,6 @@ class Trainer:
         """Place the networks and check what can be checked before the first step."""
         check_division(self.train, self.world.size)
         check_rules(self.task.networks, self.rules)
-        self.task.gather = self.world.gather_rows
         self.bare = {role: net.to(self.world.device) for role, net in self.task.networks.items()}
         if self.train.channels_last:
             for net in self.bare.values():
@@ -88,7 +87,7 @@ class Trainer:
         self.at, self.best, self.scores = Position(), Best(), {}  # type: ignore[var-annotated]
         self.meter, self.watch = Meter(), FiniteWatch(self.world.device)
         self.guard = numerics.Guard(self.train.nonfinite, self.world)
-        self.carries = [Carry() for _ in range(self.train.accumulation)]
+        self.loop_states: list[LoopState] = [{} for _ in range(self.train.accumulation)]
         self.notes: list[str] = []
         self.notices: dict[str, int] | None = None  # over all processes, once the run is done
         self.saved_at = time.monotonic()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Carry
+from tasks.base import LoopState
 from tasks.engine.config import Train
 from tasks.engine.distributed import World
 from tasks.engine.meters import Meter, map_tensors
@@ -102,7 +102,7 @@ class Guard:
         self.factor = 1.0
         self._held: list[tuple[str, Tensor]] = []
         self._buffers: dict[str, dict[str, Tensor]] = {}
-        self._carries: list[Carry] = []
+        self._loop_states: list[LoopState] = []
         self._refused_before = 0
 
     def begin(self, trainer: Trainer) -> None:
@@ -111,7 +111,7 @@ class Guard:
             return
         self._refused_before = self.refused
         self._buffers = {role: {k: v.clone() for k, v in net.named_buffers()} for role, net in trainer.bare.items()}
-        self._carries = map_tensors(Tensor.clone, [dict(carry) for carry in trainer.carries])
+        self._loop_states = map_tensors(Tensor.clone, [dict(state) for state in trainer.loop_states])
 
     def end(self, trainer: Trainer) -> None:
         """Put it back if an update was refused.
@@ -124,7 +124,7 @@ class Guard:
         for role, net in trainer.bare.items():
             for name, buffer in net.named_buffers():
                 buffer.copy_(self._buffers[role][name])
-        trainer.carries = self._carries
+        trainer.loop_states = self._loop_states
         if self.row >= MOST_IN_A_ROW:
             raise trainer.diverged(trainer.at.step + 1, f"{self.row} updates in a row were not finite, the last")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tasks.base import Carry, InputError
+from tasks.base import InputError, LoopState
 from tasks.engine import checkpoint
 from tasks.engine.meters import map_tensors
 from tasks.engine.phases import Best, Position
@@ -49,7 +49,7 @@ def _weights(trainer: Trainer) -> checkpoint.State:
 def _everything(trainer: Trainer) -> checkpoint.State:
     own = {
         "generators": checkpoint.generator_states(trainer.world.device),
-        "carry": map_tensors(Tensor.cpu, [dict(carry) for carry in trainer.carries]),
+        "carry": map_tensors(Tensor.cpu, [dict(state) for state in trainer.loop_states]),
         "meter": trainer.meter.state(),
         # Running statistics differ between processes; a task may read them in training (an attack in eval mode).
         "buffers": {role: {k: v.cpu() for k, v in net.named_buffers()} for role, net in trainer.bare.items()},
@@ -90,7 +90,7 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
         for role, net in trainer.bare.items():
             for name, buffer in net.named_buffers():
                 buffer.copy_(own["buffers"][role][name])
-    elif any(_carries(process) != [{}] * len(_carries(process)) for process in saved):
+    elif any(_loop_states(process) != [{}] * len(_loop_states(process)) for process in saved):
         raise InputError(
             f"the checkpoint carries state of {len(saved)} processes; resume with GPUS={len(saved)}, "
             f"not {trainer.world.size}"
@@ -98,7 +98,7 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
     else:  # exact in the data, not in what each process draws: say so
         own = saved[0]
         trainer.notes.append(f"resumed with {trainer.world.size} processes where {len(saved)} saved: not bitwise")
-    trainer.carries = map_tensors(lambda t: t.to(trainer.world.device), _carries(own))
+    trainer.loop_states = map_tensors(lambda t: t.to(trainer.world.device), _loop_states(own))
     trainer.meter.restore(own["meter"], trainer.world.device)
     trainer.notes.append(f"resumed at step {trainer.at.step}, epoch {trainer.epoch:.4g}")
     if trainer.record is not None:
@@ -107,8 +107,8 @@ def resume(trainer: Trainer) -> checkpoint.State | None:
     return {**state, "own": own}
 
 
-def _carries(process: Mapping[str, Any]) -> list[Carry]:
-    """Return what one process carried, one dict a micro-batch; checkpoints of version 0.1 hold a single dict."""
+def _loop_states(process: Mapping[str, Any]) -> list[LoopState]:
+    """Return one process's loop states, one per micro-batch; checkpoints of version 0.1 hold a single dict."""
     carried = process["carry"]
     return carried if isinstance(carried, list) else [carried]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.base import Batch, Update
+from tasks.base import Batch, StepContext, Update
 from tasks.engine.meters import placed
 from tasks.engine.optim import gradient_norm, scaled_rates
 
@@ -29,7 +29,8 @@ def take(trainer: Trainer, batches: Sequence[Batch]) -> None:
         for i, batch in enumerate(batches):
             with _context(trainer, sync=i == len(batches) - 1):
                 if streams[i] is None:
-                    streams[i] = trainer.task.updates(trainer.nets, place(trainer, batch), trainer.carries[i])
+                    context = StepContext(trainer.loop_states[i], trainer.world.gather_rows)
+                    streams[i] = trainer.task.updates(trainer.nets, place(trainer, batch), context)
                 update: Update | None = next(streams[i], None)
                 if update is None:
                     continue

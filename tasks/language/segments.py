@@ -102,7 +102,7 @@ class Segments(Sequence[Segment]):
         return list(accumulate(lengths))
 
     def __len__(self) -> int:
-        return self._count * self._shard.parts
+        return self._count * self._shard.accumulation_steps
 
     @overload
     def __getitem__(self, number: int) -> Segment: ...
@@ -115,13 +115,13 @@ class Segments(Sequence[Segment]):
             return [self[i] for i in range(*number.indices(len(self)))]
         if not 0 <= number < len(self):
             raise IndexError(number)
-        step, part = divmod(number, self._shard.parts)
+        step, part = divmod(number, self._shard.accumulation_steps)
         turn, place = divmod(self._first + step, self._pass_steps)
         if turn != self._turn:
             self._turn, self._ends = turn, self._cuts(turn)
         begin, end = self._ends[place - 1] if place else 0, self._ends[place]
-        rows = len(self._text) // (self._shard.count * self._shard.parts)
-        row = (self._shard.index * self._shard.parts + part) * rows
+        rows = len(self._text) // (self._shard.count * self._shard.accumulation_steps)
+        row = (self._shard.index * self._shard.accumulation_steps + part) * rows
         piece = torch.from_numpy(self._text[row : row + rows, begin : end + 1].astype(np.int64))
         return piece[:, :-1], piece[:, 1:], place == 0, (end - begin) / self._length
 

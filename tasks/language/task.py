@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.language.segments import Segments, columns, fixed_lengths
 from tasks.language.text import Corpus
 
@@ -79,11 +79,11 @@ class LanguageModel(Task):
         self.networks = {"model": model(len(data.words))}
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
-        pieces = shard.count * shard.parts
+        pieces = shard.count * shard.accumulation_steps
         if self.columns % pieces:
             raise InputError(
                 f"train.batch_size={self.columns} columns: must divide by processes x micro-batches "
-                f"({shard.count} x {shard.parts}), since each keeps the memory of its own columns"
+                f"({shard.count} x {shard.accumulation_steps}), since each keeps the memory of its own columns"
             )
         return Segments(
             columns(self.data.tokens["train"], self.columns, option="train.batch_size"),
@@ -112,15 +112,15 @@ class LanguageModel(Task):
             return []
         return [(torch.from_numpy(text[mine[0] : mine[-1] + 1].astype("int64")), scoring.length, dict(scoring.options))]
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         inputs, targets, first, share = batch  # (b, L), (b, L)
-        memory = None if first else carry.get("memory")
-        losses, carry["memory"], penalty = nets["model"](inputs, targets, memory)
+        memory = None if first else context.state.get("memory")
+        losses, context.state["memory"], penalty = nets["model"](inputs, targets, memory)
         loss = losses.float().mean()
         log = {"train/nll": loss.detach()} if penalty.requires_grad else {}
         yield Update(loss + penalty, log=log, lr_scale=share if self.random_lengths else 1.0)
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return the sum of the losses of this process's columns, float64, and the number of tokens predicted."""
         text, length, options = batch  # (b, T)
         total, begin, memory = torch.zeros((), dtype=torch.float64, device=text.device), 0, None

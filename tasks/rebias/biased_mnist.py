@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, Carry, InputError, Record, Shard
+from tasks.base import Batch, InputError, LoopState, Record, Shard
 from tasks.data.digits import DigitSet
 from tasks.data.loader import derive_seed
 from tasks.rebias.colours import NUM_CLASSES, assign_colours, check_rho, paint
@@ -119,7 +119,7 @@ class BiasedMnist(ReBias):
 
     # ------------------------------------------------------------------------------------------------ scores
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return labels, colours and each network's predicted classes."""
         images, labels = self.pictures(batch)
         predicted = {role: nets[role](images)[0].argmax(1).cpu() for role in METHODS[self.method]}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, Carry, InputError, Record, Shard
+from tasks.base import Batch, InputError, LoopState, Record, Shard
 from tasks.data.imagenet9 import TexturedSet
 from tasks.data.images import ImageSet
 from tasks.data.loader import CorruptImages, eval_batches, train_batches
@@ -112,7 +112,7 @@ class ImageNet9(ReBias):
 
     # ------------------------------------------------------------------------------------------------ scores
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return labels (numbers of pictures in the split "biased") and each network's predicted classes."""
         images, labels = self.pictures(batch)
         return labels.cpu(), {role: nets[role](images)[0].argmax(1).cpu() for role in METHODS[self.method]}

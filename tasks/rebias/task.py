@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.base import Batch, Carry, InputError, Shard, Task, Update
+from tasks.base import Batch, InputError, Shard, StepContext, Task, Update
 from tasks.rebias.hsic import MIN_SAMPLES, hsic_unbiased, median_sigma, rbf_kernel
 
 Method = Literal["rebias", "vanilla", "biased"]
@@ -102,22 +102,34 @@ class ReBias(Task):
         """Return training batches, as `train_batches` does."""
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
-        if shard.parts > 1:
-            raise InputError(f"train.accumulation={shard.parts}: must be 1, HSIC needs the whole batch at once")
+        if shard.accumulation_steps > 1:
+            raise InputError(
+                f"train.accumulation={shard.accumulation_steps}: must be 1, HSIC needs the whole batch at once"
+            )
         self._epoch, self._shard = epoch, shard
         return self.batches(epoch, shard, start)
 
     # ------------------------------------------------------------------------------------------------ losses
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels = self.pictures(batch)
-        sigmas = self._sigmas(nets, carry)
+        sigmas = self._sigmas(nets, context)
         for role, other in (("g", "f"),) * self.num_g_updates + (("f", "g"),):
             if role in nets:
-                yield self._update(nets, role, other, images=images, labels=labels, sigmas=sigmas)
+                yield self._update(
+                    nets, role, other, images=images, labels=labels, sigmas=sigmas, gather=context.gather
+                )
 
     def _update(
-        self, nets: Mapping[str, nn.Module], role: str, other: str, *, images: Tensor, labels: Tensor, sigmas: Carry
+        self,
+        nets: Mapping[str, nn.Module],
+        role: str,
+        other: str,
+        *,
+        images: Tensor,
+        labels: Tensor,
+        sigmas: Mapping[str, float],
+        gather: Callable[[Tensor], Tensor],
     ) -> Update:
         logits, features = nets[role](images)  # (b, K), (b, D)
         loss = F.cross_entropy(logits, labels)
@@ -125,8 +137,8 @@ class ReBias(Task):
         log = {f"train/{role}_top1": 100 * hits.mean()}
         if self.lambdas[role] > 0:
             with torch.no_grad():
-                constants = self.gather(nets[other](images)[1].float())  # (B, D)
-            own = self.gather(features.float())
+                constants = gather(nets[other](images)[1].float())  # (B, D)
+            own = gather(features.float())
             swapped = self.swap_inner_sigma and role == "g"
             first, second = (other, role) if swapped else (role, other)
             hsic = hsic_unbiased(rbf_kernel(own, sigmas[first]), rbf_kernel(constants, sigmas[second]))
@@ -135,18 +147,19 @@ class ReBias(Task):
             log[f"train/{role}_distance"] = median_sigma(own)
         return Update(loss, network=role, log=log)
 
-    def _sigmas(self, nets: Mapping[str, nn.Module], carry: Carry) -> dict[str, float]:
+    def _sigmas(self, nets: Mapping[str, nn.Module], context: StepContext) -> dict[str, float]:
         """Return each network's bandwidth; the median ones are found before an epoch's first step and carried."""
         if self.sigma != "median" or not any(self.lambdas.values()):
             fixed = 1.0 if self.sigma == "median" else float(self.sigma)
             return {"f": fixed, "g": fixed}
-        if carry.get("epoch") != self._epoch:
-            carry["sigmas"], carry["epoch"] = self._measure(nets), self._epoch
-        sigmas: dict[str, float] = carry["sigmas"]
+        state = context.state
+        if state.get("epoch") != self._epoch:
+            state["sigmas"], state["epoch"] = self._measure(nets, context.gather), self._epoch
+        sigmas: dict[str, float] = state["sigmas"]
         return sigmas
 
     @torch.no_grad()
-    def _measure(self, nets: Mapping[str, nn.Module]) -> dict[str, float]:
+    def _measure(self, nets: Mapping[str, nn.Module], gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the median rule's bandwidths over batches 0 to a quarter of the epoch's."""
         batches = self.batches(self._epoch, self._shard, 0)
         device = next(nets["f"].parameters()).device
@@ -155,7 +168,7 @@ class ReBias(Task):
             for batch in islice(iter(batches), int(SIGMA_SHARE * len(batches)) + 1):
                 images, _ = self.pictures([part.to(device) for part in batch])
                 for role, net in nets.items():
-                    found[role].append(self.gather(net(images)[1].float()))
+                    found[role].append(gather(net(images)[1].float()))
         sigmas = {role: float(median_sigma(features)) for role, features in found.items()}
         for role, value in sigmas.items():
             if not 0 < value < math.inf:

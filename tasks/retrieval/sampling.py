@@ -103,5 +103,5 @@ def sampled_batches(
     source = _Ordered(
         data, order, batch_size=batch_size, seed=seed, epoch=epoch, shard=shard, patience=corrupt.limit("train")
     )
-    numbers = range(start * shard.parts, len(source))
+    numbers = range(start * shard.accumulation_steps, len(source))
     return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=num_workers)

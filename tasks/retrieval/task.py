@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, Carry, InputError, Record, Shard, Task, Update
+from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.data import CorruptImages, eval_batches
 from tasks.retrieval.losses import proxy_anchor_loss, semihard_triplets, triplet_loss
 from tasks.retrieval.networks import EmbeddingNet
@@ -91,10 +91,10 @@ class Retrieval(Task):
         self._evaluations = 0
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
-        if shard.parts > 1:
+        if shard.accumulation_steps > 1:
             raise InputError(
-                f"train.accumulation={shard.parts}: a loss of retrieval compares all pictures of a batch, so it cannot "
-                "be cut into micro-batches; set train.accumulation=1"
+                f"train.accumulation={shard.accumulation_steps}: a loss of retrieval compares all pictures of a batch, "
+                "so it cannot be cut into micro-batches; set train.accumulation=1"
             )
         return sampled_batches(
             self.data, shard, sampler=self.sampler, images_per_class=self.images_per_class,
@@ -109,10 +109,10 @@ class Retrieval(Task):
         )
         return {"val": batches}
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels = batch  # (B, 3, S, S) uint8, (B,)
         rows, proxies = nets["model"](images)  # (B, D), (P, D)
-        rows, labels = self.gather(rows), self.gather(labels)  # (N, D), (N,)
+        rows, labels = context.gather(rows), context.gather(labels)  # (N, D), (N,)
         net = self.networks["model"]
         log = {"train/embedding_weight_norm": net.embedding.weight.detach().norm()}
         if self.loss == "proxy_anchor":
@@ -124,7 +124,7 @@ class Retrieval(Task):
             log["train/triplets"] = torch.tensor(float(len(triplets[0])), device=loss.device)
         yield Update(loss, log=log)
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, carry: Carry) -> Record:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return the pictures' numbers, their embeddings, and in a first evaluation those of the untrained network."""
         images, numbers = batch
         before = None

@@ -92,7 +92,7 @@ def check_gathering(world: World) -> None:
 def check_bypass(world: World, folder: Path) -> None:
     task = plain()
     bare = task.networks["model"]
-    task.updates = lambda nets, batch, carry: toys.Toy.updates(task, {"model": bare}, batch, carry)  # type: ignore
+    task.updates = lambda nets, batch, context: toys.Toy.updates(task, {"model": bare}, batch, context)  # type: ignore
     with pytest.raises(RuntimeError, match="is a forward pass not going through `nets`"):
         fit(world, folder, lambda: task)
 

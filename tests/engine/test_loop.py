@@ -123,8 +123,8 @@ def test_a_monitor_with_a_minus_keeps_the_lowest_score_and_the_test_split_is_sco
 
 def test_each_micro_batch_carries_its_own_state(tmp_path: Path) -> None:
     made = fitted(tmp_path, task=toys.Memory(norm=False, dropout=0.0), accumulation=2)
-    assert [list(carry) for carry in made.carries] == [["memory"], ["memory"]]
-    assert not torch.equal(made.carries[0]["memory"], made.carries[1]["memory"])
+    assert [list(state) for state in made.loop_states] == [["memory"], ["memory"]]
+    assert not torch.equal(made.loop_states[0]["memory"], made.loop_states[1]["memory"])
 
 
 def test_a_step_at_a_scaled_rate_leaves_the_rates_as_they_were() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.base import InputError, Update
+from tasks.base import InputError, StepContext, Update
 from tasks.engine import numerics
 from tasks.engine.config import Train
 from tasks.engine.distributed import World, joined
@@ -33,14 +33,14 @@ class Faulty(toys.Memory):
         found = super().train_batches(epoch, shard, start)
         steps = toys.EXAMPLES // self.batch_size
         return [
-            (x, y, epoch * steps + start + i // shard.parts + 1) for i, (x, y) in enumerate(found)
+            (x, y, epoch * steps + start + i // shard.accumulation_steps + 1) for i, (x, y) in enumerate(found)
         ]  # the step goes with the batch, so that resuming finds it again
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
         x, y, step = batch
         if step in self.inputs:
             x = x * float("nan")
-        for update in super().updates(nets, (x, y), carry):
+        for update in super().updates(nets, (x, y), context):
             if step in self.losses:
                 update.loss = update.loss * float("inf")
             if step in self.grads:  # finite forwards, 0 * inf backwards
@@ -72,10 +72,10 @@ def test_a_refused_step_leaves_weights_buffers_and_memory_as_they_were(tmp_path:
     made = toys.trainer(task, tmp_path, nonfinite="skip", max_steps=1)
     made.fit()
     toys.close(made)
-    before, memory = toys.weights(made), made.carries[0]["memory"].clone()
+    before, memory = toys.weights(made), made.loop_states[0]["memory"].clone()
     made, _ = fitted(tmp_path / "two", Faulty(inputs=(2,)), nonfinite="skip", max_steps=2)
     assert all(torch.equal(value, before[name]) for name, value in toys.weights(made).items())
-    assert torch.equal(made.carries[0]["memory"], memory)
+    assert torch.equal(made.loop_states[0]["memory"], memory)
 
 
 @pytest.mark.parametrize("policy", ["skip", "scale"])

@@ -140,10 +140,10 @@ def test_a_signal_while_the_test_split_is_scored_repeats_the_scoring_alone(tmp_p
     task.score = interrupted  # type: ignore[method-assign]
     predict = task.predict
 
-    def kill(nets: Any, batch: Any, carry: Any) -> Any:
+    def kill(nets: Any, batch: Any, state: Any) -> Any:
         if task.testing:
             signal.raise_signal(signal.SIGTERM)
-        return predict(nets, batch, carry)
+        return predict(nets, batch, state)
 
     task.predict = kill  # type: ignore[method-assign]
     made = toys.trainer(task, tmp_path / "stopped")

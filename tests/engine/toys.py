@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import adamp
-from tasks.base import Shard, Task, Update
+from tasks.base import LoopState, Shard, StepContext, Task, Update
 from tasks.engine.config import Train
 from tasks.engine.distributed import World
 from tasks.engine.loop import Trainer
@@ -50,18 +50,18 @@ class Toy(Task):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(1000 * self.seed + epoch))
         steps = [order[i : i + self.batch_size] for i in range(0, count - self.batch_size + 1, self.batch_size)]
         mine = [step.chunk(shard.count)[shard.index] for step in steps[start:]]
-        return [(self.x[part], self.y[part]) for step in mine for part in step.chunk(shard.parts)]
+        return [(self.x[part], self.y[part]) for step in mine for part in step.chunk(shard.accumulation_steps)]
 
     def eval_batches(self, shard: Shard) -> Mapping[str, list[Any]]:
         batches = list(zip(self.x.split(10), self.y.split(10), strict=True))
         return {"val": batches[shard.index :: shard.count]}
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
         self.before_step()
         x, y = batch
         yield Update(F.cross_entropy(nets["model"](x), y))
 
-    def predict(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Any:
+    def predict(self, nets: Mapping[str, nn.Module], batch: Any, state: LoopState) -> Any:
         x, y = batch
         logits = nets[next(iter(nets))](x)
         return (logits.argmax(1) == y).tolist(), F.cross_entropy(logits, y, reduction="none").tolist()
@@ -82,7 +82,7 @@ class Turns(Toy):
         super().__init__(**options)
         self.networks = {"target": self.networks["model"], "biased": nn.Linear(D, K)}
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
         self.before_step()
         x, y = batch
         for _ in range(2):
@@ -96,10 +96,10 @@ class Turns(Toy):
 class Pairs(Toy):
     """A loss of all pairs in the batch, which is no mean over examples: outputs of equal classes attract."""
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
         self.before_step()
         x, y = batch
-        outputs, labels = self.gather(nets["model"](x)), self.gather(y)
+        outputs, labels = context.gather(nets["model"](x)), context.gather(y)
         same = (labels.unsqueeze(0) == labels.unsqueeze(1)).float()
         yield Update(F.binary_cross_entropy_with_logits(outputs @ outputs.T, same))
 
@@ -107,11 +107,11 @@ class Pairs(Toy):
 class Memory(Toy):
     """Carries a state from batch to batch, as a language model's memory."""
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
         self.before_step()
         x, y = batch
-        memory: Tensor = carry.get("memory", torch.zeros(D))
-        carry["memory"] = 0.9 * memory + x.mean(0)
+        memory: Tensor = context.state.get("memory", torch.zeros(D))
+        context.state["memory"] = 0.9 * memory + x.mean(0)
         yield Update(F.cross_entropy(nets["model"](x + memory), y))
 
 
@@ -128,8 +128,8 @@ class Tested(Toy):
 
         return {"test": batches()}
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
-        for update in super().updates(nets, batch, carry):
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
+        for update in super().updates(nets, batch, context):
             update.lr_scale = 0.5 if float(batch[0].sum()) > 0 else 1.0
             yield update
 
@@ -137,7 +137,7 @@ class Tested(Toy):
 class Attack(Toy):
     """Perturbs its input through the gradient, as adversarial training does, with a random start, in eval mode."""
 
-    def updates(self, nets: Mapping[str, nn.Module], batch: Any, carry: dict[str, Any]) -> Iterator[Update]:
+    def updates(self, nets: Mapping[str, nn.Module], batch: Any, context: StepContext) -> Iterator[Update]:
         self.before_step()
         x, y = batch
         net = nets["model"]

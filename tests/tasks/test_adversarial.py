@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tasks.adversarial import Adversarial, as_unit_range, pgd_attack
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.data import Synthetic
 from tasks.data.cifar import PaddedFashionMnist
 from tasks.wide_resnet import WideResNet
@@ -55,7 +55,7 @@ def seen_by(task, batch):
     """Return what the network is given in the training step itself."""
     inputs = []
     handle = task.networks["model"].register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
-    (update,) = task.updates(task.networks, batch, {})
+    (update,) = task.updates(task.networks, batch, StepContext())
     handle.remove()
     return inputs[-1], update
 
@@ -66,7 +66,7 @@ def test_one_step_lowers_the_loss_on_the_same_batch(fashion, model):
     optimizer = torch.optim.SGD(task.networks["model"].parameters(), lr=0.01)
     batch, losses = first(task), []
     for _ in range(2):
-        (update,) = task.updates(task.networks, batch, {})
+        (update,) = task.updates(task.networks, batch, StepContext())
         optimizer.zero_grad()
         update.loss.backward()
         optimizer.step()
@@ -96,7 +96,7 @@ def test_the_attack_sees_running_statistics_and_only_attacked_pictures_update_th
     network.bn.register_forward_hook(lambda module, args, out: modes.append(module.training))
     network.train()
     before = network.bn.num_batches_tracked.item()
-    (update,) = task.updates(task.networks, first(task), {})
+    (update,) = task.updates(task.networks, first(task), StepContext())
     update.loss.backward()
     assert modes == [False, False, True]
     assert network.bn.num_batches_tracked.item() == before + 1
@@ -109,7 +109,9 @@ def test_random_starts_depend_on_the_place_in_the_step_and_not_on_the_processes(
     for shards in ([Shard(0, 2), Shard(1, 2)], [Shard(0, 4), Shard(1, 4), Shard(2, 4), Shard(3, 4)]):
         parts = torch.cat([seen_by(task, first(task, shard))[0] for shard in shards])
         assert torch.equal(parts, whole)
-    cut = torch.cat([seen_by(task, batch)[0] for batch in list(task.train_batches(0, Shard(0, 1, parts=2)))[:2]])
+    cut = torch.cat(
+        [seen_by(task, batch)[0] for batch in list(task.train_batches(0, Shard(0, 1, accumulation_steps=2)))[:2]]
+    )
     assert torch.equal(cut, whole)
     clean = as_unit_range(first(task)[0])
     assert (whole - clean).abs().max() > 3 / 255
@@ -170,7 +172,7 @@ def test_no_records_are_an_error_in_words(fashion):
 def test_a_network_that_has_diverged_ends_in_a_loss_that_is_not_finite(fashion):
     task = make(fashion)
     nn.init.constant_(task.networks["model"].map.weight, math.inf)
-    (update,) = task.updates(task.networks, first(task), {})
+    (update,) = task.updates(task.networks, first(task), StepContext())
     assert not update.loss.isfinite()
     with pytest.raises(InputError, match="not finite"):
         evaluated(task)
@@ -188,7 +190,7 @@ def test_training_in_bfloat16_attacks_in_bfloat16_too(fashion):
     dtypes = []
     task.networks["model"].map.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (update,) = task.updates(task.networks, first(task), {})
+        (update,) = task.updates(task.networks, first(task), StepContext())
     assert dtypes == [torch.bfloat16] * 3
     assert update.loss.isfinite()
 

@@ -46,9 +46,9 @@ class Task(Adversarial):
         )
         self.before_step = lambda: None
 
-    def updates(self, nets, batch, carry):
+    def updates(self, nets, batch, context):
         self.before_step()
-        yield from super().updates(nets, batch, carry)
+        yield from super().updates(nets, batch, context)
 
 
 WIDE = partial(WideResNet, depth=10, width=1)

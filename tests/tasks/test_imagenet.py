@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.data import CutMix, FashionMnist, ImageFolderSet, RandAugment, Synthetic
 from tasks.imagenet import ImageNet
 from tasks.networks import resnet18
@@ -57,7 +57,7 @@ def test_one_step_lowers_the_loss_on_the_same_batch(fashion):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses = []
     for _ in range(2):
-        (update,) = task.updates(task.networks, batch, {})
+        (update,) = task.updates(task.networks, batch, StepContext())
         optimizer.zero_grad()
         update.loss.backward()
         optimizer.step()
@@ -68,7 +68,7 @@ def test_one_step_lowers_the_loss_on_the_same_batch(fashion):
 def test_the_loss_is_cross_entropy_with_smoothing_over_all_classes(fashion):
     task = make(fashion, partial(Linear, size=16), label_smoothing=0.2)
     images, labels = batch = next(iter(task.train_batches(0, Shard())))
-    (update,) = task.updates(task.networks, batch, {})
+    (update,) = task.updates(task.networks, batch, StepContext())
     log_p = task.networks["model"](task.normalise(images)).log_softmax(1)
     target = 0.8 * F.one_hot(labels, 10) + 0.2 / 10
     assert update.network == "model"
@@ -79,7 +79,7 @@ def test_the_loss_is_cross_entropy_with_smoothing_over_all_classes(fashion):
 def test_under_cutmix_the_two_labels_share_the_loss_by_area_and_accuracy_has_a_name_of_its_own(fashion):
     task = make(fashion, partial(Linear, size=16), mix=CutMix())
     images, labels, others, share = batch = next(iter(task.train_batches(0, Shard())))
-    (update,) = task.updates(task.networks, batch, {})
+    (update,) = task.updates(task.networks, batch, StepContext())
     log_p = task.networks["model"](task.normalise(images)).log_softmax(1)
     target = share * F.one_hot(labels, 10) + (1 - share) * F.one_hot(others, 10)
     assert 0 < share < 1
@@ -258,5 +258,5 @@ def test_a_wrong_data_root_reaches_the_user_as_an_input_error():
 def test_synthetic_data_trains_the_same_task():
     task = make(Synthetic(image_size=32, num_classes=6, train_examples=16, val_examples=4))
     batch = next(iter(task.train_batches(0, Shard())))
-    (update,) = task.updates(task.networks, batch, {})
+    (update,) = task.updates(task.networks, batch, StepContext())
     assert update.loss.isfinite()

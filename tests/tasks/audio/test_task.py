@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tasks.audio import AudioClassifier, HarmonicCnn, official_set
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.engine.distributed import World, joined
 from tasks.engine.outcomes import Stopped
 from tasks.engine.phases import Phase
@@ -47,7 +47,7 @@ def test_a_step_on_a_repeated_batch_lowers_its_loss(kind, request):
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
     for _ in range(6):
-        (update,) = task.updates(task.networks, batch, {})
+        (update,) = task.updates(task.networks, batch, StepContext())
         losses.append(float(update.loss.detach()))
         optimizer.zero_grad()
         update.loss.backward()
@@ -129,9 +129,9 @@ def fit(folder, task, *, world: World = toys.CPU, phases=None, stop_at=None, opt
     if stop_at is not None:
         kill, updates = toys.kill_at(stop_at), task.updates
 
-        def killed(nets, batch, carry):
+        def killed(nets, batch, context):
             kill()
-            yield from updates(nets, batch, carry)
+            yield from updates(nets, batch, context)
 
         task.updates = killed
     made = toys.trainer(task, folder, world=world, phases=phases or [Phase(2, opt)], epochs=2)
@@ -196,10 +196,10 @@ def test_the_mixture_goes_back_to_the_best_weights_at_the_switch(tmp_path, keywo
     ends, first = [], []
     updates = task.updates
 
-    def watched(nets, batch, carry):
+    def watched(nets, batch, context):
         if len(ends) == 3 and not first:
             first.append({k: v.clone() for k, v in task.networks["model"].state_dict().items()})
-        yield from updates(nets, batch, carry)
+        yield from updates(nets, batch, context)
 
     task.updates = watched
     made = toys.trainer(task, tmp_path, phases=phases(opt), epochs=4)

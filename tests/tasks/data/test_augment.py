@@ -66,7 +66,7 @@ def test_a_pictures_augmentation_depends_on_no_process_and_no_batch():
             augment=RandAugment(16, data.mean, std=data.std),
         )  # fmt: skip
         iterator = iter(found)
-        return torch.cat([next(iterator)[0] for _ in range(shard.parts)])
+        return torch.cat([next(iterator)[0] for _ in range(shard.accumulation_steps)])
 
     whole = pictures(Shard())
     assert torch.equal(whole, torch.cat([pictures(Shard(0, 2, 2)), pictures(Shard(1, 2, 2))]))

@@ -73,7 +73,7 @@ def test_all_shares_of_a_step_keep_the_same_part_and_steps_and_epochs_differ():
     assert len(set(whole)) > 1
     assert whole != [float(share) for _, _, _, share in batches(Shard(), epoch=1)]
     for index in (0, 1):
-        parts = [float(share) for _, _, _, share in batches(Shard(index, 2, parts=2))]
+        parts = [float(share) for _, _, _, share in batches(Shard(index, 2, accumulation_steps=2))]
         assert parts == [share for share in whole for _ in range(2)]
 
 

@@ -99,7 +99,7 @@ def test_workers_change_nothing(data, folder, kind):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_from_a_later_step_are_those_of_the_full_pass(data, num_workers):
-    shard = Shard(index=1, count=2, parts=2)
+    shard = Shard(index=1, count=2, accumulation_steps=2)
     full = list(train(data, shard=shard))
     for start in (1, 3, 5):
         rest = train(data, shard=shard, start=start, num_workers=num_workers)
@@ -118,7 +118,7 @@ def test_skipping_to_a_step_decodes_nothing(data, monkeypatch):
 @pytest.mark.parametrize(("count", "parts"), [(1, 2), (2, 1), (2, 2), (4, 1)])
 def test_shards_and_parts_cut_each_global_batch_in_order(data, count, parts):
     whole = list(train(data))
-    pieces = [list(train(data, shard=Shard(index=i, count=count, parts=parts))) for i in range(count)]
+    pieces = [list(train(data, shard=Shard(index=i, count=count, accumulation_steps=parts))) for i in range(count)]
     for step, batch in enumerate(whole):
         cut = [piece for shard in pieces for piece in shard[step * parts : (step + 1) * parts]]
         assert all(len(labels) == 8 // (count * parts) for _, labels in cut)

@@ -80,7 +80,7 @@ def test_any_process_from_any_step_with_any_workers_gets_its_share_of_the_same_e
         whole = list(batches(one, epoch=2, shard=shard))
         for start, num_workers in ((0, 2), (1, 0), (2, 1)):
             rest = batches(other, epoch=2, shard=shard, start=start, num_workers=num_workers)
-            assert_same(rest, whole[start * shard.parts :])
+            assert_same(rest, whole[start * shard.accumulation_steps :])
 
 
 def test_the_set_can_be_sent_to_a_started_worker_and_closes_what_it_opened(folder, shards):

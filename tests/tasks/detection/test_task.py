@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from adamp import scale_invariant_parameters
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.detection import CenterNet, CocoSet, Detection, Ssd
 from tasks.engine.distributed import World, in_data_order, joined
 from tasks.engine.outcomes import Stopped
@@ -62,9 +62,9 @@ def fit(task, folder, *, world: World = toys.CPU, stop_at=None, **values):
     if stop_at is not None:
         kill, updates = toys.kill_at(stop_at), task.updates
 
-        def killed(nets, batch, carry):
+        def killed(nets, batch, context):
             kill()
-            yield from updates(nets, batch, carry)
+            yield from updates(nets, batch, context)
 
         task.updates = killed
     made = toys.trainer(task, folder, world=world, phases=[Phase(2, adam)], epochs=2, batch_size=4, **values)
@@ -86,7 +86,7 @@ def test_steps_on_a_repeated_batch_lower_its_loss(root, model, lr):
     optimizer = torch.optim.Adam(task.networks["model"].parameters(), lr)
     losses = []
     for _ in range(6):
-        (update,) = task.updates(task.networks, batch, {})
+        (update,) = task.updates(task.networks, batch, StepContext())
         optimizer.zero_grad()
         update.loss.backward()
         optimizer.step()
@@ -113,7 +113,7 @@ def test_four_pictures_are_learnt_by_heart(tmp_path):
     for step in range(400):
         for group in optimizer.param_groups:
             group["lr"] = 5e-3 * (1 - step / 400)
-        (update,) = task.updates(task.networks, batch, {})
+        (update,) = task.updates(task.networks, batch, StepContext())
         optimizer.zero_grad()
         update.loss.backward()
         optimizer.step()
@@ -136,7 +136,7 @@ def test_a_batch_is_the_same_however_it_is_cut_or_loaded_and_differs_between_epo
         for (images, boxes, _, owner), half in zip(whole, mine, strict=True):
             assert half[0].equal(images[2 * index : 2 * index + 2])
             assert half[1].equal(boxes[(owner // 2) == index])
-    parts = list(task.train_batches(1, Shard(parts=2), start=1))
+    parts = list(task.train_batches(1, Shard(accumulation_steps=2), start=1))
     assert torch.cat([parts[0][0], parts[1][0]]).equal(whole[1][0])
     workers = list(make(root, num_workers=1).train_batches(1, Shard(), start=2))
     assert all(one.equal(other) for one, other in zip(workers[0], whole[2], strict=True))

@@ -29,7 +29,7 @@ def test_a_pass_predicts_every_token_but_each_columns_first_once_and_in_order(se
 
 def test_processes_and_micro_batches_hold_the_rows_of_one_batch() -> None:
     whole = list(segments(TEXT))
-    cut = [list(segments(TEXT, shard=Shard(index=i, count=2, parts=2))) for i in range(2)]
+    cut = [list(segments(TEXT, shard=Shard(index=i, count=2, accumulation_steps=2))) for i in range(2)]
     for number, (inputs, _, first, _) in enumerate(whole):
         rows = torch.cat([cut[i][2 * number + part][0] for i in range(2) for part in range(2)])
         assert torch.equal(rows, inputs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import adamp
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.engine.outcomes import Stopped
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import cosine
@@ -81,9 +81,9 @@ def test_columns_split_over_processes_give_the_gradient_and_the_memory_of_the_wh
     def gradient(shards: list[Shard]) -> torch.Tensor:
         net.zero_grad()
         for shard in shards:
-            carry: dict[str, Any] = {}
+            context = StepContext()
             for batch in list(task.train_batches(0, shard))[:3]:  # the third sees two segments of memory
-                (update,) = task.updates(task.networks, batch, carry)
+                (update,) = task.updates(task.networks, batch, context)
             (update.loss / len(shards)).backward()
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
@@ -126,7 +126,7 @@ def test_one_column_scores_every_token_but_the_first_whatever_the_segments(corpu
 def test_the_rate_of_a_random_segment_is_scaled_by_its_length(corpus: Corpus) -> None:
     task = make(corpus, model="lstm", random_lengths=True)
     batch = next(iter(task.train_batches(0, Shard())))
-    (update,) = task.updates(task.networks, batch, {})
+    (update,) = task.updates(task.networks, batch, StepContext())
     assert update.lr_scale == batch[0].shape[1] / 12
     assert update.log["train/nll"] < update.loss  # the penalties are no part of the perplexity
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.data.digits import SmallDigits
 from tasks.rebias import BiasedMnist, colour_digit, hsic_unbiased, rbf_kernel
 from tasks.rebias.biased_mnist import normalise
@@ -20,9 +20,9 @@ def first_batch(task):
 def train(task, *, steps=4):
     """Take steps with Adam and return f's and g's weights and statistics."""
     optimizers = {role: torch.optim.Adam(net.parameters(), lr=1e-2) for role, net in task.networks.items()}
-    carry = {}
+    context = StepContext()
     for batch in list(task.train_batches(0, Shard()))[:steps]:
-        for update in task.updates(task.networks, batch, carry):
+        for update in task.updates(task.networks, batch, context):
             update.loss.backward()
             optimizers[update.network].step()
             for optimizer in optimizers.values():
@@ -49,7 +49,7 @@ def test_a_step_of_g_maximises_the_dependence_that_a_step_of_f_minimises():
     task = biased_mnist(lambda_f=0.5, lambda_g=2.0, sigma=1.5)
     x, labels = task.pictures(first_batch(task))
     nets = copy.deepcopy(task.networks)
-    g, f = list(task.updates(task.networks, first_batch(task), {}))
+    g, f = list(task.updates(task.networks, first_batch(task), StepContext()))
     assert (g.network, f.network) == ("g", "f")
     (f_logits, f_features), (g_logits, g_features) = nets["f"](x), nets["g"](x)
     hsic = hsic_unbiased(rbf_kernel(f_features, 1.5), rbf_kernel(g_features, 1.5))
@@ -61,7 +61,7 @@ def test_a_step_of_g_maximises_the_dependence_that_a_step_of_f_minimises():
 
 def test_a_step_of_one_network_leaves_the_others_parameters_and_gradients_alone():
     task = biased_mnist()
-    for update in task.updates(task.networks, first_batch(task), {}):
+    for update in task.updates(task.networks, first_batch(task), StepContext()):
         update.loss.backward()
         other = task.networks["f" if update.network == "g" else "g"]
         assert all(p.grad is None for p in other.parameters())
@@ -74,7 +74,7 @@ def test_one_step_lowers_each_networks_loss_on_the_same_batch():
     optimizers = {role: torch.optim.SGD(net.parameters(), lr=1e-2) for role, net in task.networks.items()}
     losses = {"f": [], "g": []}
     for _ in range(2):
-        for update in task.updates(task.networks, first_batch(task), {}):
+        for update in task.updates(task.networks, first_batch(task), StepContext()):
             optimizers[update.network].zero_grad()
             update.loss.backward()
             optimizers[update.network].step()
@@ -97,7 +97,10 @@ def test_swapped_bandwidths_change_the_inner_loss_alone_and_equal_ones_nothing()
 
     def losses(**options):
         task = biased_mnist(**options)
-        return [update.loss.item() for update in task.updates(task.networks, first_batch(task), copy.deepcopy(carried))]
+        return [
+            update.loss.item()
+            for update in task.updates(task.networks, first_batch(task), StepContext(copy.deepcopy(carried)))
+        ]
 
     plain, swapped = losses(sigma="median"), losses(sigma="median", swap_inner_sigma=True)
     assert plain[0] != swapped[0]
@@ -107,27 +110,32 @@ def test_swapped_bandwidths_change_the_inner_loss_alone_and_equal_ones_nothing()
 
 def test_several_steps_of_g_come_before_each_of_f():
     task = biased_mnist(num_g_updates=3)
-    assert [update.network for update in task.updates(task.networks, first_batch(task), {})] == ["g", "g", "g", "f"]
+    assert [update.network for update in task.updates(task.networks, first_batch(task), StepContext())] == [
+        "g",
+        "g",
+        "g",
+        "f",
+    ]
 
 
 def test_median_bandwidths_are_found_once_an_epoch_and_leave_running_statistics_alone():
-    task, carry = biased_mnist(sigma="median"), {}
+    task, context = biased_mnist(sigma="median"), StepContext()
     seen = []
     task.networks["f"].register_forward_hook(lambda net, x, y: seen.append(len(y[0])))
     before = copy.deepcopy(task.networks["f"].state_dict())
-    sigmas = task._sigmas(task.networks, carry)
+    sigmas = task._sigmas(task.networks, context)
     assert seen == [12] * 3  # batches 0 to 2 of 10
     assert same(before, task.networks["f"].state_dict())
-    assert carry == {"epoch": 0, "sigmas": sigmas}
+    assert context.state == {"epoch": 0, "sigmas": sigmas}
     distances = []
     for batch in list(task.train_batches(0, Shard()))[:3]:
         features = task.networks["f"](task.pictures(batch)[0])[1]
         distances.append(torch.cdist(features, features).square().flatten())
     assert sigmas["f"] == pytest.approx(torch.cat(distances).quantile(0.5).sqrt().item(), rel=1e-3)
-    assert task._sigmas(task.networks, carry) is carry["sigmas"]
+    assert task._sigmas(task.networks, context) is context.state["sigmas"]
     task.train_batches(1, Shard())
-    assert task._sigmas(task.networks, carry) != sigmas
-    assert carry["epoch"] == 1
+    assert task._sigmas(task.networks, context) != sigmas
+    assert context.state["epoch"] == 1
 
 
 def test_features_that_have_collapsed_are_an_error_in_words():
@@ -135,7 +143,7 @@ def test_features_that_have_collapsed_are_an_error_in_words():
     for p in task.networks["g"].parameters():
         torch.nn.init.zeros_(p)
     with pytest.raises(InputError, match=r"the median distance of g's features is 0\.0"):
-        next(task.updates(task.networks, first_batch(task), {}))
+        next(task.updates(task.networks, first_batch(task), StepContext()))
 
 
 # Data -----------------------------------------------------------------------------------------------------------
@@ -273,7 +281,7 @@ def test_a_wrong_option_is_named(option, value, name):
 
 def test_micro_batches_are_refused_since_hsic_sees_the_whole_batch():
     with pytest.raises(InputError, match=r"train\.accumulation=2: must be 1"):
-        biased_mnist().train_batches(0, Shard(parts=2))
+        biased_mnist().train_batches(0, Shard(accumulation_steps=2))
 
 
 def test_the_small_digits_make_the_task_too():
@@ -281,5 +289,5 @@ def test_the_small_digits_make_the_task_too():
     task = BiasedMnist(SmallDigits(), **TINY, rho=0.997, batch_size=64, seed=0)
     assert task.num_conflicting == 10
     assert task.describe()["name"] == "biased_small_digits"
-    assert next(task.updates(task.networks, first_batch(task), {})).loss.isfinite()
+    assert next(task.updates(task.networks, first_batch(task), StepContext())).loss.isfinite()
     assert Glyphs().describe()["classes"] == 10

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.data.imagenet9 import CLASS_OF, SYNSETS, SynsetPictures
 from tasks.data.imagenet9 import ImageNet9 as Pictures
 from tasks.data.textures import FashionTextures, gram_matrices
@@ -180,7 +180,7 @@ def test_a_picture_that_cannot_be_read_does_not_shift_the_clusters(tmp_path):
 @pytest.mark.parametrize(("method", "roles"), [("rebias", {"f", "g"}), ("vanilla", {"f"}), ("biased", {"g"})])
 def test_a_step_of_each_method_and_inputs_of_each_network(tree, method, roles):
     task = make(read(tree), method=method)
-    updates = list(task.updates(task.networks, next(iter(task.train_batches(0, Shard()))), {}))
+    updates = list(task.updates(task.networks, next(iter(task.train_batches(0, Shard()))), StepContext()))
     assert {update.network for update in updates} == roles
     assert all(update.loss.isfinite() for update in updates)
     inputs = task.example_inputs()

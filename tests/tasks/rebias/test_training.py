@@ -23,9 +23,9 @@ def fit(folder, task, *, world: World = toys.CPU, stop_at: int | None = None):
     if stop_at is not None:
         kill, updates = toys.kill_at(stop_at), task.updates
 
-        def killed(nets, batch, carry):
+        def killed(nets, batch, context):
             kill()
-            yield from updates(nets, batch, carry)
+            yield from updates(nets, batch, context)
 
         task.updates = killed
     made = toys.trainer(task, folder, world=world, phases=[Phase(2, toys.adam)], epochs=2)

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tasks.base import InputError, Shard
+from tasks.base import InputError, Shard, StepContext
 from tasks.retrieval import OfficialSet
 from tasks.retrieval.sampling import balanced_order
 from tests.tasks.retrieval import layouts
@@ -51,7 +51,7 @@ def test_one_step_lowers_the_loss_on_the_same_batch(emoji, loss):
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     losses = []
     for _ in range(2):
-        (update,) = task.updates(task.networks, batch, {})
+        (update,) = task.updates(task.networks, batch, StepContext())
         losses.append(update.loss.item())
         optimizer.zero_grad()
         update.loss.backward()
@@ -108,4 +108,4 @@ def test_an_option_that_cannot_be_is_named(emoji, options, words):
 
 def test_accumulation_is_refused_since_it_would_change_the_loss(emoji):
     with pytest.raises(InputError, match=r"train\.accumulation=2"):
-        make(emoji).train_batches(0, Shard(parts=2))
+        make(emoji).train_batches(0, Shard(accumulation_steps=2))

@@ -51,9 +51,9 @@ def test_resuming_changes_no_bit_on_either_side_of_the_warm_up(emoji, tmp_path, 
     task = make(emoji)
     updates, hook = task.updates, toys.kill_at(stop, signal.SIGTERM)
 
-    def disturbed(nets, batch, carry):
+    def disturbed(nets, batch, context):
         hook()
-        return updates(nets, batch, carry)
+        return updates(nets, batch, context)
 
     task.updates = disturbed
     with pytest.raises(Stopped):
