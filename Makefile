@@ -87,16 +87,16 @@ slurm: ## install SLURM on Debian, as root, for the tests of launcher=slurm
 	@command -v slurmctld >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends slurm-wlm munge; }
 
 soak: $(READY) ## kill runs of every task at kills=100 random moments; each must end as the undisturbed one
-	@$(PY) scripts/soak.py $(ARGS)
+	@$(PY) tests/reliability/soak.py $(ARGS)
 
 corpus: $(READY) ## damaged files for every reader: each refused by name, counted, or without effect
-	@$(PY) scripts/corpus.py $(ARGS)
+	@$(PY) tests/reliability/corpus_command.py $(ARGS)
 
 fuzz: $(READY) ## mutated files for every parser, for minutes=10
-	@$(PY) scripts/fuzz.py $(ARGS)
+	@$(PY) tests/reliability/fuzz.py $(ARGS)
 
 load: $(READY) ## cells=1000, lines=10000000, processes=64: memory and time
-	@$(PY) scripts/soak_load.py $(ARGS)
+	@$(PY) tests/reliability/load.py $(ARGS)
 
 doctor: ## what this machine has for the suite, what is missing, and what to do about it
 	@if test -x $(PY); then $(PY) scripts/doctor.py $(ARGS); else $(PYTHON) scripts/doctor.py $(ARGS); fi

@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 import torch  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.audio import HarmonicSpectrogram  # noqa: E402
 from tasks.audio.cache import decode_all  # noqa: E402
 from tasks.engine.records import provenance  # noqa: E402

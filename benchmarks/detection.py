@@ -29,8 +29,8 @@ from PIL import Image  # noqa: E402
 from torchvision import tv_tensors  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.base import Shard, StepContext  # noqa: E402
 from tasks.data.loader import forked_generators  # noqa: E402
 from tasks.detection import CenterNet, CocoSet, Detection, FashionScenes  # noqa: E402

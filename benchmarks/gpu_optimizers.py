@@ -33,8 +33,8 @@ from torch.optim import Optimizer  # noqa: E402
 from adamp import SGDP, AdamP  # noqa: E402
 from benchmarks.optimizers import ADAM, SGD, Result, attached, compared, contenders, take_turns, tensors  # noqa: E402
 from benchmarks.peers import Make  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
 
 OPTIONS = {

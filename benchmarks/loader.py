@@ -34,9 +34,9 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.prepare import imagenet_shards  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.base import Shard  # noqa: E402
 from tasks.data import CorruptImages, ImageFolderSet, ImageSet, ImageShardSet, train_batches  # noqa: E402
 from tasks.engine.records import provenance  # noqa: E402

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.engine.records import git_state, hardware, provenance  # noqa: E402
 
 DEFAULTS = {

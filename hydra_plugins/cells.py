@@ -1,11 +1,11 @@
 """Shows the suite's sweeper and launchers to Hydra, which takes them only from the package `hydra_plugins`.
 
-Hydra executes this file at each start, so it holds names alone; what they do stands in `scripts/launch`.
+Hydra executes this file at each start, so it holds names alone; what they do stands in `launch/`.
 """
 
 from importlib.util import find_spec
 
-from scripts.launch import grid, local, on_ray
+from launch import grid, local, on_ray
 
 
 class GridSweeper(grid.GridSweeper):  # noqa: D101
@@ -21,7 +21,7 @@ class RayLauncher(on_ray.RayLauncher):  # noqa: D101
 
 
 if find_spec("hydra_plugins.hydra_submitit_launcher"):
-    from scripts.launch import slurm
+    from launch import slurm
 
     class SlurmLauncher(slurm.SlurmLauncher):  # noqa: D101
         pass

@@ -14,12 +14,12 @@ if str(ROOT) not in sys.path:  # `python scripts/claims.py` puts scripts/ there,
 
 import yaml  # noqa: E402
 
-from scripts.claims_rules import NOT_RUN, VERDICTS, Finding, find  # noqa: E402
-from scripts.claims_runs import Records  # noqa: E402
-from scripts.comparison import markdown, write_csv  # noqa: E402
+from evidence.claims.select import Records  # noqa: E402
+from evidence.claims.verdicts import NOT_RUN, VERDICTS, Finding, find  # noqa: E402
+from evidence.records.store import read_rows, recorded_runs  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
+from evidence.tables.render import markdown, write_csv  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.recorded import read_rows, recorded_runs  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 
 USAGE = """
 usage: python scripts/claims.py [claim=WORD] [records=FILE] [out=FOLDER] [claims=FILE]

@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/claims_norms.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts.groups import digest, flatten, setting  # noqa: E402
+from evidence.records.settings import digest, flatten, setting  # noqa: E402
+from evidence.records.store import as_recorded  # noqa: E402
+from evidence.runs.run import ReadError, Run, load_runs, number  # noqa: E402
 from scripts.options import command, results  # noqa: E402
-from scripts.recorded import as_recorded  # noqa: E402
-from scripts.runs import ReadError, Run, load_runs, number  # noqa: E402
 
 USAGE = """
 usage: python scripts/claims_norms.py [experiment=NAME] [runs=FOLDER] [out=FILE] [KEY=VALUE ...]

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse  # noqa: E402
 from scripts.restore import build, configuration, weights  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.base import InputError, Shard  # noqa: E402
 from tasks.data.images import UnreadableImageError  # noqa: E402
 from tasks.detection import Detection  # noqa: E402

@@ -29,9 +29,9 @@ if str(ROOT) not in sys.path:
 from omegaconf import OmegaConf  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from scripts.comparison import markdown, write_csv  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
+from evidence.tables.render import markdown, write_csv  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 
 CONFIGS = ROOT / "configs" / "experiment"
 OPTIONS = {

@@ -13,11 +13,11 @@ if str(ROOT) not in sys.path:  # `python scripts/figure_4.py` puts scripts/ ther
 
 from matplotlib.axes import Axes  # noqa: E402
 
-from scripts.board import Drawn, canvas, save  # noqa: E402
-from scripts.figures import counted, over_seeds, styles  # noqa: E402
-from scripts.groups import Group, sections  # noqa: E402
+from evidence.figures.curves import counted, over_seeds, styles  # noqa: E402
+from evidence.figures.style import Drawn, canvas, save  # noqa: E402
+from evidence.records.settings import Group, sections  # noqa: E402
+from evidence.runs.run import Run  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import Run  # noqa: E402
 from scripts.table_e2 import BALLS, SCORES, adversarial_runs  # noqa: E402
 
 USAGE = """

@@ -14,10 +14,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from scripts.comparison import markdown, write_csv  # noqa: E402
+from evidence.runs.run import ReadError, load_run  # noqa: E402
+from evidence.tables.render import markdown, write_csv  # noqa: E402
 from scripts.options import command, parse  # noqa: E402
 from scripts.restore import build, configuration, weights  # noqa: E402
-from scripts.runs import ReadError, load_run  # noqa: E402
 from tasks.audio import AudioClassifier, HarmonicCnn  # noqa: E402
 from tasks.audio.scores import per_tag_table, per_word_table  # noqa: E402
 from tasks.base import InputError, Shard  # noqa: E402

@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/gallery.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts import rosenbrock3d_figures, toy2d_figures  # noqa: E402
-from scripts.board import Drawn, colour  # noqa: E402
-from scripts.comparison import read_csv  # noqa: E402
+from evidence.figures import rosenbrock3d as rosenbrock3d_figures  # noqa: E402
+from evidence.figures import toy2d as toy2d_figures  # noqa: E402
+from evidence.figures.style import Drawn, colour  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
+from evidence.tables.render import read_csv  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.report import environment, inline  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 
 USAGE = """
 usage: python scripts/gallery.py [toy=FOLDER] [out=FOLDER]

@@ -13,9 +13,9 @@ if str(ROOT) not in sys.path:  # `python scripts/generate.py` puts scripts/ ther
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse  # noqa: E402
 from scripts.restore import build, configuration, weights  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.base import InputError  # noqa: E402
 from tasks.language import Corpus  # noqa: E402
 from tasks.language.text import EOS, tokenise  # noqa: E402

@@ -26,8 +26,8 @@ if str(ROOT) not in sys.path:
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.base import InputError  # noqa: E402
 from tasks.data.folder import DECODE_ERRORS, Listing, check_root, list_images  # noqa: E402
 from tasks.data.images import Split  # noqa: E402

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from scripts.runs import ReadError
+from evidence.runs.run import ReadError
 
 
 def results(*parts: str) -> str:

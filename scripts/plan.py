@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts import grids  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
+from evidence.tables import sweeps as grids  # noqa: E402
 from scripts.options import command, results  # noqa: E402
 from scripts.resnet18_speed import split, whole  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 
 if TYPE_CHECKING:
-    from scripts.costs import Cost
+    from benchmarks.costs import Cost
 
 OPTIONS = {
     "experiment": "", "sweep": "", "scale": "full", "gpu": "here", "rate": "", "gpus": "1", "calibration": "3",
@@ -100,7 +100,7 @@ def precision_on(gpu: Gpu, cost: Cost) -> float:
 
 def stated_hours(cost: Cost, speed: float, bandwidth: float | None) -> float:
     """Return the hours of one run from ResNet50's speed: the slower of what FLOPs and what activations ask for."""
-    from scripts.costs import RESNET50_ACTIVATIONS, RESNET50_FLOPS
+    from benchmarks.costs import RESNET50_ACTIVATIONS, RESNET50_FLOPS
 
     train = (
         max(cost.train_flops / RESNET50_FLOPS, cost.activations / (RESNET50_ACTIVATIONS * cost.activation_share))
@@ -171,7 +171,8 @@ def main(argv: Sequence[str]) -> int:
     gpus, calibration, examples = whole(options, "gpus", "calibration", "examples")
     if options["rate"]:
         whole(options, "rate")
-    from scripts import costs, train
+    from benchmarks import costs
+    from scripts import train
     from tasks.engine.records import hardware
 
     lines, here = [], hardware(1)["machine"]

@@ -18,13 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/report.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts import static_site, views  # noqa: E402
-from scripts.board import INK, Drawn  # noqa: E402
-from scripts.figures import draw_comparison, draw_run  # noqa: E402
-from scripts.groups import sections  # noqa: E402
+from evidence.figures.curves import draw_comparison, draw_run  # noqa: E402
+from evidence.figures.style import INK, Drawn  # noqa: E402
+from evidence.records.settings import sections  # noqa: E402
+from evidence.runs.run import ReadError, Run, experiments, load_run, load_runs  # noqa: E402
+from evidence.site import page_data as views  # noqa: E402
+from evidence.site import pages as static_site  # noqa: E402
+from evidence.site.pages import environment  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError, Run, experiments, load_run, load_runs  # noqa: E402
-from scripts.static_site import environment  # noqa: E402
 
 USAGE = """
 usage: python scripts/report.py [experiment=NAME] [--pictures] [run=FOLDER] [runs=FOLDER] [out=FOLDER]

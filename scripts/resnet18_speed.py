@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 
 EXPERIMENT = "imagenet-resnet18"
 OPTIONS = {
@@ -116,8 +116,8 @@ def main(argv: Sequence[str]) -> int:
         raise ReadError(f"device is {options['device']!r}; choose auto, cpu or cuda")
     import torch
 
+    from benchmarks.stepping import batch_length, prepare
     from scripts import train
-    from scripts.stepping import batch_length, prepare
     from tasks.engine.records import provenance
 
     if options["device"] == "cuda" and not torch.cuda.is_available():

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from scripts.runs import ReadError
+from evidence.runs.run import ReadError
 
 CHECKPOINTS = ("best", "last")
 

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/retry.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
+from evidence.runs.progress import State  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
-from scripts.states import State  # noqa: E402
 from scripts.status import gathered, separated  # noqa: E402
 
 USAGE = """

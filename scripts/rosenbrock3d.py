@@ -16,10 +16,10 @@ if str(ROOT) not in sys.path:  # `python scripts/rosenbrock3d.py` puts scripts/ 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from scripts import rosenbrock3d_figures  # noqa: E402
-from scripts.comparison import Number, outcome, read_csv, write  # noqa: E402
+from evidence.figures import rosenbrock3d as rosenbrock3d_figures  # noqa: E402
+from evidence.runs.run import ReadError, number  # noqa: E402
+from evidence.tables.render import Number, outcome, read_csv, write  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError, number  # noqa: E402
 from tasks.toy import rosenbrock3d as toy  # noqa: E402
 from tasks.toy.descent import Path as Trajectory  # noqa: E402
 

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse  # noqa: E402
 from scripts.restore import build, configuration, weights  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.base import InputError  # noqa: E402
 from tasks.data.folder import list_images  # noqa: E402
 from tasks.data.images import BILINEAR, UnreadableImageError  # noqa: E402

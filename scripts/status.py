@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/status.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts import grids  # noqa: E402
+from evidence.runs.progress import STATUSES, State, state, states  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
+from evidence.tables import sweeps as grids  # noqa: E402
 from scripts.options import command, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
-from scripts.states import STATUSES, State, state, states  # noqa: E402
 
 USAGE = """
 usage: python scripts/status.py [experiment=NAME | sweep=NAME [KEY=VALUE ...]] [rows=20] [runs=FOLDER]

@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/sweep.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts import grids  # noqa: E402
-from scripts.comparison import write_page  # noqa: E402
-from scripts.measures import MEASURES, PUBLISHED  # noqa: E402
+from evidence.records.metrics import MEASURES, PUBLISHED  # noqa: E402
+from evidence.records.store import add, read_rows, recordable, recorded_runs  # noqa: E402
+from evidence.runs.run import ReadError, Run, load_run, number  # noqa: E402
+from evidence.stats import mean_and_deviation, paired, time_to_target, times_text  # noqa: E402
+from evidence.tables import sweeps as grids  # noqa: E402
+from evidence.tables.render import write_page  # noqa: E402
 from scripts.options import command, results  # noqa: E402
-from scripts.recorded import add, read_rows, recordable, recorded_runs  # noqa: E402
-from scripts.runs import ReadError, Run, load_run, number  # noqa: E402
-from scripts.seeds import mean_and_deviation, paired, time_to_target, times_text  # noqa: E402
 
 USAGE = """
 usage: python scripts/sweep.py SWEEP [scale=full] [runs=FOLDER] [out=FOLDER] [records=FILE] [paper=FILE] [KEY=VALUE ...]
@@ -280,7 +280,7 @@ def main(words: Sequence[str]) -> int:
         notes = f"\n{NOTE}\n{spec.get('note', '')}".rstrip() + "\n"
         write_page(out / "tables", sweep, title=title, heads=heads, rows=rows, notes=notes)
     if spec.get("figure") and any(cell.runs for cell in cells):
-        from scripts.sweep_figure import draw
+        from evidence.figures.sweep import draw
 
         print(f"written to {draw(cells, spec['figure'], out / 'figures' / f'{sweep}.svg', title=title).svg}")
     return 0

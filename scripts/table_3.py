@@ -10,10 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/table_3.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts.comparison import write_page  # noqa: E402
-from scripts.groups import mean_and_deviation, sections  # noqa: E402
+from evidence.records.settings import mean_and_deviation, sections  # noqa: E402
+from evidence.runs.run import ReadError, Run, experiments, load_runs  # noqa: E402
+from evidence.tables.render import write_page  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError, Run, experiments, load_runs  # noqa: E402
 from scripts.tables import read_rows  # noqa: E402
 
 USAGE = """

@@ -1,7 +1,8 @@
 """Collect runs into results/records.csv and write tables from it: ours beside the paper's numbers.
 
-Run folders are not committed; `records.csv` and its companions are (`scripts.recorded`). Every table, and the tables in
-README.md, come from them alone, so a number in a table always has a row that says which commit and machine made it.
+Run folders are not committed; `records.csv` and its companions are (`evidence.records.store`). Every table, and the
+tables in README.md, come from them alone, so a number in a table always has a row that says which commit and machine
+made it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/tables.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts import layout  # noqa: E402
-from scripts.measures import MEASURES  # noqa: E402
+from evidence.records.metrics import MEASURES  # noqa: E402
+from evidence.records.store import Row, add, read_curves, read_rows, recorded_runs  # noqa: E402
+from evidence.runs.run import ReadError, Run, load_runs  # noqa: E402
+from evidence.tables import sections as layout  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.recorded import Row, add, read_curves, read_rows, recorded_runs  # noqa: E402
-from scripts.runs import ReadError, Run, load_runs  # noqa: E402
 
 USAGE = """
 usage: python scripts/tables.py [experiment=NAME] [--readme] [--figures] [--check] [records=FILE] [out=FOLDER] ...
@@ -95,8 +96,8 @@ def rewrite(
 
 def draw_figures(records: Path, folder: Path, *, only: str = "") -> list[Path]:
     """Draw the norms and learning curves that README.md shows from the records; return the numbers' paths."""
-    from scripts.figures import draw_comparison  # matplotlib
-    from scripts.groups import sections
+    from evidence.figures.curves import draw_comparison  # matplotlib
+    from evidence.records.settings import sections
     from scripts.report import slug
 
     runs = list(recorded_runs(records).values())

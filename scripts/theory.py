@@ -15,9 +15,9 @@ if str(ROOT) not in sys.path:  # `python scripts/theory.py` puts scripts/ there,
 
 import torch  # noqa: E402
 
-from scripts.comparison import markdown, provenance, write_csv  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
+from evidence.tables.render import markdown, provenance, write_csv  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 from tasks.toy import claims_adarem, claims_aws, claims_growth, claims_shrink  # noqa: E402
 from tasks.toy.claims import Claim, Verdict, check  # noqa: E402
 

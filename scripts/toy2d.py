@@ -15,10 +15,10 @@ if str(ROOT) not in sys.path:  # `python scripts/toy2d.py` puts scripts/ there, 
 
 import torch  # noqa: E402
 
-from scripts import toy2d_figures  # noqa: E402
-from scripts.comparison import Number, outcome, write  # noqa: E402
+from evidence.figures import toy2d as toy2d_figures  # noqa: E402
+from evidence.runs.run import ReadError, number  # noqa: E402
+from evidence.tables.render import Number, outcome, write  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.runs import ReadError, number  # noqa: E402
 from tasks.toy import cosine2d  # noqa: E402
 from tasks.toy.cosine2d import IN_PLACE, LOSS_REACHED, RUNS, Run2D, agrees, trace  # noqa: E402
 from tasks.toy.descent import Path as Trajectory  # noqa: E402

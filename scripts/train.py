@@ -1,6 +1,6 @@
 """Train one network with one optimizer: `python scripts/train.py experiment=imagenet-resnet18 opt=sgdp`.
 
-It turns a configuration into a `Plan` and hands that to the engine; `scripts/launch` holds the sweeper and the
+It turns a configuration into a `Plan` and hands that to the engine; `launch/` holds the sweeper and the
 launchers. Exit codes: 0 done or done before, 1 the run failed, 2 wrong input, 128 + n stopped by signal n (130 for
 Ctrl-C) with a checkpoint saved.
 """
@@ -37,7 +37,7 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from scripts import grids  # noqa: E402
+from evidence.tables import sweeps as grids  # noqa: E402
 from tasks.base import InputError  # noqa: E402
 from tasks.engine.config import FREE_KEYS, Train, check_division  # noqa: E402
 from tasks.engine.outcomes import Diverged, RunFailed, Stopped  # noqa: E402

@@ -20,9 +20,9 @@ from hydra.errors import HydraException  # noqa: E402
 from hydra.utils import get_class  # noqa: E402
 from scipy.stats import qmc  # noqa: E402
 
+from evidence.runs.run import ReadError, number  # noqa: E402
 from scripts.options import command, results  # noqa: E402
 from scripts.retry import PLACING, SIZING, launch  # noqa: E402
-from scripts.runs import ReadError, number  # noqa: E402
 from scripts.status import separated  # noqa: E402
 from tasks.base import InputError, Task  # noqa: E402
 from tasks.engine.plan import Plan  # noqa: E402
@@ -229,7 +229,7 @@ def facts(found: Mapping[str, Sequence[Point]], monitor: str) -> dict[str, dict[
 
 def write(found: Mapping[str, Sequence[Point]], out: Path, *, title: str, said: str, monitor: str) -> None:
     """Write points.csv, chosen.yaml, sensitivity.md and the picture."""
-    from scripts.sensitivity import draw, page
+    from evidence.figures.sensitivity import draw, page
 
     made = facts(found, monitor)
     out.mkdir(parents=True, exist_ok=True)

@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/verify_results.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from scripts import claims, grids, tables  # noqa: E402
+from evidence.records.store import FACTS, read_rows, record_row, recordable, restore  # noqa: E402
+from evidence.runs.run import ReadError, load_run  # noqa: E402
+from evidence.tables import sweeps as grids  # noqa: E402
+from scripts import claims, tables  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.recorded import FACTS, read_rows, record_row, recordable, restore  # noqa: E402
-from scripts.runs import ReadError, load_run  # noqa: E402
 
 USAGE = """
 usage: python scripts/verify_results.py [results=FOLDER] [only=WORD] [readme=FILE]

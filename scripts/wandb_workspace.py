@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/wandb_workspace.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse  # noqa: E402
-from scripts.runs import ReadError  # noqa: E402
 
 USAGE = """
 usage: python scripts/wandb_workspace.py entity=TEAM [project=NAME] [name=TITLE] [experiment=NAME] [--dry]

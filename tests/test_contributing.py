@@ -29,8 +29,8 @@ def examples() -> dict[str, str]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The suite as it stands, with the examples written into it."""
     root = tmp_path_factory.mktemp("clone") / "suite"
-    unwanted = shutil.ignore_patterns("__pycache__", "runs", "*.egg-info")
-    for folder in ("adamp", "tasks", "configs", "scripts", "hydra_plugins"):
+    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in ("adamp", "tasks", "configs", "evidence", "launch", "scripts", "hydra_plugins"):
         shutil.copytree(commands.ROOT / folder, root / folder, ignore=unwanted)
     for file in ("Makefile", "pyproject.toml"):
         shutil.copy(commands.ROOT / file, root / file)

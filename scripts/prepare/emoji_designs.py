@@ -27,8 +27,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
 
+from evidence.runs.run import ReadError
 from scripts.options import command, parse
-from scripts.runs import ReadError
 from tasks.retrieval.emoji import COLUMNS, EMBEDDED
 
 # Family -> version, sha256 of the npm archive @iconify-json/<family>, licence, author. In the order of the labels.

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from evidence.runs.run import ReadError
 from scripts.options import command, parse
-from scripts.runs import ReadError
 from tasks.base import InputError
 from tasks.data.folder import check_classes, check_root, list_images
 from tasks.data.images import Split

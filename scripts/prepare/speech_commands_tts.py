@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
 
+from evidence.runs.run import ReadError
 from scripts.options import command, parse
-from scripts.runs import ReadError
 from tasks.audio.sets import SYNTHETIC
 from tasks.base import InputError
 

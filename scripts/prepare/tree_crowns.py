@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a fi
 
 from PIL import Image
 
+from evidence.runs.run import ReadError
 from scripts.options import command, parse
-from scripts.runs import ReadError
 from tasks.data.cache import cache_folder
 
 PACKAGE = "deepforest==2.1.0"

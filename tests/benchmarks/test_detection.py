@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import detection
-from scripts.runs import ReadError
+from evidence.runs.run import ReadError
 
 
 def test_every_path_delivers_pictures_and_both_ways_to_draw_agree(tmp_path: Path) -> None:

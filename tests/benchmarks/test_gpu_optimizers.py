@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_optimizers as benchmark
-from scripts.runs import ReadError
+from evidence.runs.run import ReadError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import loader
-from scripts.runs import ReadError
+from evidence.runs.run import ReadError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # on a machine with one core

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import optimizers, peers
-from scripts.runs import ReadError
+from evidence.runs.run import ReadError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from benchmarks import recall
-from scripts.runs import ReadError
+from evidence.runs.run import ReadError
 
 
 def test_both_searches_find_the_same_and_the_result_is_written(tmp_path, capsys):

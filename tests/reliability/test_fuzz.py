@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts import fuzz
+from tests.reliability import fuzz
 
 PARSERS = fuzz.parsers()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts import runs
+from evidence.runs import run as runs
 from tasks.base import InputError
 from tasks.engine import checkpoint
 from tasks.engine.plan import Plan

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import soak, soak_runs
 from scripts.options import ReadError
 from tests.engine import toys
+from tests.reliability import soak, soak_runs
 
 
 def place(base: Path, name: str) -> Path:

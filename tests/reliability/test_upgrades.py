@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from scripts import restore, runs
+from evidence.runs import run as runs
+from scripts import restore
 from tasks.engine import checkpoint
 from tasks.engine.outcomes import Stopped
 from tasks.engine.records import RunRecord

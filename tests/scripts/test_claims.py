@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from scripts import claims, claims_rules, recorded, runs
-from scripts.claims_rules import judge, published_difference
-from scripts.claims_runs import Records, fits, select
-from scripts.measures import MEASURES
-from scripts.seeds import Difference
+from evidence.claims import verdicts as claims_rules
+from evidence.claims.select import Records, fits, select
+from evidence.claims.verdicts import judge, published_difference
+from evidence.records import store as recorded
+from evidence.records.metrics import MEASURES
+from evidence.runs import run as runs
+from evidence.stats import Difference
+from scripts import claims
 
 ROOT = Path(__file__).resolve().parents[2]
 LEDGER = list(claims.read_claims(ROOT / "results" / "claims.yaml"))

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from evidence.runs import run as runs
 from scripts import claims_norms as claims
-from scripts import runs
 
 LR = {"sgd": 0.1, "sgdp": 0.1, "adamw": 0.001, "adamp": 0.001}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from evidence.runs.run import ReadError, load_run
 from scripts.detections import load, main, visible
-from scripts.runs import ReadError, load_run
 from tests.commands import call
 from tests.tasks.detection import layouts
 

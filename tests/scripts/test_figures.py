@@ -5,8 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from scripts import board, figures, heatmaps, runs
-from scripts.groups import sections
+from evidence.figures import curves as figures
+from evidence.figures import heatmaps
+from evidence.figures import style as board
+from evidence.records.settings import sections
+from evidence.runs import run as runs
 
 
 def groups_of(root):

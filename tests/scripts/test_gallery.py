@@ -3,9 +3,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from evidence.runs.run import ReadError
+from evidence.tables.render import write_csv
 from scripts import gallery
-from scripts.comparison import write_csv
-from scripts.runs import ReadError
 
 TOY = gallery.ROOT / "results" / "toy"
 VOID = {"meta", "img", "br", "link", "hr", "input"}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evidence.runs.run import ReadError
 from scripts.generate import generate, main
 from scripts.restore import build, weights
-from scripts.runs import ReadError
 from tasks.language import DropoutLstm, TransformerXL
 from tests.commands import ROOT, call
 from tests.tasks.language.conftest import sentences

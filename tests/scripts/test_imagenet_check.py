@@ -1,9 +1,9 @@
 import pytest
 from PIL import Image
 
+from evidence.runs.run import ReadError
 from scripts import imagenet_check as check
 from scripts.prepare import imagenet_shards
-from scripts.runs import ReadError
 from tests.tasks.data.pictures import picture, write_image_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # Python 3.12 and later, for fork

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from scripts import retry, states, train
-from scripts.launch import local
-from scripts.launch.cell import Cell
+from evidence.runs import progress as states
+from launch import local
+from launch.cell import Cell
+from scripts import retry, train
 from tasks.base import InputError
 from tests import commands
 

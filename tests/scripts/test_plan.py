@@ -1,7 +1,7 @@
 import pytest
 
+from evidence.runs.run import ReadError
 from scripts import plan
-from scripts.runs import ReadError
 
 TINY = (
     "scale=mini", "data=synthetic", "data.train_examples=64", "data.val_examples=40", "data.num_classes=10",

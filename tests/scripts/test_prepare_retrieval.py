@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 import pytest
 
+from evidence.runs.run import ReadError
 from scripts.prepare import efficientnet_lite0, emoji_designs
-from scripts.runs import ReadError
 from tasks.retrieval import EmojiDesigns
 from tasks.retrieval.emoji import EMBEDDED
 

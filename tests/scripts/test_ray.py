@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import states
+from evidence.runs import progress as states
 from tests import commands
 
 needs_ray = pytest.mark.skipif(

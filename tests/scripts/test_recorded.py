@@ -2,9 +2,11 @@
 
 import math
 
-from scripts import recorded, runs, tables
-from scripts.groups import digest, flatten, setting
-from scripts.measures import MEASURES
+from evidence.records import store as recorded
+from evidence.records.metrics import MEASURES
+from evidence.records.settings import digest, flatten, setting
+from evidence.runs import run as runs
+from scripts import tables
 
 
 def test_a_run_comes_back_from_the_records_as_the_tables_see_it(tmp_path, write_run):

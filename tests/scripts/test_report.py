@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import report, runs, views
+from evidence.runs import run as runs
+from evidence.site import page_data as views
+from scripts import report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -3,9 +3,9 @@ import csv
 import pytest
 import torch
 
+from benchmarks.stepping import prepare
+from evidence.runs.run import ReadError
 from scripts import resnet18_speed, train
-from scripts.runs import ReadError
-from scripts.stepping import prepare
 from tests.commands import TINY, call, options, run_folder, weights
 
 SMALL = [word for word in TINY if not word.startswith(("experiment=", "pictures=", "train.progress", "train.device"))]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from evidence.runs.run import ReadError
 from scripts import retry
-from scripts.runs import ReadError
 
 Make = Callable[..., Path]
 

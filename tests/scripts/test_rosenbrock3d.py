@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from scripts import rosenbrock3d, rosenbrock3d_figures
-from scripts.comparison import read_csv
-from scripts.runs import ReadError
+from evidence.figures import rosenbrock3d as rosenbrock3d_figures
+from evidence.runs.run import ReadError
+from evidence.tables.render import read_csv
+from scripts import rosenbrock3d
 from tasks.toy import rosenbrock3d as toy
 
 DEFAULTS = {"sweep.lr": "0.001,0.1", "sweep.count": "5", "sweep.spacing": "log"}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import groups, runs
+from evidence.records import settings as groups
+from evidence.runs import run as runs
 from scripts.options import parse
 
 
@@ -189,7 +190,7 @@ def test_the_primary_score_is_top1_where_there_is_one(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _warnings_seen(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, logger="scripts.runs")
+    caplog.set_level(logging.WARNING, logger="evidence.runs.run")
 
 
 def test_runs_lie_at_depth_two(tmp_path: Path, write_run):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from evidence.runs.run import ReadError
 from scripts import search
-from scripts.runs import ReadError
 from tasks.retrieval import EmbeddingNet
 from tests.tasks.data.pictures import picture
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from scripts import seeds
+from evidence import stats as seeds
 
 
 def test_the_interval_is_that_of_scipys_paired_t_test():

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from scripts import states
+from evidence.runs import progress as states
 from scripts import train as train  # the schema of train.* is registered by it
 from tests import commands
 from tests.scripts import slurm_cluster
@@ -128,8 +128,8 @@ def test_a_job_has_a_task_a_gpu_and_is_queued_again_at_its_time_limit() -> None:
 
 
 def test_a_job_leaves_an_exit_code_and_one_that_crashed_counts_as_failed(tmp_path: Path) -> None:
-    from scripts.launch.cell import returned
-    from scripts.launch.slurm import result
+    from launch.cell import returned
+    from launch.slurm import result
 
     path = tmp_path / "result.pkl"
     assert result(path) is None

@@ -13,7 +13,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from scripts import report, run_data, runs
+from evidence.runs import run as runs
+from evidence.site import run_data
+from scripts import report
 from tests.commands import measured
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from scripts import states, status
-from scripts.runs import ReadError
+from evidence.runs import progress as states
+from evidence.runs.run import ReadError
+from scripts import status
 from tests import commands
 
 Make = Callable[..., Path]

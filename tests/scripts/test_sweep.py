@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from scripts import grids, sweep, sweep_figure
-from scripts.runs import Run
+from evidence.figures import sweep as sweep_figure
+from evidence.runs.run import Run
+from evidence.tables import sweeps as grids
+from scripts import sweep
 from scripts.sweep import Cell
 from tests import commands
 from tests.test_configs import check_arguments, composed

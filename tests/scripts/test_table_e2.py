@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from evidence.runs.run import ReadError
 from scripts import figure_4, table_e2
-from scripts.runs import ReadError
 from tests.scripts.conftest import record
 
 CURVES = {  # opt -> attacked accuracy after each of four epochs; clean is 10 more

@@ -3,7 +3,10 @@ import io
 
 import pytest
 
-from scripts import layout, recorded, runs, tables
+from evidence.records import store as recorded
+from evidence.runs import run as runs
+from evidence.tables import sections as layout
+from scripts import tables
 
 PAPER = tables.read_rows(tables.Path(__file__).parents[2] / "results" / "paper.csv")
 README = "# title\n<!-- table:imagenet-resnet18 begin -->\nold\n<!-- table:imagenet-resnet18 end -->\nrest\n"

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
+from evidence.runs.run import ReadError
+from evidence.tables.render import read_csv
 from scripts import theory
-from scripts.comparison import read_csv
-from scripts.runs import ReadError
 from tasks.toy.claims import Claim, Control
 
 

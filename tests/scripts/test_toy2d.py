@@ -3,9 +3,10 @@ import shutil
 import pytest
 from PIL import Image
 
-from scripts import toy2d, toy2d_figures
-from scripts.comparison import read_csv
-from scripts.runs import ReadError
+from evidence.figures import toy2d as toy2d_figures
+from evidence.runs.run import ReadError
+from evidence.tables.render import read_csv
+from scripts import toy2d
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evidence.runs.run import ReadError
 from scripts import tune
-from scripts.runs import ReadError
 from tasks.adversarial import Adversarial
 from tasks.audio.task import AudioClassifier
 from tasks.imagenet import ImageNet

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from evidence.records.store import read_rows
+from evidence.runs.run import ReadError
 from scripts import claims, tables, verify_results
-from scripts.recorded import read_rows
-from scripts.runs import ReadError
 
 
 @pytest.fixture(scope="module")

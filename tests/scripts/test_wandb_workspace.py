@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
+from evidence.runs.run import ReadError
 from scripts import wandb_workspace
-from scripts.runs import ReadError
 
 INSTALLED = importlib.util.find_spec("wandb_workspaces") is not None
 

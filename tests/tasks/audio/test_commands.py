@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from evidence.runs.run import ReadError
 from scripts import filterbank, table_3
 from scripts.prepare import speech_commands_tts
-from scripts.runs import ReadError
 from tests import commands
 from tests.tasks.audio import layouts
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from evidence.runs.run import ReadError
 from scripts.prepare import imagenet_shards as writer
-from scripts.runs import ReadError
 from tasks.base import InputError, Shard
 from tasks.data import CorruptImages, ImageFolderSet, ImageShardSet, UnreadableImageError, eval_batches, train_batches
 from tasks.data import shards as reader

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
+from evidence.runs.run import ReadError
 from scripts.prepare import tree_crowns
-from scripts.runs import ReadError
 from tasks.base import InputError
 from tasks.detection import TreeCrowns
 

@@ -1,0 +1,1 @@
+"""Runs, records, statistics, tables, figures, claims and pages; needs neither torch nor Hydra."""

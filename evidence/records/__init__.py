@@ -1,0 +1,1 @@
+"""Committed records of runs: settings, metrics, curves."""

@@ -1,0 +1,386 @@
+"""Reading run folders, whatever state they are in: finished, failed, or still being written.
+
+A run folder is `<root>/<experiment>/<name>/` with `run.json` (one object), `metrics.jsonl` (append-only, one
+object a line) and `timing.jsonl`. A process may be writing to any of them while we read.
+
+Errors are `ReadError` and not `tasks.base.InputError`: importing the latter means importing torch, which
+takes longer than reading the runs does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+STATISTICS = (
+    "mean",
+    "min",
+    "median",
+    "max",
+)  # `norm/mean` is over all layers, `norm/<anything else>` is one layer
+
+LINES = 20_000  # of metrics.jsonl and of each kind that are all read; longer files are sampled
+
+log = logging.getLogger("evidence.runs.run")
+
+
+class ReadError(ValueError):
+    """What the user asked for is not there: shown as one or two lines without a traceback, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run as it lies on disk.
+
+    Attributes:
+        folder: The run's folder.
+        record: `run.json`; keys may be missing, the properties below are safe to read.
+        metrics: The whole lines of `metrics.jsonl`, in file order; of a very long file an even sample of them.
+        broken_lines: How many of its lines are no JSON objects.
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    broken_lines: int = 0
+
+    def section(self, key: str) -> dict[str, Any]:
+        """Return a nested object of the record, empty when it is missing or not an object."""
+        value = self.record.get(key)
+        return value if isinstance(value, dict) else {}
+
+    def text(self, key: str, default: str = "") -> str:
+        """Return a value of the record as text."""
+        value = self.record.get(key)
+        return default if value is None else str(value)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.text("name", self.folder.name)
+
+    @property
+    def experiment(self) -> str:
+        """One training setting of a paper, e.g. imagenet-resnet18."""
+        return self.text("experiment", self.folder.parent.name)
+
+    @property
+    def status(self) -> str:
+        """One of running, finished, interrupted, failed; unknown where the record does not say."""
+        return self.text("status", "unknown")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return self.status == "finished"
+
+    @property
+    def opt(self) -> dict[str, Any]:
+        """The optimizer's resolved options."""
+        value = self.section("config").get("opt")
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def opt_name(self) -> str:
+        """The optimizer's name in configs, e.g. sgdp."""
+        return self.text("opt_name", str(self.opt.get("name", "unknown")))
+
+    @property
+    def lr(self) -> float | None:
+        """Base learning rate."""
+        return number(self.opt.get("lr"))
+
+    @property
+    def weight_decay(self) -> float | None:
+        """Weight decay in torch's units."""
+        return number(self.opt.get("weight_decay"))
+
+    @property
+    def seed(self) -> int | None:
+        """The seed, None where the record has none."""
+        value = number(self.record.get("seed"))
+        return None if value is None or not math.isfinite(value) else int(value)
+
+    @property
+    def scale(self) -> str:
+        """full, mini, ..."""
+        return self.text("scale", "unknown")
+
+    @property
+    def data(self) -> str:
+        """The name of the data set really used."""
+        return str(self.section("data").get("name", "unknown data"))
+
+    @property
+    def epochs(self) -> float | None:
+        """The epochs asked for."""
+        train = self.section("config").get("train")
+        asked = number(train.get("epochs")) if isinstance(train, dict) else None
+        return asked if asked is not None else number(self.record.get("epochs"))
+
+    @property
+    def epochs_done(self) -> float | None:
+        """The epochs trained so far; fewer than asked for where the run was cut short by a number of steps."""
+        recorded = number(self.record.get("epochs"))
+        return recorded if recorded is not None else max((line["epoch"] for line in self.metrics), default=None)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Last value of every score, numbers only."""
+        found = {str(key): number(value) for key, value in self.section("scores").items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+    @property
+    def commit(self) -> str:
+        """Short commit, with a `+` where the working tree had changes."""
+        git = self.section("git")
+        commit = str(git.get("commit") or "unknown")[:10]
+        return f"{commit}+" if git.get("dirty") else commit
+
+    @property
+    def machine(self) -> str:
+        """The hardware in a few words."""
+        return str(self.section("hardware").get("machine", "unknown machine"))
+
+    def series(self, key: str) -> tuple[list[int], list[float], list[float]]:
+        """Return (steps, epochs, values) of one metric, ordered by step.
+
+        A step that occurs twice counts with its last value. Null is NaN.
+        """
+        points: dict[int, tuple[float, float]] = {}
+        for line in self.metrics:
+            if key not in line:
+                continue
+            value = math.nan if line[key] is None else number(line[key])
+            if value is not None:
+                points[line["step"]] = (line["epoch"], value)
+        steps = sorted(points)
+        return steps, [points[step][0] for step in steps], [points[step][1] for step in steps]
+
+    def layers(self, kind: str) -> list[str]:
+        """Return the layers that have a `<kind>/<layer>` metric, in the order in which they were written."""
+        prefix = f"{kind}/"
+        names = {key: None for line in self.metrics for key in line if key.startswith(prefix)}
+        return [key[len(prefix) :] for key in names if key[len(prefix) :] not in STATISTICS]
+
+    def ends(self, key: str) -> tuple[float | None, float | None]:
+        """Return a metric's first and last value, None where it was never logged."""
+        _, _, values = self.series(key)
+        return (values[0], values[-1]) if values else (None, None)
+
+    @property
+    def growth(self) -> float | None:
+        """n_last^2 - n_0^2, n being the mean norm of the filters of all scale-invariant weights."""
+        first, last = self.ends("norm/mean")
+        return None if first is None or last is None else last**2 - first**2
+
+    @property
+    def monitor(self) -> str:
+        """The score that picked the best checkpoint, e.g. val/top1; empty in records of earlier versions."""
+        return self.text("monitor").lstrip("-")
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the monitored score is the better the smaller it is: its task then names it with a minus."""
+        name = self.text("monitor")
+        return name.startswith("-") or (not name and "loss" in (primary_score([self]) or ""))
+
+    @property
+    def roles(self) -> list[str]:
+        """The networks whose probes have keys of their own, `<role>/norm/mean`, where there are several."""
+        found = {key.removesuffix("/norm/mean"): None for line in self.metrics for key in line if _of_role(key)}
+        return list(found)
+
+    def of_role(self, role: str) -> Run:
+        """Return the run as seen from one of its networks: that network's keys stand without its name."""
+        own, loss = f"{role}/", f"train/{role}_loss"
+        metrics = []
+        for line in self.metrics:
+            seen = {key.removeprefix(own): value for key, value in line.items() if key.startswith(own)}
+            if loss in line:
+                seen["train/loss"] = line[loss]
+            metrics.append({**line, **seen})
+        return replace(self, metrics=metrics)
+
+    def throughput(self) -> float | None:
+        """Median examples a second over the log intervals, None where nothing was timed."""
+        rates = [number(line.get("examples_per_s")) for line in _lines(self.folder / "timing.jsonl") if line]
+        found = sorted(rate for rate in rates if rate is not None and math.isfinite(rate))
+        return found[len(found) // 2] if found else None
+
+
+def derived(run: Run, metric: str) -> tuple[list[int], list[float], list[float]]:
+    """Return (steps, epochs, values) of a metric of metrics.jsonl, or of one made from it.
+
+    `lr/norm/<parameter>` is the effective learning rate of a layer, rate over mean filter norm; `lr/norm2/<parameter>`
+    divides by the square, which is how fast a filter of a network with momentum-free SGD turns.
+    """
+    found = run.series(metric)
+    for prefix, power in (("lr/norm2/", 2), ("lr/norm/", 1)):
+        if metric.startswith(prefix) and not found[0]:
+            norms = zip(*run.series("norm/" + metric[len(prefix) :]), strict=True)
+            rates = dict(zip(*[run.series("lr")[0], run.series("lr")[2]], strict=True))
+            points = [(step, epoch, rates[step] / norm**power) for step, epoch, norm in norms if step in rates and norm]
+            return [p[0] for p in points], [p[1] for p in points], [p[2] for p in points]
+    return found
+
+
+def _of_role(key: str) -> bool:
+    return key.endswith("/norm/mean") and key.count("/") == 2
+
+
+def number(value: Any) -> float | None:
+    """Return a number, or None for what is no number (texts such as "1e-4" count, booleans do not)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+class BrokenRunError(ReadError):
+    """A folder that should hold a run does not: the text says why."""
+
+
+def sampled(path: Path, most: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Return (number, line) of a file's lines, and how many there are; of a long file a sample, in one pass.
+
+    Lines of one kind, told by how many quotation marks they have, that is by how many keys, are thinned alone: of the
+    few with scores as many stay as of the many without. Each kind keeps its first and its last line. At most about
+    32 x 2 x `most` lines are held at once, whatever the length of the file.
+
+    Args:
+        path: A .jsonl file; one that cannot be read has no lines.
+        most: How many lines of a kind are surely kept.
+    """
+    kept: dict[int, list[tuple[int, bytes]]] = {}
+    strides: dict[int, int] = {}
+    seen: dict[int, int] = {}
+    last: dict[int, tuple[int, bytes]] = {}
+    count = 0
+    try:
+        with path.open("rb") as file:
+            for count, line in enumerate(file, start=1):
+                kind = line.count(b'"')
+                if kind not in seen:
+                    kind = kind if len(seen) < 32 else 0
+                    kept.setdefault(kind, []), strides.setdefault(kind, 1), seen.setdefault(kind, 0)
+                if seen[kind] % strides[kind] == 0:
+                    kept[kind].append((count, line))
+                    if len(kept[kind]) >= 2 * most:
+                        kept[kind] = kept[kind][::2]
+                        strides[kind] *= 2
+                seen[kind] += 1
+                last[kind] = count, line
+    except OSError:
+        return [], 0
+    return sorted({*last.values(), *(entry for entries in kept.values() for entry in entries)}), count
+
+
+def _lines(path: Path, most: int = LINES) -> Iterator[dict[str, Any] | None]:
+    """Yield the objects of a .jsonl file, None for what is no object; a half-written last line is left out."""
+    lines, total = sampled(path, most)
+    for count, line in lines:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            yield value
+        elif line.strip() and (count < total or line.endswith(b"\n")):
+            log.warning("skipped line %d of %s: not a JSON object", count, path)
+            yield None
+
+
+def _metrics(path: Path, most: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines that have a place in time, a whole step and a finite epoch, and how many are no objects."""
+    kept, broken = [], 0
+    for line in _lines(path, most):
+        step, epoch = (None, None) if line is None else (number(line.get("step")), number(line.get("epoch")))
+        broken += line is None
+        if line is not None and step is not None and epoch is not None and math.isfinite(step) and math.isfinite(epoch):
+            kept.append({**line, "step": int(step), "epoch": epoch})
+    return kept, broken
+
+
+def read_run(folder: Path, *, most: int = LINES) -> Run:
+    """Return the run in a folder.
+
+    Args:
+        folder: The run's folder.
+        most: Lines of metrics.jsonl of each kind that are surely read; of more, a sample.
+
+    Raises:
+        BrokenRunError: `run.json` cannot be read, or holds no object.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise BrokenRunError("no readable run.json") from None
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+        raise BrokenRunError(f"run.json is broken ({error or type(error).__name__})") from None
+    if not isinstance(record, dict):
+        raise BrokenRunError("run.json holds no object")
+    run = Run(folder, record, *_metrics(folder / "metrics.jsonl", most))
+    # Of several networks the task's first stands for the run, in curves and in tables.
+    return run.of_role(run.roles[0]) if run.roles and not run.series("norm/mean")[2] else run
+
+
+def load_run(folder: Path) -> Run | None:
+    """Return the run in a folder, or None (with a warning that names it) where `run.json` cannot be read."""
+    try:
+        return read_run(folder)
+    except BrokenRunError as error:
+        log.warning("skipped %s: %s", folder, error)
+        return None
+
+
+def experiments(root: Path) -> list[str]:
+    """Return the experiments that have at least one folder with a `run.json`."""
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if any(path.glob("*/run.json")))
+
+
+def load_runs(root: Path, experiment: str | None = None) -> list[Run]:
+    """Return the runs under `<root>/<experiment>/<name>/`, ordered by folder.
+
+    Args:
+        root: The folder of all runs, usually results/runs.
+        experiment: One experiment's name; None reads all.
+
+    Returns:
+        Every run whose `run.json` can be read, whatever its status.
+
+    Raises:
+        ReadError: There is no run at all, or none of this experiment; the text says what makes one.
+    """
+    known = experiments(root)
+    if not known:
+        example = experiment or "imagenet-resnet18"
+        raise ReadError(f"no runs found in {root}; make one with: make {example}")
+    if experiment is not None and experiment not in known:
+        raise ReadError(f"no runs of experiment={experiment} in {root}; there are runs of: {', '.join(known)}")
+    chosen = known if experiment is None else [experiment]
+    folders = [folder for name in chosen for folder in sorted((root / name).iterdir()) if folder.is_dir()]
+    found = [run for folder in folders if (run := load_run(folder)) is not None]
+    if not found:
+        raise ReadError(f"no readable run in {root}; see the warnings above")
+    return found
+
+
+def primary_score(runs: Sequence[Run]) -> str | None:
+    """Return the score that stands for these runs: what their task monitors, else val/top1 or another of validation."""
+    if monitored := next((run.monitor for run in runs if run.monitor), ""):
+        return monitored
+    keys = {key for run in runs for key in run.scores}
+    keys |= {key for run in runs for line in run.metrics for key in line if key.startswith("val/")}
+    ranked = sorted(keys, key=lambda key: (key != "val/top1", not key.startswith("val/"), "loss" in key, key))
+    return ranked[0] if ranked else None

@@ -1,0 +1,262 @@
+"""What a report says about runs, as plain text: the templates only place it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evidence.figures.style import colour
+from evidence.records.settings import Group, short
+from evidence.runs.run import Run, number, primary_score
+from evidence.stats import leader, mean_and_deviation, paired
+
+NONE = "–"
+
+
+def plain_number(value: Any, *, digits: int = 4) -> str:
+    """Return a number with so many significant digits, a dash where there is none."""
+    found = number(value)
+    if found is None:
+        return NONE
+    if found.is_integer() and abs(found) < 1e6:
+        return str(int(found))
+    return f"{found:.2f}" if 10 <= abs(found) < 1000 else f"{found:.{digits}g}"
+
+
+def duration(seconds: Any) -> str:
+    """Return seconds as "48 s", "12 min 5 s" or "3 h 20 min"."""
+    value = number(seconds)
+    if value is None or not math.isfinite(value):
+        return NONE
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{value:.1f} s"
+
+
+def mebibytes(value: Any) -> str:
+    """Return MiB as text, from 1024 on in GiB."""
+    found = number(value)
+    if found is None or not math.isfinite(found):
+        return NONE
+    return f"{found / 1024:.1f} GiB" if found >= 1024 else f"{found:.0f} MiB"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return "mean ± deviation" with equally many decimals; one value has no deviation."""
+    if not values:
+        return NONE
+    mean, deviation = mean_and_deviation(values)
+    form = ".2f" if 10 <= abs(mean) < 1e4 else ".3f" if 0.01 <= abs(mean) < 10 or mean == 0 else ".2e"
+    return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
+
+
+def repeat(run: Run) -> str:
+    """Return the command that runs it again."""
+    words = run.record.get("argv")
+    if isinstance(words, list) and words:
+        return "python scripts/train.py " + shlex.join(str(word) for word in words)
+    command = run.text("command")
+    return f"python {command}" if command.startswith("scripts/") else command or NONE
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything the page of one run shows."""
+
+    name: str
+    experiment: str
+    data: str
+    scale: str
+    status: str
+    colour: str
+    summary: str
+    notes: list[tuple[str, str]]
+    tiles: list[tuple[str, str, str]]
+    scores: list[tuple[str, str]]
+    provenance: list[tuple[str, str]]
+    config: str
+
+    @classmethod
+    def of(cls, run: Run) -> RunView:
+        """Gather the view of a run."""
+        rates = f"lr {short(run.lr)}, weight decay {short(run.weight_decay)}"
+        return cls(
+            name=run.name,
+            experiment=run.experiment,
+            data=run.data,
+            scale=run.scale,
+            status=run.status,
+            colour=colour(run.opt_name),
+            summary=f"{run.opt_name}, {rates}, seed {short(run.seed)}",
+            notes=_notes(run),
+            tiles=_tiles(run),
+            scores=[(key, plain_number(value)) for key, value in run.scores.items()],
+            provenance=_provenance(run),
+            config=_pretty(run.section("config")),
+        )
+
+
+def _notes(run: Run) -> list[tuple[str, str]]:
+    notes = []
+    if run.text("error"):
+        notes.append((f"This run failed: {run.text('error')}", "bad"))
+    if run.status in ("running", "interrupted"):
+        notes.append((f"This run is {run.status}: numbers are those of its last whole line of metrics.", ""))
+    counts = run.section("notices")
+    if counts:
+        notes.append(("Noticed: " + ", ".join(f"{name} {count}" for name, count in counts.items()), ""))
+    if run.section("git").get("dirty"):
+        notes.append(("The working tree had changes that are not in the commit below.", ""))
+    return notes
+
+
+def _tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Return (name, value, detail) of the few numbers that matter most."""
+    tiles = []
+    score = primary_score([run])
+    if score is not None:
+        last = run.ends(score)[1] if run.ends(score)[1] is not None else run.scores.get(score)
+        best = run.section("best")
+        detail = f"best {plain_number(best.get('score'))} at epoch {plain_number(best.get('epoch'))}" if best else ""
+        tiles.append((f"{score}, last", plain_number(last), detail))
+    first, last = run.ends("norm/mean")
+    if last is not None:
+        tiles.append(
+            (
+                "mean filter norm",
+                f"{plain_number(first, digits=3)} → {plain_number(last, digits=3)}",
+                "first → last",
+            )
+        )
+        tiles.append(("norm growth", plain_number(run.growth, digits=3), "n² last − n² first"))
+    if (loss := run.ends("train/loss")[1]) is not None:
+        tiles.append(("training loss, last", plain_number(loss), ""))
+    tiles.append(("epochs done", plain_number(run.epochs_done), f"of {plain_number(run.epochs)}"))
+    rate = run.throughput()
+    speed = "" if rate is None else f"{plain_number(rate)} examples/s"
+    tiles.append(("wall time", duration(run.record.get("wall_time_s")), speed))
+    tiles.append(("peak memory", mebibytes(run.record.get("peak_memory_mib")), ""))
+    return tiles
+
+
+def _provenance(run: Run) -> list[tuple[str, str]]:
+    git, hardware, model = run.section("git"), run.section("hardware"), run.section("model")
+    state = "with uncommitted changes" if git.get("dirty") else "clean"
+    if git.get("dirty") is None:
+        state = "state of the tree unknown"
+    listed = ("name", "train_examples", "val_examples", "classes", "image_size", "licence")
+    facts = run.section("data")
+    facts = {key: facts[key] for key in [*listed, *sorted(facts.keys() - set(listed))] if key in facts}
+    rows = [
+        ("command", run.text("command", NONE)),
+        ("to repeat it", repeat(run)),
+        ("commit", f"{git.get('commit') or 'unknown'} ({state})"),
+        ("configuration hash", run.text("config_hash", NONE)),
+        ("machine", run.machine),
+        ("processes, cores", f"{hardware.get('processes', NONE)}, {hardware.get('cores', NONE)}"),
+        ("versions", ", ".join(f"{name} {value}" for name, value in run.section("versions").items()) or NONE),
+        ("data set", _scalars(facts)),
+        ("model", _scalars(model)),
+        ("seed", short(run.seed)),
+        ("started, ended (UTC)", f"{run.text('started', NONE)}, {run.text('ended', NONE)}"),
+        ("wall time", duration(run.record.get("wall_time_s"))),
+        ("peak memory", mebibytes(run.record.get("peak_memory_mib"))),
+        (
+            "resumed from steps",
+            ", ".join(str(step) for step in _listed(run.record.get("resumed_from"))) or "never resumed",
+        ),
+        ("last checkpoint", run.text("checkpoint", NONE)),
+    ]
+    return rows
+
+
+def _scalars(facts: dict[str, Any]) -> str:
+    """Return "classes 10, image size 64" of the entries that are one number or text."""
+    simple = {key: value for key, value in facts.items() if not isinstance(value, dict | list)}
+    return ", ".join(f"{key.replace('_', ' ')} {short_number(value)}" for key, value in simple.items()) or NONE
+
+
+def short_number(value: Any) -> str:
+    """Return a fraction with four digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def count_states(runs: Sequence[Run]) -> str:
+    """Return "12 runs: 10 finished, 2 failed"."""
+    states = Counter(run.status for run in runs)
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(f"{n} {name}" for name, n in sorted(states.items()))
+
+
+SETTINGS = 300  # rows of a table of settings: more nobody reads, and the runs are below it
+
+
+def section_view(title: str, groups: Sequence[Group], figures: Sequence[Any]) -> dict[str, Any]:
+    """Return what the page shows of one data set and scale."""
+    runs = [run for group in groups for run in group.runs]
+    score = primary_score(runs)
+    sides = {str(k): found for k, group in enumerate(groups) if (found := _scores(group, score))}
+    lower = any(run.lower_is_better for run in runs)
+    first, ahead = leader(sides, lower_is_better=lower) if sides else ("", False)
+    rows = []
+    for place, group in enumerate(groups[:SETTINGS]):
+        own, key = sides.get(str(place)), str(place)
+        found = paired(own, sides[first]) if own and key != first else None
+        behind = "best mean" if key == first else NONE if found is None else found.text()
+        rows.append({**_group_row(group, score, behind), "best": ahead and key == first})
+    return {
+        "title": title,
+        "score_name": "score" if score is None else f"{score}, last",
+        "groups": rows,
+        "left_out": max(0, len(groups) - SETTINGS),
+        "figures": figures,
+    }
+
+
+def _scores(group: Group, score: str | None) -> dict[str, float]:
+    return {str(run.seed): run.scores[score] for run in group.finished if score is not None and score in run.scores}
+
+
+def _group_row(group: Group, score: str | None, behind: str) -> dict[str, Any]:
+    runs = group.finished
+    norms = [run.ends("norm/mean") for run in runs]
+    growths = [growth for run in runs if (growth := run.growth) is not None]
+    steps = [_last_epoch(run, "effective_step/mean") for run in runs]
+    walls = [wall for run in runs if (wall := number(run.record.get("wall_time_s"))) is not None]
+    cells = [
+        behind,
+        spread([first for first, _ in norms if first is not None]),
+        spread([last for _, last in norms if last is not None]),
+        spread(growths),
+        spread([step for step in steps if step is not None]),
+        duration(mean_and_deviation(walls)[0]) if walls else NONE,
+    ]
+    seeds = ", ".join(short(run.seed) for run in runs) or NONE
+    return {
+        "label": group.label,
+        "colour": colour(group.first.opt_name),
+        "seeds": seeds + (f" ({len(runs)} of {len(group.runs)})" if len(runs) < len(group.runs) else ""),
+        "score": spread(list(_scores(group, score).values())),
+        "cells": cells,
+    }
+
+
+def _last_epoch(run: Run, key: str) -> float | None:
+    """Return a metric's mean over the last epoch."""
+    _, epochs, values = run.series(key)
+    last = [value for epoch, value in zip(epochs, values, strict=True) if epoch > epochs[-1] - 1]
+    return sum(last) / len(last) if last else None

@@ -1,0 +1,226 @@
+"""The static site: overview, a page an experiment, comparison, a page a run, tables and the ledger of claims.
+
+Plain files that open from disk: no server, no network. Curves are drawn in the browser from data files that are script
+files, since a page on disk may load scripts and nothing else; those of a run are loaded when it is looked at.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evidence.figures.style import COLOURS, Drawn
+from evidence.records.settings import sections
+from evidence.runs.run import BrokenRunError, Run, read_run
+from evidence.site import page_data as views
+from evidence.site import run_data
+
+CHUNK = 25  # runs of a data file
+TEMPLATES = Path(__file__).parent / "templates"
+PARTS = ("site.css", "site.js", "charts.js")  # copied beside the pages
+MENU = (("index.html", "Overview"), ("compare.html", "Compare"), ("tables.html", "Tables"), ("claims.html", "Claims"))
+HIDDEN = ("gallery", "data")  # folders of the site that are no experiments
+
+
+def environment() -> Environment:
+    """Return the templates of all pages."""
+    loader = FileSystemLoader(TEMPLATES)
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.filters["path"] = lambda text: quote(str(text), safe="/.")
+    return found
+
+
+def _script(path: Path, call: str, value: Any) -> None:
+    """Write data as a script that hands it to `site`: valid JSON is valid JavaScript."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, default=str)
+    path.write_text(f"site.{call}({text});\n", encoding="utf-8")
+
+
+class _Experiment:
+    """An experiment's data while its runs pass by one at a time."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.data = name, folder / "data"
+        self.runs: list[Run] = []
+        self.entries: list[list[Any]] = []
+        self.broken: list[tuple[str, str]] = []
+        self.pending: list[dict[str, Any]] = []
+        self.score: str | None = None
+        self.lower = False
+
+    def add(self, run: Run) -> None:
+        """Take a run in; every CHUNK runs their details are written and forgotten."""
+        if self.score is None:
+            self.score, self.lower = run_data.score_of(run), run.lower_is_better
+        chunk = len(self.entries) // CHUNK
+        self.entries.append(run_data.entry(run, score=self.score, chunk=chunk))
+        if text := run_data.note(run):
+            self.broken.append((run.folder.name, text))
+        self.pending.append(run_data.details(run, site=self.data.parent.parent))
+        self.runs.append(run_data.light(run, self.score))
+        if len(self.pending) == CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the pending details."""
+        if self.pending:
+            number = (len(self.entries) - 1) // CHUNK
+            _script(self.data / f"{number:04d}.js", "chunk", [self.name, number, self.pending])
+            self.pending = []
+
+    def close(self) -> dict[str, Any]:
+        """Write the index and return the experiment's row of the overview."""
+        self.flush()
+        index = {"experiment": self.name, "score": self.score, "lower": self.lower, "keys": run_data.ENTRY}
+        _script(self.data / "index.js", "index", {**index, "runs": self.entries, "broken": self.broken})
+        states = [row[run_data.ENTRY.index("status")] for row in self.entries]
+        summary = {
+            "experiment": self.name, "runs": len(self.entries), "finished": states.count("finished"),
+            "failed": states.count("failed"), "broken": self.broken, "score": self.score,
+        }  # fmt: skip
+        (self.data / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        return summary
+
+
+def write_experiment(root: Path, experiment: str, out: Path) -> Path:
+    """Write an experiment's data and its page; pictures that lie in its folder are shown on it.
+
+    Args:
+        root: Folder of all runs.
+        experiment: A folder in it.
+        out: Folder of the site.
+
+    Returns:
+        `<out>/<experiment>/index.html`.
+    """
+    folder = out / experiment
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    (folder / "data").mkdir(parents=True)
+    made = _Experiment(experiment, folder)
+    for path in sorted((root / experiment).iterdir()):
+        if not path.is_dir():
+            continue
+        try:
+            made.add(read_run(path, most=run_data.LINES))
+        except BrokenRunError as error:
+            made.broken.append((path.name, str(error)))
+    made.close()
+    pictures = _pictures(folder / "figures")
+    shown = [
+        views.section_view(f"{data}, scale {scale}", groups, pictures.get(f"{data}, scale {scale}", []))
+        for (data, scale), groups in sections(made.runs).items()
+    ]
+    text = (
+        environment()
+        .get_template("site_experiment.html.j2")
+        .render(
+            title=f"{experiment} · report", experiment=experiment, menu=MENU, base="../", page="experiment",
+            summary=views.count_states(made.runs), broken=made.broken, sections=shown,
+        )
+    )  # fmt: skip
+    path = folder / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _pictures(folder: Path) -> dict[str, list[Any]]:
+    """Return section title -> pictures that were drawn for it, for the page."""
+    from scripts.report import inline
+
+    try:
+        listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found: dict[str, list[Any]] = {}
+    for title, stem, heading, caption in listed:
+        svg = folder / f"{stem}.svg"
+        if svg.exists():
+            found.setdefault(title, []).append(inline(Drawn(stem, heading, caption, svg)))
+    return found
+
+
+def list_pictures(folder: Path, drawn: Iterable[tuple[str, Drawn]]) -> None:
+    """Leave a list of pictures beside them, from which the page is made again without drawing."""
+    rows = [(title, figure.stem, figure.title, figure.caption) for title, figure in drawn]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------- the other pages
+
+
+def write_site(out: Path, results: Path) -> Path:
+    """Write the pages that are of no single experiment, from the summaries of those that have pages.
+
+    Args:
+        out: Folder of the site.
+        results: Folder with tables/ and gallery.
+
+    Returns:
+        `<out>/index.html`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        shutil.copyfile(TEMPLATES / name, out / name)
+    summaries = []
+    for path in sorted(out.glob("*/data/summary.json")):
+        summaries.append(json.loads(path.read_text(encoding="utf-8")))
+    _script(out / "data" / "site.js", "experiments", {"experiments": summaries, "colours": COLOURS})
+    claims = _rows(results / "tables" / "claims.csv")
+    common = {"menu": MENU, "base": "", "experiments": summaries}
+    pages: dict[str, dict[str, Any]] = {
+        "index": {"title": "Overview", "claims": _count(claims), "gallery": (out / "gallery" / "index.html").exists()},
+        "compare": {"title": "Compare runs"},
+        "run": {"title": "Run"},
+        "tables": {"title": "Tables", "tables": list(_tables(results / "tables"))},
+        "claims": {"title": "Claims", "rows": claims, "verdicts": _count(claims)},
+    }
+    found = environment()
+    for name, facts in pages.items():
+        text = found.get_template(f"site_{name}.html.j2").render(page=name, **common, **facts)
+        (out / f"{name}.html").write_text(text, encoding="utf-8")
+    return out / "index.html"
+
+
+def prune(out: Path, experiments: Sequence[str]) -> None:
+    """Forget the data of experiments that have no runs any more; pictures stay."""
+    for path in out.glob("*/data/summary.json"):
+        if path.parent.parent.name not in (*experiments, *HIDDEN):
+            shutil.rmtree(path.parent)
+            path.parent.parent.joinpath("index.html").unlink(missing_ok=True)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _count(claims: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    from evidence.claims.verdicts import VERDICTS
+
+    return {verdict: sum(row["verdict"] == verdict for row in claims) for verdict in VERDICTS} if claims else {}
+
+
+def _tables(folder: Path) -> Iterable[dict[str, Any]]:
+    """Yield every table of a folder: its heading and notes from the Markdown, its cells from the CSV."""
+    for path in sorted(folder.glob("*.csv")):
+        if path.stem == "claims":
+            continue
+        with path.open(newline="", encoding="utf-8") as file:
+            heads, *rows = [*csv.reader(file)] or [[]]
+        page = path.with_suffix(".md")
+        lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
+        title = next((line[2:] for line in lines if line.startswith("# ")), path.stem)
+        notes = [line for line in lines if line and not re.match(r"[#|*]", line)]
+        yield {"stem": path.stem, "title": title, "heads": heads, "rows": rows, "notes": " ".join(notes)}

@@ -1,0 +1,1 @@
+"""Sweep cells, sections and rendering of result tables."""

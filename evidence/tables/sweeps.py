@@ -1,0 +1,73 @@
+"""The grids of configs/sweep: a sweep's cells are the product of its Hydra parameters with each of its blocks in turn.
+
+Hydra multiplies all lists of a sweep. A table of a paper is seldom such a product: its rows differ in their optimizer,
+their decays, their network. So a sweep may hold `sweep.blocks`, a list of grids, or one list for each scale; each block
+is run as one Hydra multirun. Free of Hydra and torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweep"
+NOTES = ("printed", "label")  # entries of a block that are for the table, not for Hydra
+
+
+def chosen(words: Sequence[str], key: str, default: str = "") -> str:
+    """Return the value of the last `key=value` among command-line words."""
+    return next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{key}=")), default)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a sweep's file as plain containers, empty where there is none."""
+    path = SWEEPS / f"{name}.yaml"
+    if not name or not path.is_file():
+        return {}
+    found: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    return found
+
+
+def blocks(name: str, scale: str) -> list[dict[str, Any]]:
+    """Return a sweep's blocks at a scale: one empty block for a plain Hydra sweep."""
+    given = (read(name).get("sweep") or {}).get("blocks") or [{}]
+    return list(given.get(scale, []) if isinstance(given, Mapping) else given)
+
+
+def runs(words: Sequence[str]) -> list[list[str]]:
+    """Return the command lines that a command line stands for: one for each block of its sweep.
+
+    What is typed wins over a block: `sweep=table-2 opt=sgdp` runs the sweep's cells of that optimizer.
+    """
+    typed = {word.partition("=")[0] for word in words}
+    found = []
+    for block in blocks(chosen(words, "sweep"), chosen(words, "scale", "mini")):
+        more = [f"{key}={_text(value)}" for key, value in block.items() if key not in typed and key not in NOTES]
+        found.append([*words, *more])
+    return found
+
+
+def cells(name: str, scale: str, typed: Mapping[str, str] | None = None) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Return (block, overrides) of every cell of a sweep, in the order in which they are run.
+
+    Args:
+        name: The sweep.
+        scale: mini or full.
+        typed: Overrides of the command line.
+    """
+    params = read(name).get("hydra", {}).get("sweeper", {}).get("params", {})
+    found = []
+    for block in blocks(name, scale):
+        grid = {**params, **{k: v for k, v in block.items() if k not in NOTES}, **(typed or {})}
+        lists = [_text(values).split(",") for values in grid.values()]
+        found += [(block, dict(zip(grid, values, strict=True))) for values in itertools.product(*lists)]
+    return found
+
+
+def _text(value: Any) -> str:
+    """Return a list as Hydra's choice of values."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
