@@ -13,7 +13,7 @@ SWEEPS      := $(sort $(basename $(notdir $(wildcard configs/sweep/*.yaml))))
 # What was typed as key=value goes on to the program, but for what is meant for make itself.
 ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
 
-.PHONY: help setup mini test test-slow test-gpu check data report tables claims verify-results status retry tune slurm soak corpus fuzz load doctor dry-run toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed clean $(EXPERIMENTS) $(SWEEPS)
+.PHONY: help setup mini test test-slow test-gpu check data report tables claims verify-results status retry tune slurm soak corpus fuzz load doctor dry-run toy2d rosenbrock3d theory gallery benchmark benchmark-optimizers benchmark-gpu benchmark-attack benchmark-audio benchmark-loader imagenet-check plan resnet18-speed docs clean $(EXPERIMENTS) $(SWEEPS)
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -154,6 +154,9 @@ test-gpu: $(READY) ## run the tests that need a CUDA device
 
 check: $(READY) ## format, lint and type checks (what pre-commit runs)
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy
+
+docs: $(READY) ## build/docs/index.html: the pages, and a reference from the docstrings; needs no network
+	@$(PY) -m sphinx -q -E -W --keep-going -c docs . build/docs && echo build/docs/index.html
 
 clean: ## remove .venv and caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info build

@@ -37,7 +37,7 @@ def scale_invariant_parameters(
         seed: Of the random values and of dropout.
 
     Returns:
-        The names of the scale-invariant parameters. Those of fewer than two dimensions are never among them:
+        The names of the scale-invariant parameters, never of those with fewer than two dimensions, since
         the optimizers never project vectors.
 
     Raises:

@@ -107,7 +107,7 @@ class Task(ABC):
             start: First step wanted; earlier ones are skipped without being decoded.
 
         Returns:
-            An iterable with a length: `(steps per epoch - start) * shard.accumulation_steps` batches.
+            An iterable with a length, `(steps per epoch - start) * shard.accumulation_steps` batches.
         """
 
     @abstractmethod
