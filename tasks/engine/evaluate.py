@@ -13,6 +13,7 @@ from torch import nn
 from tasks.base import Batch, Shard, Task
 from tasks.engine.checkpoint import generator_states, seed_generators, set_generator_states
 from tasks.engine.distributed import World, in_data_order
+from tasks.engine.faults import read
 
 
 def evaluate(
@@ -55,7 +56,7 @@ def evaluate(
         for split, batches in splits(world.shard()).items():
             records, state, stopped = [], {}, False  # type: ignore[var-annotated]
             with torch.no_grad():
-                for batch in batches:
+                for batch in read(batches):
                     if stopped := stop():
                         break
                     with autocast():

@@ -22,6 +22,7 @@ from tasks.engine import checkpoint, numerics, probing, state, steps
 from tasks.engine.config import Train, check_division
 from tasks.engine.distributed import World
 from tasks.engine.evaluate import evaluate
+from tasks.engine.faults import read
 from tasks.engine.meters import FiniteWatch, Meter
 from tasks.engine.optim import (
     OptimizerFactory,
@@ -184,7 +185,7 @@ class Trainer:
         accumulation = self.train.accumulation
         shard = self.world.shard(accumulation)
         epoch = self._epochs_before() + self.at.epoch
-        batches = iter(self.task.train_batches(epoch, shard, self.at.batch))
+        batches = read(self.task.train_batches(epoch, shard, self.at.batch))
         for net in self.bare.values():
             net.train()
         while self.at.batch < self.epoch_steps and not self._out_of_steps():
