@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tasks.base import Shard
+from tasks.base import LoopState, Shard
 from tasks.engine.distributed import joined
 from tasks.engine.faults import explained, read
 from tasks.engine.outcomes import RunFailed
@@ -81,9 +81,9 @@ class Disturbed(toys.Toy):
         deadly = 1 if self.moment == "reading to evaluate" and self.epoch == 1 else None
         return {name: Loaded(batches, deadly=deadly) for name, batches in super().eval_batches(shard).items()}
 
-    def predict(self, nets: Mapping[str, torch.nn.Module], batch: Any, carry: dict[str, Any]) -> Any:
+    def predict(self, nets: Mapping[str, torch.nn.Module], batch: Any, state: LoopState) -> Any:
         self.now("evaluating")
-        return super().predict(nets, batch, carry)
+        return super().predict(nets, batch, state)
 
 
 MOMENTS = ["an epoch's start", "reading", "a step", "a save", "evaluating", "reading to evaluate"]
