@@ -34,17 +34,15 @@ pytestmark = [
 ]
 
 
-def kill_workers() -> None:
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid or 0, signal.SIGKILL)
-        os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
-
-
 class Loaded(Sequence[Any]):
-    """Batches from a process of their own, which dies at one of them."""
+    """Batches from a process of their own, which dies at one of them, or waits at one to be killed.
 
-    def __init__(self, batches: Sequence[Any], *, deadly: int | None = None) -> None:
-        self.batches, self.deadly = batches, deadly
+    It is not killed anywhere else: it may hold a lock then that torch needs to end it.
+    """
+
+    def __init__(self, batches: Sequence[Any], *, deadly: int | None = None, waits_at: int | None = None) -> None:
+        self.batches, self.deadly, self.waits_at = batches, deadly, waits_at
+        self.here, self.there = multiprocessing.Pipe()
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -52,7 +50,18 @@ class Loaded(Sequence[Any]):
     def __getitem__(self, number: Any) -> Any:
         if number == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == self.waits_at:
+            self.there.send("waits")
+            signal.pause()
         return self.batches[number]
+
+    def kill(self) -> None:
+        """Kill the process once it waits, and return when it is dead."""
+        assert self.here.poll(60)
+        self.here.recv()
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
 
     def __iter__(self) -> Iterator[Any]:
         numbers = torch.Generator().manual_seed(0)
@@ -64,22 +73,29 @@ class Disturbed(toys.Toy):
 
     def __init__(self, moment: str) -> None:
         super().__init__()
-        self.moment, self.epoch = moment, 0
+        self.moment, self.epoch, self.loaded = moment, 0, Loaded([])
         self.before_step = lambda: self.now("a step")
 
     def now(self, moment: str) -> None:
         """Kill, if it is this moment."""
         if moment == self.moment and self.epoch == 1:
-            kill_workers()
+            self.moment = "over"
+            self.loaded.kill()
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Loaded:
         self.epoch = epoch
-        deadly = {"an epoch's start": 0, "reading": 2}.get(self.moment) if epoch == 1 else None
-        return Loaded(super().train_batches(epoch, shard, start), deadly=deadly)
+        deadly = {"an epoch's start": 0, "reading": 2}
+        return self._load(super().train_batches(epoch, shard, start), deadly, waiting={"a step", "a save"})
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Any]:
-        deadly = 1 if self.moment == "reading to evaluate" and self.epoch == 1 else None
-        return {name: Loaded(batches, deadly=deadly) for name, batches in super().eval_batches(shard).items()}
+        batches = super().eval_batches(shard)["val"]
+        return {"val": self._load(batches, {"reading to evaluate": 1}, waiting={"evaluating"})}
+
+    def _load(self, batches: Sequence[Any], deadly: Mapping[str, int], *, waiting: set[str]) -> Loaded:
+        if self.epoch != 1:
+            return Loaded(batches)
+        self.loaded = Loaded(batches, deadly=deadly.get(self.moment), waits_at=1 if self.moment in waiting else None)
+        return self.loaded
 
     def predict(self, nets: Mapping[str, torch.nn.Module], batch: Any, state: LoopState) -> Any:
         self.now("evaluating")
@@ -122,13 +138,14 @@ def test_the_process_whose_worker_is_killed_says_so_and_the_other_that_a_process
 
 def disturbed_answer(fails: Callable[[], None]) -> None:
     """Fail with a worker alive, and let it die while the error is answered, as a record is written then."""
-    batches = iter(DataLoader(range(8), num_workers=1))  # type: ignore[arg-type]
+    loaded = Loaded(range(8), waits_at=1)
+    batches = iter(loaded)
     next(batches)
     try:
         with explained():
             fails()
     finally:
-        kill_workers()
+        loaded.kill()
         for _ in range(3):  # lines in which the handler may run
             pass
 
@@ -142,19 +159,21 @@ def test_a_worker_that_dies_while_an_error_is_answered_does_not_replace_the_answ
 
 
 def test_a_death_that_was_heard_while_nothing_was_read_is_said_at_the_next_batch() -> None:
-    batches = read(Loaded(range(8)))
+    loaded = Loaded(range(8), waits_at=1)
+    batches = read(loaded)
     with pytest.raises(RunFailed, match=KILLED), explained():
         next(batches)
-        kill_workers()
+        loaded.kill()
         assert threading.active_count()  # a line of the run
         next(batches)
 
 
 def test_workers_of_a_pass_that_is_over_disturb_no_other() -> None:
     with explained():
-        first = read(Loaded(range(8)))
+        loaded = Loaded(range(8), waits_at=1)
+        first = read(loaded)
         next(first)
-        kill_workers()
+        loaded.kill()
         first.close()  # type: ignore[attr-defined]
         assert len(list(read(Loaded(range(8))))) == 8
 
