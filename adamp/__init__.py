@@ -7,13 +7,16 @@ Reference:
     "Adaptive Gradient Method with Resilience and Momentum" (AdaRem).
 """
 
-from adamp import layers
+import importlib
+from typing import Any
+
+from adamp import layers, moved_modules
 from adamp.adamp import AdamP
 from adamp.adarem import AdaRem, AdaRemS
-from adamp.aws import shrink_weights
-from adamp.invariance import scale_invariant_parameters
+from adamp.hooks.project_updates import project_updates
+from adamp.hooks.weight_shrink import shrink_weights
 from adamp.probes import NormProbe
-from adamp.projected import project_updates
+from adamp.scale_invariance import scale_invariant_parameters
 from adamp.sgdp import SGDP
 
 __version__ = "0.1.0"
@@ -30,3 +33,12 @@ __all__ = [
     "scale_invariant_parameters",
     "shrink_weights",
 ]
+
+moved_modules.install()
+
+
+def __getattr__(name: str) -> Any:
+    """Return a module by its former name, such as `adamp.invariance`."""
+    if f"adamp.{name}" in moved_modules.MOVED_MODULES:
+        return importlib.import_module(f"adamp.{name}")
+    raise AttributeError(f"module 'adamp' has no attribute {name!r}")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.base import descent
-from adamp.foreach import Batch
-from adamp.paths import Members, ProjectedOptimizer, batch_of, local_working, step_device
-from adamp.precision import store, working
 from adamp.projection import Mark, project
+from adamp.step.checked import descent
+from adamp.step.dispatch import Members, ProjectedOptimizer, batch_of, local_working, step_device
+from adamp.step.foreach import Batch
+from adamp.step.precision import store, working
 
 
 class AdamP(ProjectedOptimizer):
@@ -45,7 +45,7 @@ class AdamP(ProjectedOptimizer):
         maximize: Ascend instead of descending.
         scale_invariant: "auto" tests each parameter at each step; True always projects row by row; False
             never projects. Vectors and scalars are never projected.
-        foreach: Step all tensors at once; None leaves the path to `adamp.paths.default_path`.
+        foreach: Step all tensors at once; None leaves the path to `adamp.step.dispatch.default_path`.
         fused: Use a kernel of our own: a compiled one on the CPU, Triton on CUDA. What it does not take goes another
             path.
         capturable: Keep all of the step on the device, so that a CUDA graph can hold it.

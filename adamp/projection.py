@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adamp.precision import as_real, working
+from adamp.step.precision import as_real, working
 
 View = Callable[[Tensor], Tensor]
 Mark = bool | Literal["auto"]

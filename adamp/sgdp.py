@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.base import check_bool, check_number, descent
-from adamp.foreach import Batch
-from adamp.paths import Members, ProjectedOptimizer, batch_of, local_working
-from adamp.precision import store, working
 from adamp.projection import Mark, project
+from adamp.step.checked import check_bool, check_number, descent
+from adamp.step.dispatch import Members, ProjectedOptimizer, batch_of, local_working
+from adamp.step.foreach import Batch
+from adamp.step.precision import store, working
 
 
 class SGDP(ProjectedOptimizer):
@@ -48,7 +48,7 @@ class SGDP(ProjectedOptimizer):
             never projects. Vectors and scalars are never projected.
         project_buffer: Without Nesterov, keep the projected update as the momentum buffer, as the authors'
             package does.
-        foreach: Step all tensors at once; None leaves the path to `adamp.paths.default_path`.
+        foreach: Step all tensors at once; None leaves the path to `adamp.step.dispatch.default_path`.
         fused: Use a kernel of our own: a compiled one on the CPU, Triton on CUDA. What it does not take goes another
             path.
         capturable: Keep all of the step on the device, so that a CUDA graph can hold it.

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-_MODULES = {"cpu": "adamp.kernels.cpu", "cuda": "adamp.kernels.triton"}
+_MODULES = {"cpu": "adamp.kernels.cpu", "cuda": "adamp.kernels.triton_launch"}
 
 
 def of(device: torch.device) -> ModuleType | None:

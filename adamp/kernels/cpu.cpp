@@ -1,5 +1,5 @@
 // One step of AdamP or SGDP for a list of tensors on the CPU: the arithmetic of adamp/projection.py, adamp.py and
-// sgdp.py in blocks that stay in a cache. Plain C++17 without torch's headers; library.py compiles it, cpu.py calls it.
+// sgdp.py in blocks that stay in a cache. Plain C++17 without torch's headers; cpu_build.py compiles it, cpu.py calls it.
 //
 // A tensor's updates run over its chunks backwards, so that they begin with what the statistics have left in the cache.
 #include "step.h"

@@ -1,7 +1,7 @@
 """AdamP and SGDP for all tensors in one call on the CPU: hands their addresses to `cpu.cpp`.
 
 The kernel is plain C++ without torch's headers, so a compiler is all it takes: a few seconds at the first use on a
-machine, or beforehand with `python -m adamp.kernels.cpu`. Where the library lies: `adamp.kernels.library`.
+machine, or beforehand with `python -m adamp.kernels.cpu`. Where the library lies: `adamp.kernels.cpu_build`.
 
 The specification is the single-tensor path of `adamp.adamp` and `adamp.sgdp`; the results differ from it in rounding
 alone and do not depend on the number of threads.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adamp.kernels.library import BuildError, build, built, load, refusal
+from adamp.kernels.cpu_build import BuildError, build, built, load, refusal
 from adamp.projection import Mark
 
 __all__ = ["BuildError", "adamp", "build", "built", "refusal", "sgdp", "takes"]

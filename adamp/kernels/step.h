@@ -10,7 +10,7 @@
 // the number of threads.
 #pragma once
 
-#include "lanes.h"
+#include "simd.h"
 
 #include <vector>
 

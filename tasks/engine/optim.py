@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adamp.resilience import ResilientOptimizer
+from adamp.adarem import ResilientOptimizer
 from tasks.base import InputError
 from tasks.engine.schedules import Schedule
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from adamp.aws import shrink_weights
+from adamp.hooks.weight_shrink import shrink_weights
 from adamp.layers import normalise
 from tasks.toy.claims import Claim, Control
 

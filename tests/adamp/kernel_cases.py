@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adamp import SGDP, AdamP, kernels
-from adamp.kernels import triton
+from adamp.kernels import triton_launch
 from adamp.kernels.triton_tables import _cache
 from tests.adamp import reference
 
@@ -47,12 +47,12 @@ class Fused:
     def step(self, grads: list[Tensor], **scaling: Tensor) -> None:
         copies = [g.clone() for g in grads]
         for i, (w, g) in enumerate(zip(self.weights, grads, strict=True)):
-            assert triton.takes(w, g, *(xs[i] for xs in self.states.values()))
+            assert triton_launch.takes(w, g, *(xs[i] for xs in self.states.values()))
         if self.cls is AdamP:
-            triton.adamp(self.weights, grads, *self.states.values(), self.steps, **self.options, **scaling)
+            triton_launch.adamp(self.weights, grads, *self.states.values(), self.steps, **self.options, **scaling)
         else:
             buffers = self.states.get("momentum_buffer")
-            triton.sgdp(self.weights, grads, buffers, **self.options, **scaling)
+            triton_launch.sgdp(self.weights, grads, buffers, **self.options, **scaling)
         for g, before in zip(grads, copies, strict=True):
             torch.testing.assert_close(g, before, rtol=0, atol=0, equal_nan=True)
 
@@ -211,17 +211,17 @@ def tables_are_kept_until_something_moves(device: str) -> None:
 
 def five_launches(device: str) -> None:
     shapes = {**SHAPES, **{f"layer-{i}": (3, 5) for i in range(6)}}
-    names, original = [], triton._launch
+    names, original = [], triton_launch._launch
 
     def counted(kernel: object, grid: int, *args: object) -> None:
         names.append(kernel.__name__)
         original(kernel, grid, *args)
 
-    triton._launch = counted
+    triton_launch._launch = counted
     try:
         agree(device, shapes=shapes, num_steps=1)
     finally:
-        triton._launch = original
+        triton_launch._launch = original
     assert names == ["row_sums", "decide", "radial_sums", "coefficients", "descend"]
 
 
@@ -243,19 +243,19 @@ def what_it_takes(device: str) -> None:
     w = on(4, 6, 3, 3)
     last = w.to(memory_format=torch.channels_last)
     assert (
-        triton.takes(w, w, w)
-        and triton.takes(last, last)
-        and triton.takes(on(), on())
-        and triton.takes(on(0, 3), on(0, 3))
+        triton_launch.takes(w, w, w)
+        and triton_launch.takes(last, last)
+        and triton_launch.takes(on(), on())
+        and triton_launch.takes(on(0, 3), on(0, 3))
     )
-    assert triton.takes(on(3, 1).t(), on(1, 3)), "strides of dimensions of one entry say nothing"
+    assert triton_launch.takes(on(3, 1).t(), on(1, 3)), "strides of dimensions of one entry say nothing"
     refused = [
         (w, last), (on(4, 6).t(), on(4, 6).t()), (on(4, 6)[:, :3], on(4, 6)[:, :3]), (on(6)[::2], on(6)[::2]),
         (on(4, 6), on(4, 6, dtype=torch.bfloat16)), (on(2, dtype=torch.complex64), on(2, dtype=torch.complex64)),
         (on(2, 1).expand(2, 3), on(2, 1).expand(2, 3)), (on(2, 3), on(3, 2)), (w.to("meta"), w.to("meta")),
     ]  # fmt: skip
     for pair in refused:
-        assert not triton.takes(*pair), [x.stride() for x in pair]
+        assert not triton_launch.takes(*pair), [x.stride() for x in pair]
 
 
 def no_state_is_shared_by_copies(device: str) -> None:
@@ -270,7 +270,7 @@ def no_state_is_shared_by_copies(device: str) -> None:
 def the_optimizers_call_it(device: str) -> None:
     """AdamP and SGDP with fused=True, whose kernel for a CPU is another one unless this case says otherwise."""
     before = dict(kernels._MODULES)
-    kernels._MODULES["cpu"] = "adamp.kernels.triton"
+    kernels._MODULES["cpu"] = "adamp.kernels.triton_launch"
     kernels._load.cache_clear()
     try:
         for cls, options in ((AdamP, {"lr": 0.01}), (SGDP, {"lr": 0.1, "momentum": 0.9}), (SGDP, {"lr": 0.1})):

@@ -60,3 +60,14 @@ def gradient(w: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     g2, w2 = g.reshape(rows, -1), w.reshape(rows, -1)
     g2 = g2 - (g2 * w2).sum(1, keepdim=True) / (w2 * w2).sum(1, keepdim=True) * w2
     return g2.reshape(w.shape)
+
+
+def adarem_step(w, g, state, *, lr, beta, lam, power, weight_decay):
+    m = state.get("m", torch.zeros_like(w))
+    top = float(m.abs().max())
+    new = w.clone()
+    for i in range(w.numel()):
+        b = math.copysign(1, g[i]) * float(m[i]) / top if top > 0 and g[i] != 0 else 0.0
+        new[i] = w[i] - lr * (1 + lam**power * b) * g[i] - lr * weight_decay * w[i]
+    state["m"] = beta * m + (1 - beta) * g
+    return new

@@ -10,35 +10,7 @@ from torch import nn
 
 from adamp import AdamP
 from tests.adamp import reference
-
-SHAPES = {"channel": (4, 3, 3, 3), "layer": (6, 8), "none": (5, 7), "vector": (9,), "scalar": ()}
-
-
-def parameters(seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=dtype)) for s in SHAPES.values()]
-
-
-def set_grads(params, step):
-    generator = torch.Generator().manual_seed(100 + step)
-    for kind, p in zip(SHAPES, params, strict=True):
-        p.grad = reference.gradient(p.detach(), kind if p.ndim > 1 else "none", generator)
-
-
-def run(optimizers_and_params, steps, start=0):
-    """Step every optimizer with the gradients of the first one's weights."""
-    for step in range(start, start + steps):
-        set_grads(optimizers_and_params[0][1], step)
-        for _, params in optimizers_and_params[1:]:
-            for p, source in zip(params, optimizers_and_params[0][1], strict=True):
-                p.grad = source.grad.clone()
-        for optimizer, _ in optimizers_and_params:
-            optimizer.step()
-
-
-def assert_equal(first, second, atol=1e-12):
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=atol)
+from tests.adamp.trajectories import assert_equal, parameters, run_together, set_grads
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -65,7 +37,7 @@ def test_without_test_and_projection_it_is_adamw(weight_decay, path):
     ours, theirs = parameters(), parameters()
     a = AdamP(ours, lr=0.01, weight_decay=weight_decay, delta=0.0, **path)
     b = torch.optim.AdamW(theirs, lr=0.01, weight_decay=weight_decay, foreach=False)
-    run([(a, ours), (b, theirs)], 20)
+    run_together([(a, ours), (b, theirs)], 20)
     assert_equal(ours, theirs)
 
 
@@ -73,7 +45,7 @@ def test_a_false_mark_is_adamw_too(path):
     ours, theirs = parameters(), parameters()
     a = AdamP(ours, lr=0.01, weight_decay=0.1, scale_invariant=False, **path)
     b = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, foreach=False)
-    run([(a, ours), (b, theirs)], 5)
+    run_together([(a, ours), (b, theirs)], 5)
     assert_equal(ours, theirs)
 
 
@@ -82,7 +54,7 @@ def test_a_false_mark_is_adamw_too(path):
 def test_steps_agree_with_timm(nesterov, weight_decay, path):
     ours, theirs = parameters(), parameters()
     options = {"lr": 0.01, "weight_decay": weight_decay, "nesterov": nesterov}
-    run([(AdamP(ours, **options, **path), ours), (timm.optim.AdamP(theirs, **options), theirs)], 20)
+    run_together([(AdamP(ours, **options, **path), ours), (timm.optim.AdamP(theirs, **options), theirs)], 20)
     assert_equal(ours, theirs)
 
 
@@ -98,11 +70,11 @@ def published_state_dict(optimizer):
 def test_a_checkpoint_of_the_published_package_continues(path):
     theirs = parameters()
     published = timm.optim.AdamP(theirs, lr=0.01, weight_decay=0.1, nesterov=True)
-    run([(published, theirs)], 3)
+    run_together([(published, theirs)], 3)
     ours = [nn.Parameter(p.detach().clone()) for p in theirs]
     optimizer = AdamP(ours, lr=1.0, **path)
     optimizer.load_state_dict(published_state_dict(published))
-    run([(published, theirs), (optimizer, ours)], 5, start=3)
+    run_together([(published, theirs), (optimizer, ours)], 5, start=3)
     assert_equal(ours, theirs)
     step = optimizer.state[ours[0]]["step"]
     assert (step.item(), step.dtype, step.device.type) == (8, torch.float32, "cpu")
@@ -111,12 +83,12 @@ def test_a_checkpoint_of_the_published_package_continues(path):
 def test_a_checkpoint_of_adamw_continues():
     theirs = parameters()
     adamw = torch.optim.AdamW(theirs, lr=0.01, foreach=False)
-    run([(adamw, theirs)], 3)
+    run_together([(adamw, theirs)], 3)
     ours = [nn.Parameter(p.detach().clone()) for p in theirs]
     optimizer = AdamP(ours, delta=0.0)
     optimizer.load_state_dict(copy.deepcopy(adamw.state_dict()))
     assert optimizer.param_groups[0]["delta"] == 0.0
-    run([(adamw, theirs), (optimizer, ours)], 3, start=3)
+    run_together([(adamw, theirs), (optimizer, ours)], 3, start=3)
     assert_equal(ours, theirs)
 
 

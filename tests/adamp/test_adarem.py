@@ -9,29 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adamp import AdaRem, AdaRemS
-from tests.adamp.test_optimizers import make_param, resilient
-
-
-def by_hand(w, g, state, *, lr, beta, lam, power, weight_decay):
-    m = state.get("m", torch.zeros_like(w))
-    top = float(m.abs().max())
-    new = w.clone()
-    for i in range(w.numel()):
-        b = math.copysign(1, g[i]) * float(m[i]) / top if top > 0 and g[i] != 0 else 0.0
-        new[i] = w[i] - lr * (1 + lam**power * b) * g[i] - lr * weight_decay * w[i]
-    state["m"] = beta * m + (1 - beta) * g
-    return new
-
-
-def vectors(*shapes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
-
-
-def set_grads(params, seed):
-    generator = torch.Generator().manual_seed(seed)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+from tests.adamp import reference
+from tests.adamp.optimizer_cases import resilient
+from tests.adamp.problems import make_param, set_random_grads, vectors
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.02])
@@ -40,10 +20,12 @@ def test_steps_agree_with_the_rule_written_by_hand(weight_decay):
     optimizer = AdaRem(params, 0.3, beta=0.8, lam=0.9, weight_decay=weight_decay)
     for step in range(9):
         optimizer.set_epoch(step // 3)
-        set_grads(params, step)
+        set_random_grads(params, step)
         params[0].grad[2] = 0.0
         options = {"lr": 0.3, "beta": 0.8, "lam": 0.9, "power": step // 3 + 1, "weight_decay": weight_decay}
-        expected = [by_hand(p.detach(), p.grad, s, **options) for p, s in zip(params, states, strict=True)]
+        expected = [
+            reference.adarem_step(p.detach(), p.grad, s, **options) for p, s in zip(params, states, strict=True)
+        ]
         optimizer.step()
         for p, e in zip(params, expected, strict=True):
             torch.testing.assert_close(p.detach(), e, rtol=0, atol=1e-14)
@@ -53,8 +35,8 @@ def test_steps_agree_with_the_rule_written_by_hand(weight_decay):
 @pytest.mark.parametrize("scope", ["tensor", "global"])
 def test_the_first_step_is_one_of_sgd(weight_decay, scope):
     ours, theirs = vectors((3, 4), 5), vectors((3, 4), 5)
-    set_grads(ours, 1)
-    set_grads(theirs, 1)
+    set_random_grads(ours, 1)
+    set_random_grads(theirs, 1)
     AdaRem(ours, 0.3, weight_decay=weight_decay, scope=scope).step()
     torch.optim.SGD(theirs, 0.3, weight_decay=weight_decay).step()
     for a, b in zip(ours, theirs, strict=True):
@@ -65,8 +47,8 @@ def test_with_lambda_0_every_step_is_one_of_sgd():
     ours, theirs = vectors((3, 4)), vectors((3, 4))
     a, b = AdaRem(ours, 0.3, lam=0.0, weight_decay=0.01), torch.optim.SGD(theirs, 0.3, weight_decay=0.01)
     for step in range(5):
-        set_grads(ours, step)
-        set_grads(theirs, step)
+        set_random_grads(ours, step)
+        set_random_grads(theirs, step)
         a.step()
         b.step()
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-14)
@@ -79,7 +61,7 @@ def test_the_scale_of_the_gradients_does_not_change_the_factor():
         start = p.detach().clone()
         optimizer = AdaRem([p], 1.0)
         for step in range(2):
-            set_grads([p], step)
+            set_random_grads([p], step)
             p.grad *= scale
             optimizer.step()
         steps.append((p.detach() - start) / scale)

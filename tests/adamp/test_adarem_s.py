@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from adamp import AdaRem, AdaRemS
-from tests.adamp.test_adarem import by_hand, set_grads, vectors
+from tests.adamp import reference
+from tests.adamp.problems import set_random_grads, vectors
 
 DIM = 12
 
@@ -130,11 +131,11 @@ def test_two_steps_agree_with_the_recursion_written_by_hand():
     alpha, state = float(theta.norm()) / radius, {}
     th = radius * theta / theta.norm()
     for step in range(3):
-        set_grads([p], step)
+        set_random_grads([p], step)
         g = p.grad * (alpha if step == 0 else 1)  # the first gradient was taken at theta, alpha times too far out
         s = 1 - eta * gamma
         eta_s = eta / (alpha**2 * s)
-        v = by_hand(th, g, state, lr=eta_s, beta=beta, lam=lam, power=1, weight_decay=0.0)
+        v = reference.adarem_step(th, g, state, lr=eta_s, beta=beta, lam=lam, power=1, weight_decay=0.0)
         alpha = alpha * s * float(v.norm()) / radius
         th = radius * v / v.norm()
         optimizer.step()
@@ -148,7 +149,7 @@ def test_groups_without_the_mark_make_adarems_step():
     a = AdaRemS([{"params": ours[:1], "scale_invariant": True}, {"params": ours[1:]}], 0.1, weight_decay=0.1)
     b = AdaRem(theirs[1:], 0.1, weight_decay=0.1)
     for step in range(4):
-        set_grads(ours, step)
+        set_random_grads(ours, step)
         theirs[1].grad = ours[1].grad.clone()
         a.step()
         b.step()
@@ -159,7 +160,7 @@ def test_groups_without_the_mark_make_adarems_step():
 def test_without_any_mark_it_says_once_that_it_is_adarem():
     (p,) = vectors(3)
     optimizer = AdaRemS([p], 0.1)
-    set_grads([p], 0)
+    set_random_grads([p], 0)
     with pytest.warns(UserWarning, match="scale_invariant=True"):
         optimizer.step()
     optimizer.step()
@@ -211,7 +212,7 @@ def test_groups_that_share_a_sphere_must_agree_about_it(differing):
 def test_alpha_of_a_half_precision_weight_survives_a_checkpoint():
     p = nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).bfloat16())
     optimizer = AdaRemS([p], 0.1, scale_invariant=True, radius=0.77, weight_decay=0.1)
-    set_grads([p], 0)
+    set_random_grads([p], 0)
     optimizer.step()
     other = AdaRemS([p], 0.1, scale_invariant=True)
     other.load_state_dict(optimizer.state_dict())

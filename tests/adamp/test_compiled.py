@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from adamp import SGDP, AdamP
 from tests.adamp import reference
-from tests.adamp.test_paths import OPTIMIZERS, assert_close, parameters, train
+from tests.adamp.trajectories import OPTIMIZERS, assert_close, parameters, train
 
 # What torch's compiler itself warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adamp import SGDP, AdamP
-from adamp.kernels import cpu, library
+from adamp.kernels import cpu, cpu_build
 from tests.adamp import reference
 
 reason = cpu.refusal()
@@ -301,7 +301,7 @@ def test_what_the_kernel_takes():
 
 
 def test_the_options_of_both_languages_have_the_same_size_and_order():
-    source = next(path for path in library.SOURCES if path.name == "step.h").read_text()
+    source = next(path for path in cpu_build.SOURCES if path.name == "step.h").read_text()
     body = source[source.index("struct Options {") : source.index("struct Options {") + 1200].split("};")[0]
     names = [name for name, _ in cpu._Options._fields_]
     positions = [body.index(f" {name}") for name in names if name != "parallel"]

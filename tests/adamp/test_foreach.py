@@ -6,8 +6,9 @@ import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adamp import SGDP, AdamP, foreach
-from tests.adamp.test_projection import HostReads
+from adamp import SGDP, AdamP
+from adamp.step import foreach
+from tests.adamp.problems import HostReads
 
 VIEWS = {"view", "split_with_sizes", "split", "slice", "select", "expand", "unbind", "unsqueeze", "detach", "alias",
          "t", "transpose", "_unsafe_view", "as_strided", "permute", "view_as_real"}  # fmt: skip

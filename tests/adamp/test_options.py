@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adamp import SGDP, AdamP
-from tests.adamp.test_optimizers import make_param, net
+from tests.adamp.problems import make_param, net
 
 BAD = [
     ({"lr": -1.0}, "lr"),

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from adamp import NormProbe
-from adamp.oscillation import OscillationWindow
-from tests.adamp.test_optimizers import backward, net
-from tests.adamp.test_probes import snapshot
+from adamp.probes.oscillation import OscillationWindow
+from tests.adamp.problems import backward, net, snapshot
 
 
 def follow(path):

@@ -9,8 +9,7 @@ from torch import nn
 
 from adamp import SGDP, AdamP, NormProbe
 from tests.adamp import reference
-from tests.adamp.test_optimizers import backward, net
-from tests.adamp.test_projection import HostReads
+from tests.adamp.problems import HostReads, backward, matrices, net, snapshot
 
 ANY_OPTIMIZER = pytest.mark.parametrize(
     "make",
@@ -60,14 +59,6 @@ def expected_values(samples):
         "margin/max": mean([max(s[3]) for s in samples]),
         "projected/share": mean([mean(s[4]) for s in samples]),
     }  # fmt: skip
-
-
-def matrices(model):
-    return {name: p for name, p in model.named_parameters() if p.ndim > 1}
-
-
-def snapshot(model):
-    return [p.detach().clone() for p in matrices(model).values()]
 
 
 @ANY_OPTIMIZER
@@ -370,7 +361,7 @@ def test_channels_last_weights_give_the_same_values():
 def test_large_weights_are_measured_in_blocks(monkeypatch):
     results = []
     for block in (1, 40, 1 << 19):
-        monkeypatch.setattr("adamp.movement._BLOCK", block)
+        monkeypatch.setattr("adamp.probes.movement._BLOCK", block)
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         probe = NormProbe(model.named_parameters(), every=1)

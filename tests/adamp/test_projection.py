@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamp.projection import (
     RowSums,
@@ -16,6 +15,7 @@ from adamp.projection import (
     remove_radial,
 )
 from tests.adamp import reference
+from tests.adamp.problems import HostReads
 
 OPTIONS = {"delta": 0.1, "eps": 1e-8, "wd_ratio": 0.1}
 
@@ -30,19 +30,6 @@ def random_case(shape, kind, seed=0, dtype=torch.float64):
 
 def decision(w, g, **options):
     return int(project(torch.ones_like(w), w, g, **OPTIONS, **options).decision)
-
-
-class HostReads(TorchDispatchMode):
-    """Counts operations that bring a value to the host."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
-            self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("channel", 1), ("layer", 2), ("none", 0)])

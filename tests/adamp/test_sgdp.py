@@ -11,7 +11,7 @@ from torch import nn
 
 from adamp import SGDP
 from tests.adamp import reference
-from tests.adamp.test_adamp import assert_equal, parameters, run, set_grads
+from tests.adamp.trajectories import assert_equal, parameters, run_together, set_grads
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -40,7 +40,7 @@ def test_without_test_and_decay_it_is_sgd(momentum, nesterov, path):
     options = {"lr": 0.01, "momentum": momentum, "nesterov": nesterov}
     a = SGDP(ours, **options, delta=0.0, **path)
     b = torch.optim.SGD(theirs, **options, foreach=False)
-    run([(a, ours), (b, theirs)], 20)
+    run_together([(a, ours), (b, theirs)], 20)
     assert_equal(ours, theirs)
 
 
@@ -48,7 +48,7 @@ def test_without_test_and_decay_it_is_sgd(momentum, nesterov, path):
 def test_steps_agree_with_timm(nesterov, path):
     ours, theirs = parameters(), parameters()
     options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": nesterov}
-    run([(SGDP(ours, **options, **path), ours), (timm.optim.SGDP(theirs, **options), theirs)], 20)
+    run_together([(SGDP(ours, **options, **path), ours), (timm.optim.SGDP(theirs, **options), theirs)], 20)
     assert_equal(ours, theirs)
 
 
@@ -70,7 +70,7 @@ def test_the_buffer_is_projected_only_on_demand(path):
 def test_with_nesterov_the_buffer_option_makes_no_difference():
     first, second = parameters(), parameters()
     options = {"lr": 0.01, "momentum": 0.9, "nesterov": True}
-    run([(SGDP(first, **options), first), (SGDP(second, **options, project_buffer=True), second)], 5)
+    run_together([(SGDP(first, **options), first), (SGDP(second, **options, project_buffer=True), second)], 5)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_the_published_package_continues(path):
     theirs = parameters()
     options = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-3, "nesterov": True}
     published = timm.optim.SGDP(theirs, **options)
-    run([(published, theirs)], 3)
+    run_together([(published, theirs)], 3)
     ours = [nn.Parameter(p.detach().clone()) for p in theirs]
     optimizer = SGDP(ours, lr=1.0, scale_invariant="auto", project_buffer=True, **path)
     state = copy.deepcopy(published.state_dict())
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_the_published_package_continues(path):
     optimizer.load_state_dict(state)
     assert set(optimizer.state[ours[0]]) == {"momentum_buffer"}
     assert optimizer.param_groups[0]["project_buffer"] is True
-    run([(published, theirs), (optimizer, ours)], 5, start=3)
+    run_together([(published, theirs), (optimizer, ours)], 5, start=3)
     assert_equal(ours, theirs)
 
 

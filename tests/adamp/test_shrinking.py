@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from adamp import shrink_weights
-from adamp.shrinking import adam_with_shrink, sgd_with_shrink
-from tests.adamp.test_optimizers import net, run
+from adamp.hooks.weight_shrink import adam_with_shrink, sgd_with_shrink
+from tests.adamp.problems import net, run
 
 BUILDERS = pytest.mark.parametrize("build", [sgd_with_shrink, adam_with_shrink])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adamp import SGDP, AdamP
-from adamp.kernels import triton as fused
+from adamp.kernels import triton_launch as fused
 from tests.adamp.kernel_cases import CASES, SGD, agree
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from adamp.kernels import triton as fused
+from adamp.kernels import triton_launch as fused
 from tests.adamp.kernel_cases import ADAMP, CASES, SGD
 
 ROOT = Path(__file__).resolve().parents[2]

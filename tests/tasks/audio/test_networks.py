@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchaudio.transforms import AmplitudeToDB, Spectrogram
 
-from adamp.invariance import scale_invariant_parameters
+from adamp.scale_invariance import scale_invariant_parameters
 from tasks.audio import HarmonicCnn, HarmonicSpectrogram
 from tasks.base import InputError
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamp.precision import working
+from adamp.step.precision import working
 
 _RESOLUTION = 2.0**-24  # of float32
 

@@ -1,7 +1,7 @@
 """The ways to compute one and the same step, and which of them a tensor takes.
 
 - "single": tensor by tensor, in readable torch operations. The specification; the only one autograd passes through.
-- "foreach": all tensors at once, see `adamp.foreach`. No host read, few launches; takes sharded weights (DTensor).
+- "foreach": all tensors at once, see `adamp.step.foreach`. No host read, few launches; takes sharded weights (DTensor).
 - "fused": kernels of our own, see `adamp.kernels`.
 """
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from adamp import kernels
-from adamp.base import CheckedOptimizer, check_bool, check_number, refuse_sparse
-from adamp.foreach import Batch, descend_together
-from adamp.precision import working_all
-from adamp.sharding import is_sharded, layout_of, local, local_grad, placement_of
+from adamp.step.checked import CheckedOptimizer, check_bool, check_number, refuse_sparse
+from adamp.step.dtensor import is_sharded, layout_of, local, local_grad, placement_of
+from adamp.step.foreach import Batch, descend_together
+from adamp.step.precision import working_all
 
 Path = Literal["single", "foreach", "fused"]
 

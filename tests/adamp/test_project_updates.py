@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from adamp import SGDP, AdamP, NormProbe, project_updates, shrink_weights
-from adamp.projected import with_projection
+from adamp.hooks.project_updates import with_projection
 from tests.adamp import reference
-from tests.adamp.test_optimizers import make_param, net, run
+from tests.adamp.problems import make_param, net, run
 
 
 class SignSGD(torch.optim.Optimizer):

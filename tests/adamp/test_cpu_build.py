@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adamp import SGDP
-from adamp.kernels import cpu, library
+from adamp.kernels import cpu, cpu_build
 
 ROOT = Path(__file__).resolve().parents[2]
 reason = cpu.refusal()
@@ -51,8 +51,8 @@ def test_without_a_compiler_the_default_works_and_fused_says_why_not(tmp_path):
 def fresh(tmp_path, monkeypatch):
     """A process that has not built or loaded anything, with an empty cache."""
     monkeypatch.setenv("ADAMP_KERNEL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library._Loaded, "library", None)
-    monkeypatch.setattr(library._Loaded, "failure", None)
+    monkeypatch.setattr(cpu_build._Loaded, "library", None)
+    monkeypatch.setattr(cpu_build._Loaded, "failure", None)
     return monkeypatch
 
 
@@ -91,7 +91,7 @@ def test_a_compiler_that_is_not_there_and_a_cache_that_cannot_be_made_are_named(
 
 
 def test_a_damaged_library_is_refused_in_words(fresh, tmp_path):
-    target = library._target()
+    target = cpu_build._target()
     target.parent.mkdir()
     target.write_text("not a library")
     assert not cpu.built()

@@ -7,40 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from adamp import SGDP, AdamP, paths
-from tests.adamp import reference
+from adamp import SGDP, AdamP
+from adamp.step import dispatch
 from tests.adamp.conftest import PATHS, path_options
+from tests.adamp.trajectories import OPTIMIZERS, assert_close, parameters, train
 
-OPTIMIZERS = {
-    "sgdp": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
-    "sgdp-published": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "project_buffer": True}),
-    "sgdp-plain": (SGDP, {"lr": 0.05, "weight_decay": 1e-2}),
-    "adamp": (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
-    "adamp-nesterov": (AdamP, {"lr": 1e-2, "weight_decay": 0.1, "nesterov": True}),
-}
 every_optimizer = pytest.mark.parametrize(("cls", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
-SHAPES = {"channel": (4, 3, 3, 3), "layer": (6, 8), "none": (5, 7), "vector": (9,), "scalar": ()}
-
-
-def parameters(dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in SHAPES.values()]
-
-
-def train(optimizer, params, steps, start=0):
-    """Steps whose gradients depend on the weights, so that a difference once made stays and grows."""
-    for step in range(start, start + steps):
-        generator = torch.Generator().manual_seed(100 + step)
-        for kind, p in zip(SHAPES, params, strict=True):
-            w = p.detach().double()
-            p.grad = reference.gradient(w, kind if p.ndim > 1 else "none", generator).to(p.dtype)
-        optimizer.step()
-
-
-def assert_close(first, second, dtype=torch.float64):
-    atol = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
 @every_optimizer
@@ -153,7 +125,7 @@ def test_a_flattened_parameter_of_fsdp1_is_refused(cls):
 
 def chosen(param, **group):
     group = {"foreach": None, "fused": None, "capturable": False, "differentiable": False, **group}
-    return paths.choose_path(group, param, torch.zeros_like(param), [torch.zeros_like(param)])
+    return dispatch.choose_path(group, param, torch.zeros_like(param), [torch.zeros_like(param)])
 
 
 def test_options_choose_the_path():
@@ -170,10 +142,10 @@ def test_options_choose_the_path():
 
 def test_by_default_the_cpu_kernel_is_used_only_where_it_is_built_already(monkeypatch):
     w = torch.ones(3, 4)
-    monkeypatch.setattr(paths, "_cpu_kernel_is_there", lambda: False)
+    monkeypatch.setattr(dispatch, "_cpu_kernel_is_there", lambda: False)
     assert chosen(w) == "foreach"
     path_options("fused")
-    monkeypatch.setattr(paths, "_cpu_kernel_is_there", lambda: True)
+    monkeypatch.setattr(dispatch, "_cpu_kernel_is_there", lambda: True)
     assert chosen(w) == "fused"
     assert chosen(w, capturable=True) == chosen(w.to(torch.complex64)) == "foreach"
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from adamp.base import check_number
-from adamp.hooks import (
+from adamp.hooks.handle import (
     HookHandle,
     StepArgs,
     check_matrices,
@@ -24,8 +23,9 @@ from adamp.hooks import (
     step_was_skipped,
     when_gradients_are_there,
 )
-from adamp.precision import as_real, working
 from adamp.projection import CHANNEL, NONE, channel_view, decide, layer_view, remove_radial, row_sums
+from adamp.step.checked import check_number
+from adamp.step.precision import as_real, working
 
 
 def project_updates(

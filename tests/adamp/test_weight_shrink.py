@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from adamp import SGDP, NormProbe, shrink_weights
-from adamp.aws import shrink_rate
-from tests.adamp.test_optimizers import make_param
+from adamp.hooks.weight_shrink import shrink_rate
+from tests.adamp.problems import make_param
 
 
 def weights(*shapes, seed=0, dtype=torch.float64):

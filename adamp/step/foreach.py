@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adamp.precision import store_all
 from adamp.projection import (
     CHANNEL,
     Products,
@@ -29,7 +28,8 @@ from adamp.projection import (
     is_orthogonal,
     radial_coefficient,
 )
-from adamp.sharding import Layout, sum_over_processes
+from adamp.step.dtensor import Layout, sum_over_processes
+from adamp.step.precision import store_all
 
 CHUNK = 2**24  # entries whose products are held at once: they take memory, one more chunk takes four launches
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from adamp.movement import Movement, MovementMeter, row_norms, turn
-from adamp.oscillation import OscillationWindow
-from adamp.precision import working
+from adamp.probes.movement import Movement, MovementMeter, row_norms, turn
+from adamp.probes.oscillation import OscillationWindow
 from adamp.projection import NONE, RowSums, cosine, decide, threshold
+from adamp.step.precision import working
 
 _NORM = ("norm/mean", "norm/min", "norm/median", "norm/max")
 _STEP = ("effective_step/mean", "effective_step/min", "effective_step/median", "effective_step/max")
@@ -84,7 +84,7 @@ class NormProbe:
       over the test's threshold `delta / sqrt(row length)`: the channel view fires below 1.
     - `projected`: the share of parameters that the optimizer projects, by its own options `delta`, `eps` and
       `scale_invariant`; for an optimizer without the test, the share that the test would project.
-    - `oscillation`: see `adamp.oscillation.OscillationWindow`; only with `oscillation_window > 0`, and one window
+    - `oscillation`: see `adamp.probes.oscillation.OscillationWindow`; only with `oscillation_window > 0`, one window
       between two reads.
 
     Nothing is read back from the device before `read`. The probe keeps one copy of the weights. A step that

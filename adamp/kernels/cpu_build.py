@@ -22,7 +22,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "step.h", "lanes.h"))  # the first is compiled
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "step.h", "simd.h"))  # the first is compiled
 # No -ffast-math: NaN must stay NaN. The processor's own instructions: the file's name holds the processor.
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 FLAGS = ("-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")

@@ -1,0 +1,1 @@
+"""How a step is computed: options and state, the choice of implementation, foreach, DTensor, precision."""
