@@ -8,11 +8,52 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.projection import Mark, project
-from adamp.step.checked import descent
-from adamp.step.dispatch import Members, ProjectedOptimizer, batch_of, local_working, step_device
-from adamp.step.foreach import Batch
-from adamp.step.precision import store, working
+from adamp.kernels.options import AdamPOptions
+from adamp.projection import ScaleInvariantMode, project
+from adamp.step.checked import decayed_update
+from adamp.step.dispatch import ParamTensors, ProjectedOptimizer, local_in_compute_dtype, step_buffers, step_device
+from adamp.step.foreach import StepBuffers
+from adamp.step.precision import to_compute_dtype, write_back
+
+
+def _single_tensor_adamp(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """Make one step of AdamP with one parameter: Algorithm 2 of the paper, with Adam's bias correction."""
+    lr, weight_decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
+    # Float32 copies of half precision; with autograd, copies that it does not see change
+    differentiable = group["differentiable"]
+    stored = (param, state["exp_avg"], state["exp_avg_sq"])
+    w, m, v = (to_compute_dtype(x, copy=differentiable) for x in stored)
+    g = to_compute_dtype(grad)
+
+    # First and second moment of the gradient
+    m.mul_(beta1).add_(g, alpha=1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+
+    # Bias correction of the second moment; that of the first one is in the step size below
+    state["step"] += 1
+    t = state["step"].double()  # in float32 1 - 0.999^t would be off by 6e-5 at t = 1
+    denominator = (v.sqrt() / (1 - beta2**t).sqrt()).add_(group["eps"])
+
+    # Adam's update, or Nesterov's
+    update = (m * beta1 + g * (1 - beta1) if group["nesterov"] else m) / denominator
+
+    # Scale-invariance test on the gradient (eq. 11) and projection of the update (eq. 10)
+    projection = project(
+        update,
+        w,
+        g,
+        delta=group["delta"],
+        eps=group["eps"],
+        wd_ratio=group["wd_ratio"],
+        scale_invariant=group["scale_invariant"] if param.ndim > 1 else False,
+    )
+
+    # Decoupled weight decay and step, rounded once
+    decay = lr * weight_decay * projection.ratio if weight_decay > 0 else None
+    step = decayed_update(w, projection.update, step_size=lr / (1 - beta1**t), decay=decay)
+    w = w - step if differentiable else w.sub_(step)
+    for target, value in zip(stored, (w, m, v), strict=True):
+        write_back(target, value, copied=differentiable)
 
 
 class AdamP(ProjectedOptimizer):
@@ -23,8 +64,8 @@ class AdamP(ProjectedOptimizer):
 
         m <- β1 m + (1 - β1) g                  m, v start at 0
         v <- β2 v + (1 - β2) g²
-        u  = m / (sqrt(v / (1 - β2^t)) + eps)   nesterov: (β1 m + (1 - β1) g) in the place of m
-        q  = Π_w(u), r = wd_ratio               if w is found scale-invariant (eq. 11), else q = u, r = 1
+        u  = m / (sqrt(v / (1 - β2^t)) + eps)   nesterov: β1 m + (1 - β1) g instead of m
+        q  = Π_w(u), r = wd_ratio               if w passes the scale-invariance test (eq. 11), else q = u, r = 1
         w <- w - η / (1 - β1^t) q - η weight_decay r w
 
     `Π_w` removes the part of the update along each output channel of `w`, see `adamp.projection.project`.
@@ -39,17 +80,17 @@ class AdamP(ProjectedOptimizer):
         betas: Decay rates of the two moments, each in [0, 1).
         eps: Added to the denominator; also guards the norms in the test and in the projection.
         weight_decay: Decoupled weight decay per unit of lr, at least 0. The paper states lr times this value.
-        delta: Threshold of the scale-invariance test, times 1/sqrt(row length). 0 turns it off.
-        wd_ratio: Factor of the weight decay of parameters found scale-invariant.
+        delta: Threshold of the scale-invariance test, times 1/sqrt(row length); 0 disables it.
+        wd_ratio: Factor of the weight decay of parameters that pass the test.
         nesterov: Use Nesterov's update (not NAdam: there is no momentum schedule).
         maximize: Ascend instead of descending.
         scale_invariant: "auto" tests each parameter at each step; True always projects row by row; False
             never projects. Vectors and scalars are never projected.
-        foreach: Step all tensors at once; None leaves the path to `adamp.step.dispatch.default_path`.
-        fused: Use a kernel of our own: a compiled one on the CPU, Triton on CUDA. What it does not take goes another
-            path.
-        capturable: Keep all of the step on the device, so that a CUDA graph can hold it.
-        differentiable: Let autograd pass through the step.
+        foreach: Step all tensors at once; None: see `adamp.step.dispatch.default_implementation`.
+        fused: Use the custom kernels: compiled C++ on the CPU, Triton on CUDA. Unsupported tensors fall back to the
+            other implementations.
+        capturable: Keep the whole step on the device, so that a CUDA graph can capture it.
+        differentiable: Let autograd differentiate through the step.
 
     Raises:
         ValueError: If an option is out of range.
@@ -80,7 +121,7 @@ class AdamP(ProjectedOptimizer):
         wd_ratio: float = 0.1,
         nesterov: bool = False,
         maximize: bool = False,
-        scale_invariant: Mark = "auto",
+        scale_invariant: ScaleInvariantMode = "auto",
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
@@ -101,7 +142,6 @@ class AdamP(ProjectedOptimizer):
             "capturable": capturable,
             "differentiable": differentiable,
         }
-        self._check(defaults)
         super().__init__(params, defaults)
 
     def _check(self, options: dict[str, Any]) -> None:
@@ -117,59 +157,45 @@ class AdamP(ProjectedOptimizer):
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("step", "exp_avg", "exp_avg_sq")
 
-    def _step_one(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+    def _step_single(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
         _single_tensor_adamp(param, grad, state, group)
 
-    def _update_many(self, group: dict[str, Any], members: Members) -> Batch:
-        return _multi_tensor_adamp(members, group)
+    def _update_foreach(self, group: dict[str, Any], tensors: ParamTensors) -> StepBuffers:
+        return _multi_tensor_adamp(tensors, group)
 
-    def _call_kernel(self, kernel: Any, group: dict[str, Any], members: Members, **amp: Tensor | None) -> None:
-        names = (
-            "lr", "betas", "eps", "weight_decay", "delta", "wd_ratio", "nesterov", "maximize", "scale_invariant"
-        )  # fmt: skip
-        states = (members.states[name] for name in ("exp_avg", "exp_avg_sq", "step"))
-        kernel.adamp(members.params, members.grads, *states, **{name: group[name] for name in names}, **amp)
-
-
-def _single_tensor_adamp(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    lr, weight_decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
-    owned = (param, state["exp_avg"], state["exp_avg_sq"])
-    w, m, v = (working(x, copy=group["differentiable"]) for x in owned)
-    g = working(grad)
-    state["step"] += 1
-    t = state["step"].double()  # in float32 1 - 0.999^t would be off by 6e-5 at t = 1
-    m.mul_(beta1).add_(g, alpha=1 - beta1)
-    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    denominator = (v.sqrt() / (1 - beta2**t).sqrt()).add_(group["eps"])
-    update = (m * beta1 + g * (1 - beta1) if group["nesterov"] else m) / denominator
-
-    result = project(
-        update,
-        w,
-        g,
-        delta=group["delta"],
-        eps=group["eps"],
-        wd_ratio=group["wd_ratio"],
-        scale_invariant=group["scale_invariant"] if param.ndim > 1 else False,
-    )
-    decay = lr * weight_decay * result.ratio if weight_decay > 0 else None
-    step = descent(w, result.update, step_size=lr / (1 - beta1**t), decay=decay)
-    w = w - step if group["differentiable"] else w.sub_(step)
-    for target, value in zip(owned, (w, m, v), strict=True):
-        store(target, value, copied=group["differentiable"])
+    def _step_fused(
+        self,
+        group: dict[str, Any],
+        tensors: ParamTensors,
+        *,
+        kernel: Any,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        kernel.adamp(
+            tensors.params,
+            tensors.grads,
+            *(tensors.states[name] for name in ("exp_avg", "exp_avg_sq", "step")),
+            **{name: group[name] for name in AdamPOptions.__annotations__},
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
 
 
-def _multi_tensor_adamp(members: Members, group: dict[str, Any]) -> Batch:
+def _multi_tensor_adamp(tensors: ParamTensors, group: dict[str, Any]) -> StepBuffers:
+    """Update the moments of many tensors at once and return Adam's updates, which `apply_batches_` projects."""
     beta1, beta2 = group["betas"]
-    weights, grads, states = local_working(members)
-    ms, vs = states["exp_avg"], states["exp_avg_sq"]
-    steps = members.states["step"]
+    weights, grads, states = local_in_compute_dtype(tensors)
+    ms, vs, steps = states["exp_avg"], states["exp_avg_sq"], tensors.states["step"]
+
+    # First and second moment of the gradients
     torch._foreach_add_(steps, 1)
     torch._foreach_mul_(ms, beta1)
     torch._foreach_add_(ms, grads, alpha=1 - beta1)
     torch._foreach_mul_(vs, beta2)
     torch._foreach_addcmul_(vs, grads, grads, value=1 - beta2)
 
+    # Bias corrections, in float64 as above; on the device if a graph has to recompute them
     t = torch.stack(steps).double()
     corrections = torch.stack([1 - beta1**t, (1 - beta2**t).sqrt()])
     on_device = group["capturable"] or torch.compiler.is_compiling()
@@ -178,10 +204,12 @@ def _multi_tensor_adamp(members: Members, group: dict[str, Any]) -> Batch:
     torch._foreach_div_(denominators, list(second))
     torch._foreach_add_(denominators, group["eps"])
     torch._foreach_mul_(denominators, list(first))
+
+    # Adam's updates, or Nesterov's
     if group["nesterov"]:
         updates = torch._foreach_mul(ms, beta1)
         torch._foreach_add_(updates, grads, alpha=1 - beta1)
         torch._foreach_div_(updates, denominators)
     else:
         updates = torch._foreach_div(ms, denominators)
-    return batch_of(group, members, weights=weights, grads=grads, updates=list(updates), states=states)
+    return step_buffers(group, tensors, weights=weights, grads=grads, updates=list(updates), states=states)

@@ -1,6 +1,7 @@
 """AdaRem and AdaRem-S: gradient descent that damps steps against the momentum and lengthens steps along it.
 
-Letters: `w` weight, `g` its gradient, `m` momentum, `η` learning rate, `γ` weight decay, `R` radius of a sphere.
+Notation: `w` weight, `g` its gradient, `m` momentum, `a` factor of each entry, `λ` its strength, `p` its exponent,
+`η` learning rate, `γ` weight decay, `R` radius of a sphere, `α` norm in units of R.
 
 Reference:
     "Adaptive Gradient Method with Resilience and Momentum", Algorithms 1 and 2.
@@ -17,32 +18,117 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.step.checked import CheckedOptimizer, check_bool, check_number, descend, refuse_sparse
-from adamp.step.precision import store, working
+from adamp.step.checked import CheckedOptimizer, apply_update_, check_bool, check_number, refuse_sparse
+from adamp.step.precision import to_compute_dtype, write_back
 
 Scope = Literal["tensor", "global"]
 
 
 @dataclass
 class Entry:
-    """One parameter of a step: weight, gradient and momentum as real numbers of at least 32 bits."""
+    """One parameter of a step: weight, gradient and momentum in the compute dtype, and max|m|, 0-d."""
 
     param: Tensor
     w: Tensor
     g: Tensor
     m: Tensor
+    largest_m: Tensor
     state: dict[str, Any]
     group: dict[str, Any]
 
 
-def check_scope(options: dict[str, Any], name: str) -> None:
-    """Raise ValueError unless `options[name]` is a scope."""
+def _step_adarem(entry: Entry) -> None:
+    """Make one step of AdaRem with one parameter, Algorithm 1: `w <- w - η a g - η γ w`."""
+    _apply_update_(entry, step_size=entry.group["lr"])
+
+
+def _step_on_sphere(entries: list[Entry]) -> None:
+    """Make one step of AdaRem-S with the parameters that share one sphere, Algorithm 2."""
+    # At the first step, scale the weights to the sphere
+    is_new = ["alpha" not in entry.state for entry in entries]
+    if all(is_new):
+        _start_sphere(entries)
+    elif any(is_new):
+        shape = tuple(entries[is_new.index(True)].param.shape)
+        raise RuntimeError(
+            f"a parameter of shape {shape} has its first gradient after the sphere that it shares was set up; "
+            "give all of them a gradient in the first step, or use sphere='tensor'"
+        )
+
+    # Step off the sphere with the sphere learning rate η / α²
+    for entry in entries:
+        lr = entry.group["lr"]
+        _apply_update_(entry, step_size=lr / entry.state["alpha"].square() if entry.group["slr"] else lr)
+
+    # Back to the sphere; α takes up the growth of the norm
+    length = _joint_norm([entry.w for entry in entries])
+    for entry in entries:
+        growth = (length / entry.state["radius"].to(length.device)).to(entry.w.device, entry.w.dtype)
+        growth = torch.where(growth == 0, 1, growth)  # a weight of zeros stays one
+        entry.w.div_(growth)
+        if entry.group["slr"]:
+            entry.state["alpha"].mul_(growth)
+
+
+def _start_sphere(entries: list[Entry]) -> None:
+    """Scale weights to their sphere, and their gradients to those at the new weights: `g(c w) = g(w) / c`."""
+    length = _joint_norm([entry.w for entry in entries])
+    length = torch.where(length == 0, 1, length)
+    for entry in entries:
+        norm = length.to(entry.w.device, entry.w.dtype)
+        radius = entry.group["radius"]
+        entry.state["radius"] = norm.clone() if radius is None else torch.full_like(norm, radius)
+        alpha = norm / entry.state["radius"]
+        entry.state["alpha"] = alpha if entry.group["slr"] else torch.ones_like(alpha)
+        entry.w.div_(alpha)
+        if radius is not None:
+            entry.g = entry.g * alpha  # not in place: it may be the user's gradient
+
+
+def _apply_update_(entry: Entry, *, step_size: float | Tensor) -> None:
+    """Set `w <- w - step_size a g - η γ w` in place, with decoupled decay."""
+    lr, weight_decay = entry.group["lr"], entry.group["weight_decay"]
+    decay = lr * weight_decay if weight_decay > 0 else None
+    apply_update_(entry.w, _resilient_update(entry), step_size=step_size, decay=decay)
+
+
+def _resilient_update(entry: Entry) -> Tensor:
+    """Return `a g` with `a = 1 + λ^p sign(g) m / max|m|`; a is 1 where max|m| is 0."""
+    strength = entry.group["lam"] ** entry.group["lam_power"]
+    alignment = torch.where(entry.largest_m == 0, 0, entry.g.sign() * entry.m / entry.largest_m)
+    update: Tensor = (1 + strength * alignment) * entry.g
+    return update
+
+
+def _set_largest_momenta(entries: list[Entry]) -> None:
+    """Set max|m| of each entry: of its tensor, or of all tensors in groups with scope "global"."""
+    for entry in entries:
+        if entry.m.numel():
+            entry.largest_m = entry.m.abs().max()
+    in_global_scope = [entry for entry in entries if entry.group["scope"] == "global"]
+    if in_global_scope:
+        device = in_global_scope[0].largest_m.device
+        largest = torch.stack([entry.largest_m.to(device) for entry in in_global_scope]).max()
+        for entry in in_global_scope:
+            entry.largest_m = largest.to(entry.m.device, entry.m.dtype)
+
+
+def _joint_norm(tensors: list[Tensor]) -> Tensor:
+    """Return the joint norm of some tensors, 0-d, on the device of the first."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(x) for x in tensors]
+    if len(norms) == 1:
+        return norms[0]
+    joint: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, norms[0].dtype) for n in norms]))
+    return joint
+
+
+def _check_scope(options: dict[str, Any], name: str) -> None:
     if options[name] not in ("tensor", "global"):
         raise ValueError(f"{name}={options[name]!r} is not valid: it must be 'tensor' or 'global'")
 
 
 class ResilientOptimizer(CheckedOptimizer):
-    """What AdaRem and AdaRem-S share: the momentum, the factor of each entry, the epochs' exponent."""
+    """Base of AdaRem and AdaRem-S: the momentum, the factor of each entry and its exponent, which counts epochs."""
 
     def _check(self, options: dict[str, Any]) -> None:
         check_number(options, "lr")
@@ -52,7 +138,7 @@ class ResilientOptimizer(CheckedOptimizer):
         check_number(options, "lam_power")
         if not options["lam_power"] >= 1:
             raise ValueError(f"lam_power={options['lam_power']!r} is not valid: it must be at least 1")
-        check_scope(options, "scope")
+        _check_scope(options, "scope")
         check_bool(options, "maximize")
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,57 +160,31 @@ class ResilientOptimizer(CheckedOptimizer):
             for param in group["params"]
             if param.grad is not None or self._steps_without_grad(param, group)
         ]
-        largest = _largest_momenta(entries)
-        self._update(entries, largest)
+        # Factor of each entry and weights, with the momentum before this step
+        _set_largest_momenta(entries)
+        self._update(entries)
+        # Momentum
         for entry in entries:
             entry.m.mul_(entry.group["beta"]).add_(entry.g, alpha=1 - entry.group["beta"])
-            store(entry.param, entry.w)
-            store(entry.state["exp_avg"], entry.m)
+            write_back(entry.param, entry.w)
+            write_back(entry.state["exp_avg"], entry.m)
 
     def _entry(self, param: Tensor, group: dict[str, Any]) -> Entry:
         grad = torch.zeros_like(param) if param.grad is None else param.grad
-        refuse_sparse(self, param, grad)
+        refuse_sparse(grad, type(self).__name__)
         state = self.state[param]
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        g = working(grad)
-        return Entry(param, working(param), -g if group["maximize"] else g, working(state["exp_avg"]), state, group)
+        w, g, m = (to_compute_dtype(x) for x in (param, grad, state["exp_avg"]))
+        return Entry(param, w, -g if group["maximize"] else g, m, m.new_zeros(()), state, group)
 
     def _steps_without_grad(self, param: Tensor, group: dict[str, Any]) -> bool:
         return False
 
-    def _update(self, entries: list[Entry], largest: list[Tensor]) -> None:
-        """Move every weight; `largest` holds max|m| for each entry."""
-        for entry, top in zip(entries, largest, strict=True):
-            step_plain(entry, top)
-
-
-def _largest_momenta(entries: list[Entry]) -> list[Tensor]:
-    """Return 0-d max|m| for each entry: of its own tensor, or of all tensors in groups with scope "global"."""
-    tops = [entry.m.abs().max() if entry.m.numel() else entry.m.new_zeros(()) for entry in entries]
-    shared = [top for entry, top in zip(entries, tops, strict=True) if entry.group["scope"] == "global"]
-    if not shared:
-        return tops
-    top = torch.stack([x.to(shared[0].device) for x in shared]).max()
-    return [
-        top.to(own.device, own.dtype) if entry.group["scope"] == "global" else own
-        for entry, own in zip(entries, tops, strict=True)
-    ]
-
-
-def resilient_update(entry: Entry, top: Tensor) -> Tensor:
-    """Return `a g` with `a = 1 + λ^p sign(g) m / max|m|`; `top` is max|m|, and a is 1 where that is 0."""
-    strength = entry.group["lam"] ** entry.group["lam_power"]
-    share = torch.where(top == 0, 0, entry.g.sign() * entry.m / top)
-    update: Tensor = (1 + strength * share) * entry.g
-    return update
-
-
-def step_plain(entry: Entry, top: Tensor) -> None:
-    """Set `w <- w - η a g - η γ w` in place: AdaRem's step."""
-    lr, weight_decay = entry.group["lr"], entry.group["weight_decay"]
-    decay = lr * weight_decay if weight_decay > 0 else None
-    descend(entry.w, resilient_update(entry, top), step_size=lr, decay=decay)
+    def _update(self, entries: list[Entry]) -> None:
+        """Update every weight."""
+        for entry in entries:
+            _step_adarem(entry)
 
 
 class AdaRem(ResilientOptimizer):
@@ -193,7 +253,6 @@ class AdaRem(ResilientOptimizer):
             "scope": scope,
             "maximize": maximize,
         }
-        self._check(defaults)
         super().__init__(params, defaults)
 
 
@@ -277,12 +336,11 @@ class AdaRemS(ResilientOptimizer):
             "slr": slr,
             "maximize": maximize,
         }
-        self._check(defaults)
         super().__init__(params, defaults)
 
     def _check(self, options: dict[str, Any]) -> None:
         super()._check(options)
-        check_scope(options, "sphere")
+        _check_scope(options, "sphere")
         check_bool(options, "scale_invariant")
         check_bool(options, "slr")
         if options["radius"] is not None:
@@ -301,77 +359,26 @@ class AdaRemS(ResilientOptimizer):
                     self.state[param][name] = state[name].to(param.device, copy=True)
 
     def _steps_without_grad(self, param: Tensor, group: dict[str, Any]) -> bool:
-        shared = group["scale_invariant"] and group["sphere"] == "global"
-        return shared and "alpha" in self.state.get(param, {})
+        shares_sphere = group["scale_invariant"] and group["sphere"] == "global"
+        return shares_sphere and "alpha" in self.state.get(param, {})
 
-    def _update(self, entries: list[Entry], largest: list[Tensor]) -> None:
+    def _update(self, entries: list[Entry]) -> None:
         if not self._warned and not any(group["scale_invariant"] for group in self.param_groups):
             self._warned = True
             warnings.warn(
                 "no parameter group of AdaRemS has scale_invariant=True: every parameter makes AdaRem's step",
                 stacklevel=4,
             )
-        shared: list[tuple[Entry, Tensor]] = []
-        for entry, top in zip(entries, largest, strict=True):
+        on_shared_sphere: list[Entry] = []
+        for entry in entries:
             if not entry.group["scale_invariant"]:
-                step_plain(entry, top)
+                _step_adarem(entry)
             elif entry.group["sphere"] == "global":
-                shared.append((entry, top))
+                on_shared_sphere.append(entry)
             else:
-                _step_sphere([(entry, top)])
+                _step_on_sphere([entry])
         for name in ("radius", "slr"):
-            if len({entry.group[name] for entry, _ in shared}) > 1:
+            if len({entry.group[name] for entry in on_shared_sphere}) > 1:
                 raise ValueError(f"{name} differs between the groups that share one sphere; give them one value")
-        if shared:
-            _step_sphere(shared)
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    """Return the joint norm of some tensors, 0-d, where the first one lies."""
-    norms: list[Tensor] = [torch.linalg.vector_norm(x) for x in tensors]
-    if len(norms) == 1:
-        return norms[0]
-    joint: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, norms[0].dtype) for n in norms]))
-    return joint
-
-
-def _step_sphere(members: list[tuple[Entry, Tensor]]) -> None:
-    """Move the weights that share one sphere."""
-    entries = [entry for entry, _ in members]
-    fresh = ["alpha" not in entry.state for entry in entries]
-    if all(fresh):
-        _start_sphere(entries)
-    elif any(fresh):
-        shape = tuple(entries[fresh.index(True)].param.shape)
-        raise RuntimeError(
-            f"a parameter of shape {shape} has its first gradient after the sphere that it shares was set up; "
-            "give all of them a gradient in the first step, or use sphere='tensor'"
-        )
-    for entry, top in members:
-        group, alpha = entry.group, entry.state["alpha"]
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        step_size = lr / alpha.square() if group["slr"] else lr
-        decay = lr * weight_decay if weight_decay > 0 else None
-        descend(entry.w, resilient_update(entry, top), step_size=step_size, decay=decay)
-    length = _norm([entry.w for entry in entries])
-    for entry in entries:
-        growth = (length / entry.state["radius"].to(length.device)).to(entry.w.device, entry.w.dtype)
-        growth = torch.where(growth == 0, 1, growth)  # a weight of zeros stays one
-        entry.w.div_(growth)
-        if entry.group["slr"]:
-            entry.state["alpha"].mul_(growth)
-
-
-def _start_sphere(entries: list[Entry]) -> None:
-    """Scale weights to their sphere, and their gradients to what they would be there: `g(c w) = g(w) / c`."""
-    length = _norm([entry.w for entry in entries])
-    length = torch.where(length == 0, 1, length)
-    for entry in entries:
-        own = length.to(entry.w.device, entry.w.dtype)
-        radius = entry.group["radius"]
-        entry.state["radius"] = own.clone() if radius is None else torch.full_like(own, radius)
-        alpha = own / entry.state["radius"]
-        entry.state["alpha"] = alpha if entry.group["slr"] else torch.ones_like(alpha)
-        entry.w.div_(alpha)
-        if radius is not None:
-            entry.g = entry.g * alpha  # not in place: it may be the user's gradient
+        if on_shared_sphere:
+            _step_on_sphere(on_shared_sphere)

@@ -92,8 +92,8 @@ class WNConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Return the arguments shown by `repr`."""
-        shown: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{shown}, eps={self.eps:g}"
+        arguments: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{arguments}, eps={self.eps:g}"
 
 
 class WSConv2d(nn.Conv2d):
@@ -124,8 +124,8 @@ class WSConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Return the arguments shown by `repr`."""
-        shown: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{shown}, eps={self.eps:g}"
+        arguments: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{arguments}, eps={self.eps:g}"
 
 
 class WNLinear(nn.Linear):

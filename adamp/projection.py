@@ -1,11 +1,10 @@
 """The scale-invariance test and the radial projection: the one place of both formulas.
 
-Letters: `R` rows (output channels, the first dimension), `C` entries a row, `w` weight, `g` gradient, `u`
-    update.
+Notation: `R` rows (output channels, the first dimension), `C` entries per row, `w` weight, `g` gradient, `u` update.
 
-Nothing here reads a value back to the host, writes in place or needs contiguous memory: decisions are 0-d
-tensors and both outcomes are selected by `torch.where`. Half precision is computed in float32, a complex
-weight as its real and imaginary parts (rows of `2 C` real numbers).
+Every function is out of place, works on any strides and never synchronises with the host: decisions are 0-d tensors,
+and `torch.where` selects between both outcomes. Half precision is computed in float32, a complex weight as its real
+and imaginary parts (rows of `2 C` real numbers).
 
 Reference:
     Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", eqs.
@@ -21,10 +20,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adamp.step.precision import as_real, working
+from adamp.step.precision import as_dtype_of, as_real, to_compute_dtype
 
 View = Callable[[Tensor], Tensor]
-Mark = bool | Literal["auto"]
+ScaleInvariantMode = bool | Literal["auto"]
 
 NONE, CHANNEL, LAYER = 0, 1, 2  # the values of a decision
 
@@ -45,12 +44,11 @@ class Products(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """What `project` returns.
+    """The result of `project`.
 
     Attributes:
-        update: The update without its radial part where the test fired, else as given.
-        ratio: 0-d, factor of the weight decay: `wd_ratio` where the test fired, else 1; in the update's
-            dtype.
+        update: The update, without its radial part if the test fired.
+        ratio: 0-d, factor of the weight decay: `wd_ratio` if the test fired, else 1; in the update's dtype.
         decision: 0-d integer: 0 not projected, 1 row by row, 2 as one vector.
     """
 
@@ -60,7 +58,7 @@ class Projection(NamedTuple):
 
 
 def channel_view(x: Tensor) -> Tensor:
-    """Return `x` as one row an output channel, (R, C); a copy where strides forbid a view.
+    """Return `x` as one row per output channel, (R, C); a copy where strides forbid a view.
 
     Example:
         >>> channel_view(torch.zeros(8, 3, 5, 5)).shape
@@ -98,26 +96,22 @@ def cosine(sums: RowSums, *, eps: float) -> Tensor:
 
 
 def threshold(delta: float, row_length: int) -> float:
-    """Return what every row's cosine must stay below, `delta / sqrt(row length)` (eq. 11)."""
+    """Return the bound on each row's cosine, `delta / sqrt(row length)` (eq. 11)."""
     return delta / math.sqrt(max(row_length, 1))
 
 
-def is_orthogonal(sums: RowSums, row_length: int, *, delta: float, eps: float) -> Tensor:
-    """Return for each row whether its cosine is below the threshold; a NaN cosine is not.
-
-    With `sums.wg` already multiplied by the square root of its row's length, `row_length` is 1: so rows of several
-    lengths are tested at once.
-    """
-    return cosine(sums, eps=eps) < threshold(delta, row_length)
+def is_orthogonal(sums: RowSums, limit: float | Tensor, *, eps: float) -> Tensor:
+    """Return for each row whether its cosine is below the limit, a number or one per row; a NaN cosine is not."""
+    return cosine(sums, eps=eps) < limit
 
 
 def choose(channel: Tensor, layer: Tensor) -> Tensor:
-    """Return the decision: by rows where every row passed (`channel`), else as one vector where that did (`layer`)."""
+    """Return the decision: row by row if every row passed (`channel`), else as one vector if that passed (`layer`)."""
     return torch.where(channel, CHANNEL, torch.where(layer, LAYER, NONE))
 
 
 def decay_ratio(decision: Tensor, *, wd_ratio: float, dtype: torch.dtype) -> Tensor:
-    """Return the factor of the weight decay, `wd_ratio` where a tensor is projected, else 1.
+    """Return the factor of the weight decay, `wd_ratio` for a projected tensor, else 1.
 
     In `dtype`, the update's: a float32 ratio would cost float64 weights 6e-8.
     """
@@ -134,7 +128,7 @@ def radial_coefficient(decision: Tensor, rows: Products, whole: Products, *, eps
     """Return for each row the `c` of its radial part `c w`: its own, that of the whole tensor, or 0.
 
     Args:
-        decision: One value for all rows, or one a row.
+        decision: One value for all rows, or one per row.
         rows: `w·u` and `w·w` of each row.
         whole: The same of the tensor that the row belongs to.
         eps: Added to each norm.
@@ -167,8 +161,8 @@ def is_scale_invariant(weight: Tensor, grad: Tensor, *, delta: float, view: View
         >>> is_scale_invariant(w, g + w, delta=0.1, view=channel_view, eps=1e-8)
         tensor(False)
     """
-    w, g = view(working(weight)), view(working(grad))
-    return is_orthogonal(row_sums(w, g), w.shape[1], delta=delta, eps=eps).all()
+    w, g = view(to_compute_dtype(weight)), view(to_compute_dtype(grad))
+    return is_orthogonal(row_sums(w, g), threshold(delta, w.shape[1]), eps=eps).all()
 
 
 def remove_radial(update: Tensor, weight: Tensor, *, view: View, eps: float) -> Tensor:
@@ -189,31 +183,33 @@ def remove_radial(update: Tensor, weight: Tensor, *, view: View, eps: float) -> 
         >>> remove_radial(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]]), view=channel_view, eps=0.0)
         tensor([[0., 1.]])
     """
-    w, u = view(working(weight)), view(working(update))
+    w, u = view(to_compute_dtype(weight)), view(to_compute_dtype(update))
     tangent = u - _radial_coefficient(row_dot(w, u), row_dot(w, w), eps=eps) * w
-    tangent = tangent.reshape(as_real(update).shape)
-    return (torch.view_as_complex(tangent) if update.is_complex() else tangent).to(update.dtype)
+    return as_dtype_of(tangent.reshape(as_real(update).shape), update)
 
 
-def decide(sums: RowSums, num_weights: int, *, delta: float, eps: float, scale_invariant: Mark) -> Tensor:
-    """Decide for one tensor of at least two dimensions: first by its rows, then as one vector.
+def forced_decision(scale_invariant: bool, device: torch.device) -> Tensor:
+    """Return the decision for a parameter whose group forces it: row by row, or not at all."""
+    return torch.full((), CHANNEL if scale_invariant else NONE, device=device)
+
+
+def decide(sums: RowSums, num_weights: int, *, delta: float, eps: float) -> Tensor:
+    """Test one tensor of at least two dimensions, first its rows, then the tensor as one vector.
 
     Args:
         sums: Inner products of its rows.
         num_weights: Its number of entries, R C.
         delta: See `is_scale_invariant`.
         eps: See `is_scale_invariant`.
-        scale_invariant: "auto" for the test, True for 1 and False for 0 without it.
 
     Returns:
         0-d integer: 0 leave the update alone, 1 project row by row, 2 project as one vector.
     """
-    if scale_invariant != "auto":
-        return torch.full((), CHANNEL if scale_invariant else NONE, device=sums.wg.device)
+    # Channel-wise test first; the whole tensor only if it fails
     rows = sums.wg.shape[0]
-    channel = is_orthogonal(sums, num_weights // max(rows, 1), delta=delta, eps=eps).all()
-    whole = RowSums(*(x.sum() for x in sums))
-    return choose(channel, is_orthogonal(whole, num_weights, delta=delta, eps=eps))
+    channel = is_orthogonal(sums, threshold(delta, num_weights // max(rows, 1)), eps=eps).all()
+    layer = is_orthogonal(RowSums(*(x.sum() for x in sums)), threshold(delta, num_weights), eps=eps)
+    return choose(channel, layer)
 
 
 def project(
@@ -224,7 +220,7 @@ def project(
     delta: float,
     eps: float,
     wd_ratio: float,
-    scale_invariant: Mark = "auto",
+    scale_invariant: ScaleInvariantMode = "auto",
 ) -> Projection:
     """Remove the radial part of an update if the weight is scale-invariant, as SGDP and AdamP do.
 
@@ -233,7 +229,7 @@ def project(
     are never projected.
 
     Args:
-        update: What is to be subtracted from the weight, before the learning rate; same shape as `weight`.
+        update: The direction of the step, before the learning rate; same shape as `weight`.
         weight: The weight before this step and before its decay.
         grad: The gradient as backward left it.
         delta: Threshold of the test, see `is_scale_invariant`. 0 turns the test off.
@@ -250,17 +246,20 @@ def project(
         >>> result.update, result.ratio, result.decision
         (tensor([[0., 1.]]), tensor(0.1000), tensor(1))
     """
-    matrix = weight.ndim > 1  # before a complex vector becomes a real matrix
-    u, w, g = working(update), working(weight), working(grad)
-    if not matrix or scale_invariant is False:
-        none = torch.full((), NONE, device=u.device)
+    u, w, g = to_compute_dtype(update), to_compute_dtype(weight), to_compute_dtype(grad)
+    if weight.ndim < 2 or scale_invariant is False:
+        none = forced_decision(False, u.device)
         return Projection(update, decay_ratio(none, wd_ratio=wd_ratio, dtype=u.dtype), none)
 
+    # Scale-invariance test on the gradient (eq. 11), unless the group forces the decision
     ww, wu = row_dot(w, w), row_dot(w, u)
-    sums = RowSums(row_dot(w, g), ww, row_dot(g, g)) if scale_invariant == "auto" else RowSums(ww, ww, ww)
-    decision = decide(sums, w.numel(), delta=delta, eps=eps, scale_invariant=scale_invariant)
+    if scale_invariant == "auto":
+        decision = decide(RowSums(row_dot(w, g), ww, row_dot(g, g)), w.numel(), delta=delta, eps=eps)
+    else:
+        decision = forced_decision(True, u.device)
+
+    # Projection of the update on the tangent space, by rows or as one vector (eq. 10)
     coefficient = radial_coefficient(decision, Products(wu, ww), Products(wu.sum(), ww.sum()), eps=eps)
-    u = torch.where(decision > NONE, u - coefficient * w, u)
-    projected = torch.view_as_complex(u) if update.is_complex() else u
+    tangent = torch.where(decision > NONE, u - coefficient * w, u)
     ratio = decay_ratio(decision, wd_ratio=wd_ratio, dtype=u.dtype)
-    return Projection(projected.to(update.dtype), ratio, decision)
+    return Projection(as_dtype_of(tangent, update), ratio, decision)

@@ -1,4 +1,4 @@
-"""Which parameters of a model are scale-invariant, found by rescaling them."""
+"""Detection of the scale-invariant parameters of a model, by rescaling them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def scale_invariant_parameters(
     Args:
         model: The model.
         example_batch: A tensor, or a tuple of the positional arguments of the model. Batch norm must see more
-            than two values a channel: from two values it keeps only their order, and everything before it
+            than two values per channel: from two values it keeps only their order, and everything before it
             seems invariant.
-        per_filter: Give every output channel a factor of its own, not one to the whole parameter. Batch norm
+        per_filter: Use one factor per output channel instead of one for the whole parameter. Batch norm
             after a convolution makes each filter invariant, layer norm only the whole.
         seed: Of the random values and of dropout.
 
@@ -41,7 +41,7 @@ def scale_invariant_parameters(
         the optimizers never project vectors.
 
     Raises:
-        ValueError: If batch norm sees two values a channel or fewer, or the outputs hold no floating-point
+        ValueError: If batch norm sees two values per channel or fewer, or the outputs hold no floating-point
             numbers that depend on the parameters.
 
     Example:
@@ -51,7 +51,7 @@ def scale_invariant_parameters(
     """
     probe = _Rescaling(model, example_batch, per_filter=per_filter, seed=seed)
     candidates = [name for name, p in probe.parameters.items() if p.ndim > 1 and p.numel() > 0]
-    return set(probe.invariant(probe.possible(candidates)))
+    return set(probe.confirm_by_rescaling(probe.first_order_candidates(candidates)))
 
 
 class _Rescaling:
@@ -87,8 +87,8 @@ class _Rescaling:
             raise ValueError("example_batch: the model's outputs hold no floating-point numbers to compare")
         return outputs
 
-    def possible(self, names: list[str]) -> list[str]:
-        """Return the parameters with an effect on the outputs, and none by their scale at first order.
+    def first_order_candidates(self, names: list[str]) -> list[str]:
+        """Return the parameters that affect the outputs, but not to first order by their scale.
 
         A random sum of the outputs must have a gradient, and one orthogonal to the parameter (eq. 4). Its angle does
         not depend on how strong the effect is: attention's biases at their initial size move a language model's
@@ -108,14 +108,14 @@ class _Rescaling:
             and float((grad * p.detach()).sum().abs()) <= _COSINE * float(grad.norm() * p.detach().norm())
         ]
 
-    def invariant(self, names: list[str]) -> list[str]:
-        """Return the invariant ones by halving: a group that may be rescaled at once is invariant."""
+    def confirm_by_rescaling(self, names: list[str]) -> list[str]:
+        """Return the invariant parameters by bisection: a group that may be rescaled at once is invariant."""
         if not names or self._unchanged(names):
             return names
         if len(names) == 1:
             return []
         middle = len(names) // 2
-        return self.invariant(names[:middle]) + self.invariant(names[middle:])
+        return self.confirm_by_rescaling(names[:middle]) + self.confirm_by_rescaling(names[middle:])
 
     @torch.no_grad()
     def _unchanged(self, names: list[str]) -> bool:

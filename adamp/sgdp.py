@@ -8,11 +8,51 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.projection import Mark, project
-from adamp.step.checked import check_bool, check_number, descent
-from adamp.step.dispatch import Members, ProjectedOptimizer, batch_of, local_working
-from adamp.step.foreach import Batch
-from adamp.step.precision import store, working
+from adamp.kernels.options import SGDPOptions
+from adamp.projection import ScaleInvariantMode, project
+from adamp.step.checked import check_bool, check_number, decayed_update
+from adamp.step.dispatch import ParamTensors, ProjectedOptimizer, local_in_compute_dtype, step_buffers
+from adamp.step.foreach import StepBuffers
+from adamp.step.precision import to_compute_dtype, write_back
+
+
+def _single_tensor_sgdp(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, group: dict[str, Any]) -> None:
+    """Make one step of SGDP with one parameter: Algorithm 1 of the paper."""
+    lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
+    # Float32 copies of half precision; with autograd, copies that it does not see change
+    differentiable = group["differentiable"]
+    w, g = to_compute_dtype(param, copy=differentiable), to_compute_dtype(grad)
+
+    # Momentum and its update, or Nesterov's; no buffer at momentum 0
+    buffer = None
+    if momentum_buffer is None:
+        update = g if group["nesterov"] else g * (1 - group["dampening"])
+    else:
+        buffer = to_compute_dtype(momentum_buffer, copy=differentiable)
+        buffer.mul_(momentum).add_(g, alpha=1 - group["dampening"])
+        update = g + momentum * buffer if group["nesterov"] else buffer
+
+    # Scale-invariance test on the gradient (eq. 11) and projection of the update (eq. 10)
+    projection = project(
+        update,
+        w,
+        g,
+        delta=group["delta"],
+        eps=group["eps"],
+        wd_ratio=group["wd_ratio"],
+        scale_invariant=group["scale_invariant"] if param.ndim > 1 else False,
+    )
+
+    # Decoupled weight decay, as strong as SGD's coupled one, and step, rounded once
+    decay = lr * weight_decay / (1 - momentum) * projection.ratio if weight_decay > 0 else None
+    step = decayed_update(w, projection.update, step_size=lr, decay=decay)
+    write_back(param, w - step if differentiable else w.sub_(step), copied=differentiable)
+
+    # The authors' package keeps the projected update as the momentum; the paper does not
+    if momentum_buffer is not None and buffer is not None:
+        if group["project_buffer"] and not group["nesterov"]:
+            buffer = projection.update
+        write_back(momentum_buffer, buffer, copied=differentiable or group["project_buffer"])
 
 
 class SGDP(ProjectedOptimizer):
@@ -22,7 +62,7 @@ class SGDP(ProjectedOptimizer):
 
         b <- μ b + (1 - dampening) g            b starts at 0
         u  = g + μ b if nesterov else b
-        q  = Π_w(u), r = wd_ratio               if w is found scale-invariant (eq. 11), else q = u, r = 1
+        q  = Π_w(u), r = wd_ratio               if w passes the scale-invariance test (eq. 11), else q = u, r = 1
         w <- w - η q - η weight_decay r / (1 - μ) w
 
     `Π_w` removes the part of the update along each output channel of `w`, see `adamp.projection.project`.
@@ -41,18 +81,18 @@ class SGDP(ProjectedOptimizer):
         dampening: Taken off the gradient's weight in the buffer, at least 0.
         nesterov: Use Nesterov's update.
         eps: Guards the norms in the test and in the projection.
-        delta: Threshold of the scale-invariance test, times 1/sqrt(row length). 0 turns it off.
-        wd_ratio: Factor of the weight decay of parameters found scale-invariant.
+        delta: Threshold of the scale-invariance test, times 1/sqrt(row length); 0 disables it.
+        wd_ratio: Factor of the weight decay of parameters that pass the test.
         maximize: Ascend instead of descending.
         scale_invariant: "auto" tests each parameter at each step; True always projects row by row; False
             never projects. Vectors and scalars are never projected.
         project_buffer: Without Nesterov, keep the projected update as the momentum buffer, as the authors'
             package does.
-        foreach: Step all tensors at once; None leaves the path to `adamp.step.dispatch.default_path`.
-        fused: Use a kernel of our own: a compiled one on the CPU, Triton on CUDA. What it does not take goes another
-            path.
-        capturable: Keep all of the step on the device, so that a CUDA graph can hold it.
-        differentiable: Let autograd pass through the step.
+        foreach: Step all tensors at once; None: see `adamp.step.dispatch.default_implementation`.
+        fused: Use the custom kernels: compiled C++ on the CPU, Triton on CUDA. Unsupported tensors fall back to the
+            other implementations.
+        capturable: Keep the whole step on the device, so that a CUDA graph can capture it.
+        differentiable: Let autograd differentiate through the step.
 
     Raises:
         ValueError: If an option is out of range.
@@ -84,7 +124,7 @@ class SGDP(ProjectedOptimizer):
         delta: float = 0.1,
         wd_ratio: float = 0.1,
         maximize: bool = False,
-        scale_invariant: Mark = "auto",
+        scale_invariant: ScaleInvariantMode = "auto",
         project_buffer: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -108,7 +148,6 @@ class SGDP(ProjectedOptimizer):
             "capturable": capturable,
             "differentiable": differentiable,
         }
-        self._check(defaults)
         super().__init__(params, defaults)
 
     def _check(self, options: dict[str, Any]) -> None:
@@ -134,61 +173,42 @@ class SGDP(ProjectedOptimizer):
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
     ) -> None:
         super()._init_group(group, params, grads, *states)
-        if group["momentum"] == 0:  # what was there is not brought up to date
+        if group["momentum"] == 0:  # a stale buffer would resume later
             for param in params:
                 self.state[param].pop("momentum_buffer", None)
 
-    def _step_one(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+    def _step_single(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
         _single_tensor_sgdp(param, grad, state.get("momentum_buffer"), group)
 
-    def _update_many(self, group: dict[str, Any], members: Members) -> Batch:
-        return _multi_tensor_sgdp(members, group)
+    def _update_foreach(self, group: dict[str, Any], tensors: ParamTensors) -> StepBuffers:
+        return _multi_tensor_sgdp(tensors, group)
 
-    def _call_kernel(self, kernel: Any, group: dict[str, Any], members: Members, **amp: Tensor | None) -> None:
-        names = (
-            "lr", "momentum", "dampening", "weight_decay", "nesterov", "eps", "delta", "wd_ratio", "maximize",
-            "scale_invariant", "project_buffer",
-        )  # fmt: skip
-        buffers = members.states.get("momentum_buffer")
-        kernel.sgdp(members.params, members.grads, buffers, **{name: group[name] for name in names}, **amp)
-
-
-def _single_tensor_sgdp(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, group: dict[str, Any]) -> None:
-    momentum, lr, weight_decay = group["momentum"], group["lr"], group["weight_decay"]
-    w, g = working(param, copy=group["differentiable"]), working(grad)
-    buffer = None
-    if momentum_buffer is None:
-        update = g if group["nesterov"] else g * (1 - group["dampening"])
-    else:
-        buffer = working(momentum_buffer, copy=group["differentiable"])
-        buffer.mul_(momentum).add_(g, alpha=1 - group["dampening"])
-        update = g + momentum * buffer if group["nesterov"] else buffer
-
-    result = project(
-        update,
-        w,
-        g,
-        delta=group["delta"],
-        eps=group["eps"],
-        wd_ratio=group["wd_ratio"],
-        scale_invariant=group["scale_invariant"] if param.ndim > 1 else False,
-    )
-    decay = lr * weight_decay / (1 - momentum) * result.ratio if weight_decay > 0 else None
-    step = descent(w, result.update, step_size=lr, decay=decay)
-    store(param, w - step if group["differentiable"] else w.sub_(step), copied=group["differentiable"])
-    if momentum_buffer is not None and buffer is not None:
-        if group["project_buffer"] and not group["nesterov"]:
-            buffer = result.update
-        store(momentum_buffer, buffer, copied=group["differentiable"] or group["project_buffer"])
+    def _step_fused(
+        self,
+        group: dict[str, Any],
+        tensors: ParamTensors,
+        *,
+        kernel: Any,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        kernel.sgdp(
+            tensors.params,
+            tensors.grads,
+            tensors.states.get("momentum_buffer"),
+            **{name: group[name] for name in SGDPOptions.__annotations__},
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
 
 
-def _multi_tensor_sgdp(members: Members, group: dict[str, Any]) -> Batch:
+def _multi_tensor_sgdp(tensors: ParamTensors, group: dict[str, Any]) -> StepBuffers:
+    """Update the momentum of many tensors at once and return SGD's updates, which `apply_batches_` projects."""
     momentum = group["momentum"]
-    weights, grads, states = local_working(members)
+    weights, grads, states = local_in_compute_dtype(tensors)
     buffers = states.get("momentum_buffer")
     projected = None
-    # Nesterov's update is a new tensor with momentum, the gradient without; the plain one is the buffer or new.
-    disposable = group["nesterov"] == (momentum != 0)
+    # Momentum and its updates, or Nesterov's; no buffers at momentum 0
     if buffers is None:
         updates = grads if group["nesterov"] else list(torch._foreach_mul(grads, 1 - group["dampening"]))
     else:
@@ -200,15 +220,16 @@ def _multi_tensor_sgdp(members: Members, group: dict[str, Any]) -> Batch:
             torch._foreach_add_(updates, grads)
         elif group["project_buffer"]:
             projected = buffers
-    decay_factor = 1 / (1 - momentum) if group["weight_decay"] > 0 else 1.0
-    return batch_of(
+    return step_buffers(
         group,
-        members,
+        tensors,
         weights=weights,
         grads=grads,
         updates=updates,
         states=states,
-        disposable=disposable,
-        decay_factor=decay_factor,
+        # Nesterov's update is a new tensor with momentum, the gradient without; the plain one is the buffer or new.
+        can_overwrite_updates=group["nesterov"] == (momentum != 0),
+        # The decay is as strong as SGD's coupled one
+        decay_factor=1 / (1 - momentum) if group["weight_decay"] > 0 else 1.0,
         projected=projected,
     )

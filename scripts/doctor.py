@@ -133,7 +133,7 @@ def kernel() -> Finding:
     try:
         from adamp.kernels import cpu
 
-        trouble = None if cpu.built() else cpu.refusal() or "not built yet"
+        trouble = None if cpu.is_compiled() else cpu.unavailable_reason() or "not built yet"
     except Exception as error:
         trouble = str(error).splitlines()[0]
     if trouble is None:

@@ -1,4 +1,4 @@
-"""What the step hooks share: a handle for several hooks, the moment the gradients are there, arguments."""
+"""Step hooks of an optimizer: their handle, a call after backward, their parameters, skipped steps."""
 
 from __future__ import annotations
 
@@ -27,12 +27,19 @@ class HookHandle(RemovableHandle):
             hook.remove()
 
 
-def when_gradients_are_there(
+def attach_step_hooks(
+    optimizer: Optimizer, before: Callable[..., StepArgs | None], after: Callable[..., None]
+) -> HookHandle:
+    """Register a step pre-hook and a step post-hook, and return one handle of both."""
+    return HookHandle([optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)])
+
+
+def run_after_backward(
     args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None], *, undo: Callable[[], None] = lambda: None
 ) -> StepArgs | None:
-    """Call `act` at once, or, where `step` was given a closure, each time the closure has computed gradients.
+    """Call `act` at once, or, if `step` has a closure, after each backward pass of the closure.
 
-    To be used in a step pre-hook, whose return value this is. `undo` is called before each evaluation of a closure.
+    For a step pre-hook, which returns this value. `undo` is called before each evaluation of a closure.
     """
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:
@@ -50,7 +57,7 @@ def when_gradients_are_there(
 
 
 def groups_of(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
-    """Return each parameter's group, as it is now: loading a state dict makes new ones."""
+    """Return each parameter's current group; loading a state dict creates new ones."""
     return {param: group for group in optimizer.param_groups for param in group["params"]}
 
 
@@ -60,31 +67,22 @@ def check_matrices(params: Iterable[Tensor], optimizer: Optimizer) -> list[Tenso
     Raises:
         ValueError: If there is none, one is not the optimizer's, or one has no rows.
     """
-    chosen = list(dict.fromkeys(params))
-    if not chosen:
+    matrices = list(dict.fromkeys(params))
+    if not matrices:
         raise ValueError("params is empty: there is nothing to attach to")
-    known = groups_of(optimizer)
-    for param in chosen:
-        if param not in known:
+    groups = groups_of(optimizer)
+    for param in matrices:
+        if param not in groups:
             raise ValueError(f"params holds a tensor of shape {tuple(param.shape)} that the optimizer does not have")
         if param.ndim < 2:
             raise ValueError(f"params holds a parameter of shape {tuple(param.shape)}: only matrices have filters")
-    return chosen
+    return matrices
 
 
-def step_was_skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:
-    """Return a 0-d bool: whether a fused optimizer under GradScaler left the weights alone; None for no such scaler.
+def is_step_skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:
+    """Return a 0-d bool: whether a fused optimizer under GradScaler skipped its step; None without such a scaler.
 
-    Other optimizers are not called at all then, and neither are their hooks.
+    GradScaler does not call other optimizers at all in that case, nor their hooks.
     """
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
     return None if found_inf is None else found_inf.to(device).reshape(()) > 0
-
-
-def refuse_sparse(grad: Tensor, name: str) -> None:
-    """Raise RuntimeError for a gradient that is not dense."""
-    if grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"{name} does not support sparse gradients (shape {tuple(grad.shape)}); build the embedding with "
-            "sparse=False"
-        )

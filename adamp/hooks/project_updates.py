@@ -1,6 +1,6 @@
-"""The projection of SGDP and AdamP around any torch optimizer, as step hooks.
+"""The projection of SGDP and AdamP for any torch optimizer, as step hooks.
 
-Letters: `R` rows (output channels), `w` the weight before a step, `w'` after it, `d = w' - w`, `g` its gradient, `η`
+Notation: `R` rows (output channels), `w` the weight before a step, `w'` after it, `d = w' - w`, `g` its gradient, `η`
 learning rate, `γ` weight decay.
 """
 
@@ -17,15 +17,24 @@ from torch.optim.optimizer import ParamsT
 from adamp.hooks.handle import (
     HookHandle,
     StepArgs,
+    attach_step_hooks,
     check_matrices,
     groups_of,
-    refuse_sparse,
-    step_was_skipped,
-    when_gradients_are_there,
+    is_step_skipped,
+    run_after_backward,
 )
-from adamp.projection import CHANNEL, NONE, channel_view, decide, layer_view, remove_radial, row_sums
-from adamp.step.checked import check_number
-from adamp.step.precision import as_real, working
+from adamp.projection import (
+    CHANNEL,
+    NONE,
+    channel_view,
+    decide,
+    forced_decision,
+    layer_view,
+    remove_radial,
+    row_sums,
+)
+from adamp.step.checked import check_number, refuse_sparse
+from adamp.step.precision import as_real, to_compute_dtype
 
 
 def project_updates(
@@ -39,19 +48,19 @@ def project_updates(
     r"""Remove from each step of an optimizer the part that points along scale-invariant weights.
 
     Before the step the gradient decides for each parameter, as in SGDP and AdamP (eq. 11); after it the whole change
-    `d` of the parameters found scale-invariant loses its radial part (eq. 10), and decays as AdamP does::
+    `d` of the parameters that passed the test loses its radial part (eq. 10), and decays as AdamP does::
 
         w' <- w + Π_w(d) - η γ wd_ratio w       row by row, or as one vector; see `adamp.projection.project`
 
     On torch's AdamW this is AdamP, and on torch's SGD without weight decay SGDP. The optimizer's state is not touched:
     its momentum stays unprojected, as in the paper's Algorithm 1. Parameters that do not pass the test keep the
-    optimizer's result bit for bit, so that with `delta=0` the optimizer is its own.
+    optimizer's result bit for bit; with `delta=0` all do.
 
     η and γ are the entries `lr` and `weight_decay` of the parameter's group at each step; a group without the latter
-    does not decay. The optimizer's own decay of a projected weight goes with the radial part, whether it is decoupled
+    does not decay. The optimizer's decay of a projected weight is removed with the radial part, whether it is decoupled
     or, but for what is left of older weights in its momentum, coupled into the gradient; the coupled one does not
     disturb the test, which reads `.grad` before the optimizer adds to it. SGDP divides its decay by `1 - momentum`;
-    here divide `wd_ratio`. Entries `scale_invariant` (True or False, in the place of the test), `delta` and
+    here divide `wd_ratio`. Entries `scale_invariant` (True or False, instead of the test), `delta` and
     `wd_ratio` of a group win over the arguments.
 
     Order of the hooks: hooks run in the order in which they were attached. Attach this first, then `shrink_weights`,
@@ -60,9 +69,9 @@ def project_updates(
 
     Args:
         optimizer: Any torch optimizer that makes one step from the gradient (not LBFGS).
-        delta: Threshold of the test, times 1/sqrt(row length). 0 turns it off.
+        delta: Threshold of the test, times 1/sqrt(row length); 0 disables it.
         eps: Clamps the norms of the test, is added to the norm of the projection.
-        wd_ratio: Factor of the weight decay of parameters found scale-invariant.
+        wd_ratio: Factor of the weight decay of parameters that pass the test.
         params: The parameters to test, all of two or more dimensions; None for every such one of the optimizer.
 
     Returns:
@@ -87,9 +96,9 @@ def project_updates(
     options = {"delta": delta, "eps": eps, "wd_ratio": wd_ratio}
     for name in options:
         check_number(options, name)
-    chosen = None if params is None else check_matrices(params, optimizer)
-    hooks = _Projection(chosen, delta=delta, eps=eps, wd_ratio=wd_ratio)
-    return HookHandle([optimizer.register_step_pre_hook(hooks.before), optimizer.register_step_post_hook(hooks.after)])
+    matrices = None if params is None else check_matrices(params, optimizer)
+    hooks = _Projection(matrices, delta=delta, eps=eps, wd_ratio=wd_ratio)
+    return attach_step_hooks(optimizer, hooks.before, hooks.after)
 
 
 def with_projection(
@@ -110,7 +119,7 @@ def with_projection(
         base: Builds the optimizer from `params`, `lr` and `weight_decay`: a class, or a partial with its other options.
         weight_decay: Of the base; see `project_updates` for what it means on projected weights.
         delta: See `project_updates`.
-        eps: See `project_updates`; the base's own is an option of the base.
+        eps: See `project_updates`; not the `eps` of the base, which is an option of the base.
         wd_ratio: See `project_updates`.
 
     Returns:
@@ -133,44 +142,49 @@ def with_projection(
 
 
 class _Projection:
-    """The hooks; what they keep lives from a step's beginning to its end."""
+    """The hooks, and the weights and decisions that they keep during a step."""
 
     def __init__(self, params: list[Tensor] | None, *, delta: float, eps: float, wd_ratio: float) -> None:
         self._params, self._delta, self._eps, self._wd_ratio = params, delta, eps, wd_ratio
-        self._kept: dict[Tensor, tuple[Tensor, Tensor]] = {}  # the weight before the step, and the decision
+        self._before_step: dict[Tensor, tuple[Tensor, Tensor]] = {}  # a copy of the weight, and the decision
 
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
-        self._kept = {}
-        return when_gradients_are_there(args, kwargs, lambda: self._decide(optimizer))
+        self._before_step = {}
+        return run_after_backward(args, kwargs, lambda: self._decide(optimizer))
 
     def _decide(self, optimizer: Optimizer) -> None:
         groups = groups_of(optimizer)
         params = [p for p in groups if p.ndim > 1] if self._params is None else self._params
         for param in params:
-            mark, delta = groups[param].get("scale_invariant", "auto"), groups[param].get("delta", self._delta)
-            if param.grad is None or mark is False or (mark == "auto" and delta == 0):
+            mode, delta = groups[param].get("scale_invariant", "auto"), groups[param].get("delta", self._delta)
+            if param.grad is None or mode is False or (mode == "auto" and delta == 0):
                 continue
             refuse_sparse(param.grad, "project_updates")
-            w = working(param)
-            sums = row_sums(w, working(param.grad))
-            decision = decide(sums, w.numel(), delta=delta, eps=self._eps, scale_invariant=mark)
-            self._kept[param] = (as_real(param).clone(), decision)
+            # Scale-invariance test on the gradient (eq. 11), unless the group forces the decision
+            if mode == "auto":
+                w = to_compute_dtype(param)
+                decision = decide(row_sums(w, to_compute_dtype(param.grad)), w.numel(), delta=delta, eps=self._eps)
+            else:
+                decision = forced_decision(True, param.device)
+            self._before_step[param] = (as_real(param).clone(), decision)
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         groups = groups_of(optimizer)
-        for param, (before, decision) in self._kept.items():
+        for param, (weight_before, decision) in self._before_step.items():
             group = groups[param]
-            w0, w1 = working(before), working(param)
+            w0, w1 = to_compute_dtype(weight_before), to_compute_dtype(param)
+            # Projection of the whole change (eq. 10)
             d = w1 - w0
             by_row = remove_radial(d, w0, view=channel_view, eps=self._eps)
             by_layer = remove_radial(d, w0, view=layer_view, eps=self._eps)
             step = torch.where(decision == CHANNEL, by_row, by_layer)
+            # Decoupled weight decay instead of the optimizer's, which the projection has removed
             if group.get("weight_decay", 0):
                 step = step - group["lr"] * group["weight_decay"] * group.get("wd_ratio", self._wd_ratio) * w0
-            projected = decision > NONE
-            if (skipped := step_was_skipped(optimizer, w0.device)) is not None:
-                projected = projected & ~skipped
-            as_real(param).copy_(torch.where(projected, w0 + step, w1))
-        self._kept = {}
+            is_projected = decision > NONE
+            if (skipped := is_step_skipped(optimizer, w0.device)) is not None:
+                is_projected = is_projected & ~skipped
+            as_real(param).copy_(torch.where(is_projected, w0 + step, w1))
+        self._before_step = {}

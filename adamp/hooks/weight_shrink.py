@@ -1,6 +1,6 @@
 """Adaptive weight shrink (AWS): weight decay whose strength follows the scale of each filter.
 
-Letters: `R` filters (first dimension), `W` weight, `W_f` one filter, `g` gradient, `η` learning rate.
+Notation: `R` filters (first dimension), `W` weight, `W_f` one filter, `g` gradient, `η` learning rate.
 
 Reference:
     Li et al., "Understanding the Disharmony between Weight Normalization Family and Weight Decay", eqs. 20-22.
@@ -20,14 +20,14 @@ from torch.optim.optimizer import ParamsT
 from adamp.hooks.handle import (
     HookHandle,
     StepArgs,
+    attach_step_hooks,
     check_matrices,
     groups_of,
-    refuse_sparse,
-    step_was_skipped,
-    when_gradients_are_there,
+    is_step_skipped,
+    run_after_backward,
 )
-from adamp.step.checked import check_bool, check_number
-from adamp.step.precision import as_real, store, working
+from adamp.step.checked import check_bool, check_number, refuse_sparse
+from adamp.step.precision import as_dtype_of, to_compute_dtype, write_back
 
 Kind = Literal["wn", "ws"]
 Coupling = Literal["gradient", "weights"]
@@ -51,7 +51,7 @@ def shrink_rate(weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0) -
         >>> shrink_rate(torch.tensor([[3.0, 5.0]]), alpha=0.5, kind="ws")
         tensor([[0.5000]])
     """
-    w = working(weight.detach())
+    w = to_compute_dtype(weight.detach())
     dims = tuple(range(1, w.ndim))
     centred = w - w.mean(dim=dims, keepdim=True) if kind == "ws" else w
     size: Tensor = torch.linalg.vector_norm(centred, dim=dims, keepdim=True)
@@ -70,9 +70,9 @@ def shrink_weights(
     eps: float = 0.0,
     clamp: float | None = 1.0,
 ) -> HookHandle:
-    r"""Let each step of an optimizer shrink some weights in proportion to their own scale (eq. 21).
+    r"""Let each step of an optimizer shrink some weights in proportion to their scale (eq. 21).
 
-    For each filter `W_f` of the given parameters, with γ from the weights before the step (`shrink_rate`)::
+    For each filter `W_f` of `params`, with γ from the weights before the step (`shrink_rate`)::
 
         W_f <- W_f - η γ_f W_f - (the optimizer's update)       coupling "weights"
         g_f <- g_f + γ_f W_f                                    coupling "gradient", before the optimizer's step
@@ -85,12 +85,12 @@ def shrink_weights(
     then strengthens the shrink by `1 / (1 - momentum)`. Adam would divide the shrink's size out: use "weights".
 
     With "gradient" the sum is a new tensor, and after the step `.grad` is again the tensor that backward filled, bit
-    for bit: the shrink leaves no trace in gradients that are accumulated, logged or probed afterwards. "weights"
-    subtracts after the optimizer's update what was computed before it, which holds for closures too. Both need the
-    memory of one copy of the parameters during a step.
+    for bit: gradients that are accumulated, logged or probed afterwards do not contain the shrink. "weights" computes
+    the shrink before the optimizer's update and subtracts it afterwards, also with closures. Both need the memory of
+    one copy of the parameters during a step.
 
     The learning rate is that of the parameter's group at each step. A parameter without gradient is left alone. Take
-    the parameters out of the optimizer's own weight decay: AWS replaces it. Attach before a probe, so that the probe
+    the parameters out of the optimizer's weight decay: AWS replaces it. Attach before a probe, so that the probe
     sees the shrink; for SGDP, AdamP and `project_updates`, whose test reads `.grad`, use "weights", attached after
     `project_updates`. Copies of an optimizer and its state dict carry no hooks: attach anew.
 
@@ -124,42 +124,39 @@ def shrink_weights(
     Reference:
         Li et al., "Understanding the Disharmony between Weight Normalization Family and Weight Decay", eqs. 20-22.
     """
-    options = {"alpha": alpha, "eps": eps, "clamp": clamp}
-    check_number(options, "alpha")
-    check_number(options, "eps")
-    if clamp is not None:
-        check_number(options, "clamp")
-        if not clamp > 0:
-            raise ValueError(f"clamp={clamp!r} is not valid: it must be above 0, or None")
+    for name, value in (("alpha", alpha), ("eps", eps), ("clamp", 1.0 if clamp is None else clamp)):
+        check_number({name: value}, name)
+    if clamp is not None and not clamp > 0:
+        raise ValueError(f"clamp={clamp!r} is not valid: it must be above 0, or None")
     if kind not in ("wn", "ws"):
         raise ValueError(f"kind={kind!r} is not valid: it must be 'wn' or 'ws'")
     if coupling not in ("gradient", "weights"):
         raise ValueError(f"coupling={coupling!r} is not valid: it must be 'gradient' or 'weights'")
-    chosen = check_matrices(params, optimizer)
-    for param in chosen:
+    matrices = check_matrices(params, optimizer)
+    for param in matrices:
         if kind == "ws" and param.shape[1:].numel() < 2:
             raise ValueError(
                 f"params holds a weight of shape {tuple(param.shape)}: a filter of one entry has no standard deviation"
             )
-    shrink = _Shrink(chosen, alpha=alpha, kind=kind, eps=eps, clamp=clamp)
+    shrink = _Shrink(matrices, alpha=alpha, kind=kind, eps=eps, clamp=clamp)
     if clamp is None:
         shrink.warn_if_beyond(2.0, optimizer)
-    before = shrink.before_gradient if coupling == "gradient" else shrink.before_weights
-    after = shrink.after_gradient if coupling == "gradient" else shrink.after_weights
-    return HookHandle([optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)])
+    if coupling == "gradient":
+        return attach_step_hooks(optimizer, shrink.before_gradient, shrink.after_gradient)
+    return attach_step_hooks(optimizer, shrink.before_weights, shrink.after_weights)
 
 
 class _Shrink:
-    """The hooks; what they keep lives from a step's beginning to its end."""
+    """The hooks, and the tensors that they keep during a step."""
 
     def __init__(self, params: list[Tensor], *, alpha: float, kind: Kind, eps: float, clamp: float | None) -> None:
         self._params, self._clamp = params, clamp
         self._options: dict[str, Any] = {"alpha": alpha, "kind": kind, "eps": eps}
         self._amounts: list[Tensor] = []  # η γ W of each parameter, before the step
-        self._grads: dict[Tensor, tuple[Tensor, Tensor]] = {}  # backward's gradient, and the sum in its place
+        self._grads: dict[Tensor, tuple[Tensor, Tensor]] = {}  # backward's gradient, and the sum that replaces it
 
     def _rate(self, param: Tensor, lr: float | Tensor) -> Tensor:
-        """Return γ of each filter, with `lr γ` at most `clamp`."""
+        """Return γ of each filter (eqs. 20, 22), with `lr γ` at most `clamp`."""
         gamma = shrink_rate(param, **self._options)
         if self._clamp is None:
             return gamma
@@ -184,7 +181,7 @@ class _Shrink:
         self._amounts = []
         for param in self._params:
             lr = groups[param]["lr"]
-            self._amounts.append(lr * self._rate(param, lr) * working(param))
+            self._amounts.append(lr * self._rate(param, lr) * to_compute_dtype(param))
 
     @torch.no_grad()
     def after_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -192,10 +189,10 @@ class _Shrink:
             if param.grad is None:
                 continue
             refuse_sparse(param.grad, "shrink_weights")
-            if (skipped := step_was_skipped(optimizer, amount.device)) is not None:
+            if (skipped := is_step_skipped(optimizer, amount.device)) is not None:
                 amount = torch.where(skipped, 0, amount)
-            w = working(param).sub_(amount)
-            store(param, w)
+            w = to_compute_dtype(param).sub_(amount)
+            write_back(param, w)
         self._amounts = []
 
     @torch.no_grad()
@@ -205,9 +202,7 @@ class _Shrink:
                 "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
             )
         self._grads.clear()
-        return when_gradients_are_there(
-            args, kwargs, lambda: self._add_to_gradients(optimizer), undo=self._put_gradients_back
-        )
+        return run_after_backward(args, kwargs, lambda: self._add_to_gradients(optimizer), undo=self._restore_gradients)
 
     def _add_to_gradients(self, optimizer: Optimizer) -> None:
         groups = groups_of(optimizer)
@@ -216,12 +211,12 @@ class _Shrink:
             if raw is None:
                 continue
             refuse_sparse(raw, "shrink_weights")
-            total = working(raw) + self._rate(param, groups[param]["lr"]) * working(param)
-            total = total.to(as_real(raw).dtype)
-            param.grad = torch.view_as_complex(total) if raw.is_complex() else total
+            # g_f + γ_f W_f (eq. 21)
+            total = to_compute_dtype(raw) + self._rate(param, groups[param]["lr"]) * to_compute_dtype(param)
+            param.grad = as_dtype_of(total, raw)
             self._grads[param] = (raw, param.grad)
 
-    def _put_gradients_back(self) -> None:
+    def _restore_gradients(self) -> None:
         for param, (raw, total) in self._grads.items():
             if param.grad is total:
                 param.grad = raw
@@ -229,16 +224,16 @@ class _Shrink:
 
     @torch.no_grad()
     def after_gradient(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._put_gradients_back()
+        self._restore_gradients()
 
 
-def _marked(params: ParamsT) -> tuple[list[dict[str, Any]], list[Tensor]]:
-    """Return the groups, those to shrink without weight decay, and the parameters to shrink.
+def _split_groups(params: ParamsT) -> tuple[list[dict[str, Any]], list[Tensor]]:
+    """Return the groups, with weight decay 0 where `shrink=True`, and the parameters to shrink.
 
-    Groups are not split: a caller may keep something for each of those it gave.
+    Groups are not split: a caller may hold data for each of them.
     """
-    given: list[Any] = list(params)
-    groups: list[dict[str, Any]] = [dict(group) for group in given if isinstance(group, dict)]
+    entries: list[Any] = list(params)
+    groups: list[dict[str, Any]] = [dict(group) for group in entries if isinstance(group, dict)]
     for group in groups:
         check_bool({"shrink": group.setdefault("shrink", False)}, "shrink")
         if isinstance(group["params"], Tensor):
@@ -246,7 +241,7 @@ def _marked(params: ParamsT) -> tuple[list[dict[str, Any]], list[Tensor]]:
         if group["shrink"]:
             group |= {"params": list(group["params"]), "weight_decay": 0.0}
     shrunk = [param for group in groups if group["shrink"] for param in group["params"]]
-    if not shrunk or len(groups) < len(given):
+    if not shrunk or len(groups) < len(entries):
         raise ValueError(
             "no group of parameters has shrink=True, or not all are groups: mark the group of the weights that the "
             "layers of adamp.layers normalise"
@@ -292,7 +287,7 @@ def sgd_with_shrink(
     Reference:
         Li et al., "Understanding the Disharmony between Weight Normalization Family and Weight Decay", §4.
     """
-    groups, shrunk = _marked(params)
+    groups, shrunk = _split_groups(params)
     optimizer = torch.optim.SGD(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     shrink_weights(optimizer, alpha=alpha, params=shrunk, kind=kind, coupling="gradient", eps=eps)
     return optimizer
@@ -314,27 +309,27 @@ def adam_with_shrink(
         params: As for `sgd_with_shrink`.
         lr: Learning rate.
         betas: As in torch.
-        weight_decay: Coupled decay of all other parameters.
-        alpha: Strength of the shrink.
-        kind: See `shrink_weights`.
-        eps: See `shrink_weights`; Adam's own is torch's default.
+        weight_decay: As for `sgd_with_shrink`, as are `alpha` and `kind`.
+        alpha: See above.
+        kind: See above.
+        eps: See `shrink_weights`; Adam's `eps` is torch's default.
 
     Returns:
         The optimizer, with the hooks attached.
 
     Raises:
-        ValueError: If an option is out of range or nothing is left to shrink.
+        ValueError: If an option is out of range or no group is to shrink.
 
     Example:
         >>> conv = torch.nn.Conv2d(3, 8, 3)
-        >>> groups = [{"params": [conv.weight], "shrink": True}, {"params": [conv.bias]}]
-        >>> [group["weight_decay"] for group in adam_with_shrink(groups, weight_decay=1e-4).param_groups]
-        [0.0, 0.0001]
+        >>> optimizer = adam_with_shrink([{"params": [conv.weight], "shrink": True}])
+        >>> optimizer.param_groups[0]["weight_decay"]
+        0.0
 
     Reference:
         Li et al., "Understanding the Disharmony between Weight Normalization Family and Weight Decay", §4.
     """
-    groups, shrunk = _marked(params)
+    groups, shrunk = _split_groups(params)
     optimizer = torch.optim.Adam(groups, lr, betas=betas, weight_decay=weight_decay)
     shrink_weights(optimizer, alpha=alpha, params=shrunk, kind=kind, coupling="weights", eps=eps)
     return optimizer

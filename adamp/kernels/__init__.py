@@ -1,4 +1,4 @@
-"""Fused kernels of AdamP and SGDP: one call a step instead of many operations a tensor."""
+"""Fused kernels of AdamP and SGDP: one call per step instead of many operations per tensor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 _MODULES = {"cpu": "adamp.kernels.cpu", "cuda": "adamp.kernels.triton_launch"}
 
 
-def of(device: torch.device) -> ModuleType | None:
-    """Return the module of the kernels for a device, or None. Whether they work here, its `refusal` says."""
+def kernel_for(device: torch.device) -> ModuleType | None:
+    """Return the module of the kernels for a device, or None; see its `unavailable_reason` before using it."""
     return _load(device.type)
 
 

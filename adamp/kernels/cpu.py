@@ -1,10 +1,10 @@
-"""AdamP and SGDP for all tensors in one call on the CPU: hands their addresses to `cpu.cpp`.
+"""AdamP and SGDP for all tensors in one call on the CPU: passes their addresses to `cpu.cpp`.
 
-The kernel is plain C++ without torch's headers, so a compiler is all it takes: a few seconds at the first use on a
-machine, or beforehand with `python -m adamp.kernels.cpu`. Where the library lies: `adamp.kernels.cpu_build`.
+The kernel is plain C++ without torch's headers, so it needs a compiler only: a few seconds at the first use on a
+machine, or beforehand with `python -m adamp.kernels.cpu`. `adamp.kernels.cpu_build` says where the library is stored.
 
-The specification is the single-tensor path of `adamp.adamp` and `adamp.sgdp`; the results differ from it in rounding
-alone and do not depend on the number of threads.
+The specification is the single-tensor implementation in `adamp.adamp` and `adamp.sgdp`; the results differ from it
+in rounding alone and do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ import functools
 import sys
 from array import array
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from adamp.kernels.cpu_build import BuildError, build, built, load, refusal
-from adamp.projection import Mark
+from adamp.kernels.cpu_build import BuildError, build, is_compiled, load, unavailable_reason
+from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions
+from adamp.projection import ScaleInvariantMode
 
-__all__ = ["BuildError", "adamp", "build", "built", "refusal", "sgdp", "takes"]
+__all__ = ["BuildError", "adamp", "build", "is_compiled", "sgdp", "supports", "unavailable_reason"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_MARKS: dict[Mark, int] = {False: 0, "auto": 1, True: 2}
+_MODES: dict[ScaleInvariantMode, int] = {False: 0, "auto": 1, True: 2}
 _TENSOR_TYPES = (Tensor, torch.nn.Parameter)  # not their subclasses: a DTensor's memory is not its entries
 
 
 class _Options(ctypes.Structure):
-    """`Options` of cpu.cpp."""
+    """`Options` of step.h."""
 
     _fields_ = (
-        *((name, ctypes.c_double) for name in ("lr", "decay", "beta1", "beta2", "eps", "delta", "wd_ratio", "gain")),
+        *((name, ctypes.c_double) for name in ("lr", "decay", "beta1", "beta2", "eps", "delta", "wd_ratio")),
+        ("grad_factor", ctypes.c_double),
         *((name, ctypes.c_int64) for name in ("nesterov", "project_buffer", "moments", "threads")),
         ("parallel", ctypes.c_void_p),
     )
@@ -40,9 +43,9 @@ class _Options(ctypes.Structure):
 
 @functools.cache
 def _parallel() -> int | None:
-    """Return the address of the fork in the OpenMP runtime that torch has loaded, None where it has none.
+    """Return the address of the fork in the OpenMP runtime that torch has loaded, or None.
 
-    Threads of a second runtime would spin against the first's. Without one the kernel starts plain threads.
+    Threads of a second runtime would spin against the first's. Without it the kernel starts plain threads.
     """
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
@@ -67,12 +70,11 @@ def _has_dense_rows(x: Tensor) -> bool:
     return rows == 1 or x.stride(0) == expected
 
 
-def takes(param: Tensor, grad: Tensor, *states: Tensor) -> bool:
+def supports(param: Tensor, grad: Tensor, *states: Tensor) -> bool:
     """Return whether the kernel can step this parameter.
 
-    It can where all are plain CPU tensors of one of float32, float64, bfloat16 and float16, of one shape and with the
-    same strides, and each row `param[k]` is one run of memory: contiguous and channels_last tensors, not transposed
-    ones.
+    All must be plain CPU tensors of one of float32, float64, bfloat16 and float16, of one shape and with the same
+    strides, and each row `param[k]` dense in memory: contiguous and channels_last tensors, not transposed ones.
 
     Args:
         param: The parameter.
@@ -100,48 +102,32 @@ def adamp(
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
     *,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    delta: float,
-    wd_ratio: float,
-    nesterov: bool,
-    maximize: bool,
-    scale_invariant: Mark,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    **options: Unpack[AdamPOptions],
 ) -> None:
     """Make one step of AdamP in place, in parameters, moments and counts; see `adamp.AdamP` for the update.
 
     Args:
-        params: Parameters, each of which `takes` accepts with its gradient and moments.
-        grads: Their gradients, which are not written to.
+        params: Parameters, each of which `supports` accepts with its gradient and moments.
+        grads: Their gradients, read only.
         exp_avgs: First moments.
         exp_avg_sqs: Second moments.
         steps: 0-d float32 CPU tensors, numbers of steps before this one.
-        lr: Learning rate, and so on as in `adamp.AdamP`.
-        betas: Decay rates of the moments.
-        eps: Added to the denominator; guards the norms.
-        weight_decay: Decoupled weight decay.
-        delta: Threshold of the test.
-        wd_ratio: Factor of the decay of projected tensors.
-        nesterov: Use Nesterov's update.
-        maximize: Ascend.
-        scale_invariant: The mark of all these parameters.
-        grad_scale: What the gradients have been multiplied by, as `torch.amp.GradScaler` gives it.
-        found_inf: Nothing is done, and no step counted, where it is not 0.
+        grad_scale: The factor by which `torch.amp.GradScaler` has multiplied the gradients.
+        found_inf: If not 0, nothing changes and no step is counted.
+        **options: The optimizer's options.
 
     Raises:
-        BuildError: There is no kernel on this machine, see `refusal`.
+        BuildError: There is no kernel on this machine, see `unavailable_reason`.
     """
-    if _skip(found_inf):
+    if _is_skipped(found_inf):
         return
-    options = _options(lr, eps, delta, wd_ratio, nesterov, maximize, grad_scale)
-    options.beta1, options.beta2 = betas
-    options.moments = 2
-    options.decay = options.lr * weight_decay
-    _run("adamp_step", options, scale_invariant, params, grads, exp_avgs, exp_avg_sqs, steps)
+    passed = _common_options(options, grad_scale)
+    passed.beta1, passed.beta2 = options["betas"]
+    passed.moments = 2
+    passed.decay = passed.lr * options["weight_decay"]
+    _run("adamp_step", passed, options["scale_invariant"], params, grads, exp_avgs, exp_avg_sqs, steps)
 
 
 def sgdp(
@@ -149,101 +135,75 @@ def sgdp(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor] | None,
     *,
-    lr: float | Tensor,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: bool,
-    eps: float,
-    delta: float,
-    wd_ratio: float,
-    maximize: bool,
-    scale_invariant: Mark,
-    project_buffer: bool,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    **options: Unpack[SGDPOptions],
 ) -> None:
     """Make one step of SGDP in place, in parameters and buffers; see `adamp.SGDP` for the update.
 
     Args:
-        params: Parameters, each of which `takes` accepts with its gradient and buffer.
-        grads: Their gradients, which are not written to.
+        params: Parameters, each of which `supports` accepts with its gradient and buffer.
+        grads: Their gradients, read only.
         momentum_buffers: Momentum buffers, zeros before the first step; None at momentum 0.
-        lr: Learning rate, and so on as in `adamp.SGDP`.
-        momentum: Momentum.
-        dampening: Taken off the gradient's weight in the buffer.
-        weight_decay: Decoupled weight decay.
-        nesterov: Use Nesterov's update.
-        eps: Guards the norms.
-        delta: Threshold of the test.
-        wd_ratio: Factor of the decay of projected tensors.
-        maximize: Ascend.
-        scale_invariant: The mark of all these parameters.
-        project_buffer: Keep the projected update as the buffer, without Nesterov.
-        grad_scale: What the gradients have been multiplied by, as `torch.amp.GradScaler` gives it.
-        found_inf: Nothing is done where it is not 0.
+        grad_scale: The factor by which `torch.amp.GradScaler` has multiplied the gradients.
+        found_inf: If not 0, nothing changes.
+        **options: The optimizer's options.
 
     Raises:
-        BuildError: There is no kernel on this machine, see `refusal`.
+        BuildError: There is no kernel on this machine, see `unavailable_reason`.
     """
-    if _skip(found_inf):
+    if _is_skipped(found_inf):
         return
-    options = _options(lr, eps, delta, wd_ratio, nesterov, maximize, grad_scale)
-    options.beta1, options.beta2 = momentum, 1 - dampening
-    options.decay = options.lr * weight_decay / (1 - momentum) if weight_decay > 0 else 0.0
-    options.project_buffer = project_buffer and not nesterov
+    passed, momentum, weight_decay = _common_options(options, grad_scale), options["momentum"], options["weight_decay"]
+    passed.beta1, passed.beta2 = momentum, 1 - options["dampening"]
+    passed.decay = passed.lr * weight_decay / (1 - momentum) if weight_decay > 0 else 0.0
+    passed.project_buffer = options["project_buffer"] and not options["nesterov"]
     buffers = () if momentum_buffers is None else (momentum_buffers,)
-    options.moments = len(buffers)
-    _run("sgdp_step", options, scale_invariant, params, grads, *buffers)
+    passed.moments = len(buffers)
+    _run("sgdp_step", passed, options["scale_invariant"], params, grads, *buffers)
 
 
-def _skip(found_inf: Tensor | None) -> bool:
+def _is_skipped(found_inf: Tensor | None) -> bool:
     return found_inf is not None and float(found_inf) != 0
 
 
-def _options(
-    lr: float | Tensor,
-    eps: float,
-    delta: float,
-    wd_ratio: float,
-    nesterov: bool,
-    maximize: bool,
-    grad_scale: Tensor | None,
-) -> _Options:
-    options = _Options(lr=float(lr), eps=float(eps), delta=float(delta), wd_ratio=float(wd_ratio), nesterov=nesterov)
-    options.gain = (-1.0 if maximize else 1.0) / (1.0 if grad_scale is None else float(grad_scale))
-    options.threads = torch.get_num_threads()
-    options.parallel = _parallel()
-    return options
+def _common_options(options: StepOptions, grad_scale: Tensor | None) -> _Options:
+    passed = _Options(nesterov=options["nesterov"])
+    passed.lr, passed.eps = float(options["lr"]), float(options["eps"])
+    passed.delta, passed.wd_ratio = float(options["delta"]), float(options["wd_ratio"])
+    passed.grad_factor = (-1.0 if options["maximize"] else 1.0) / (1.0 if grad_scale is None else float(grad_scale))
+    passed.threads = torch.get_num_threads()
+    passed.parallel = _parallel()
+    return passed
 
 
-def _run(name: str, options: _Options, mark: Mark, *tensors: Sequence[Tensor]) -> None:
+def _run(name: str, options: _Options, mode: ScaleInvariantMode, *tensors: Sequence[Tensor]) -> None:
     step = getattr(load(), name)
     params = tensors[0]
+    # One `Tensor` of step.h per parameter: five addresses, rows, columns, dtype and mode
     table: list[int] = []
-    nothing = [0] * (5 - len(tensors))
-    for row in zip(*tensors, strict=True):
-        param = row[0]
+    unused_addresses = [0] * (5 - len(tensors))
+    for param, *others in zip(*tensors, strict=True):
         size = param.numel()
-        matrix = param.ndim > 1
-        rows = param.shape[0] if matrix else 1
-        table += [x.data_ptr() for x in row]
-        table += nothing
-        table += (rows, size // rows if rows else 0, _DTYPES[param.dtype], _MARKS[mark] if matrix else 0)
+        is_matrix = param.ndim > 1
+        rows = param.shape[0] if is_matrix else 1
+        table += [param.data_ptr(), *(x.data_ptr() for x in others)]
+        table += unused_addresses
+        table += (rows, size // rows if rows else 0, _DTYPES[param.dtype], _MODES[mode] if is_matrix else 0)
     memory = array("q", table)
     step(ctypes.c_int64(len(params)), ctypes.c_void_p(memory.buffer_info()[0]), ctypes.byref(options))
-    torch.autograd.graph.increment_version(params)  # autograd must notice that weights it has saved are not the same
+    torch.autograd.graph.increment_version(params)  # so that autograd notices the change of weights it has saved
 
 
 def main() -> int:
-    """Compile the kernel and say where it lies."""
+    """Compile the kernel and print its path."""
     try:
-        existed = built()
+        was_compiled = is_compiled()
         path = build()
     except BuildError as error:
         print(f"not built: {error}", file=sys.stderr)
         return 1
-    print(f"{'already built' if existed else 'built'}: {path}")
+    print(f"{'already built' if was_compiled else 'built'}: {path}")
     return 0
 
 

@@ -1,7 +1,8 @@
-"""The CPU kernel's library: compiling it, once for a machine, and loading it.
+"""Compilation of the CPU kernel, once per machine, and loading of its library.
 
-It lies in `$ADAMP_KERNEL_CACHE`, else in `$XDG_CACHE_HOME/adamp`, else in `~/.cache/adamp`, under a name that depends
-on the source, the flags and the processor. `$CXX` names the compiler, else the first of c++, g++ and clang++ is used.
+It is stored in `$ADAMP_KERNEL_CACHE`, else in `$XDG_CACHE_HOME/adamp`, else in `~/.cache/adamp`, under a name that
+depends on the source, the flags and the processor. `$CXX` names the compiler, else the first of c++, g++ and clang++ is
+used.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class BuildError(RuntimeError):
 
 @functools.cache
 def _processor() -> str:
-    """Return what decides which instructions may be used: the first processor's model and features."""
+    """Return the first processor's model and features, which decide on the instructions that may be used."""
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
         lines = [line for line in first.splitlines() if line.startswith(("model", "flags", "Features", "CPU "))]
@@ -42,9 +43,9 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _cache() -> Path:
-    if chosen := os.environ.get("ADAMP_KERNEL_CACHE"):
-        return Path(chosen)
+def _cache_folder() -> Path:
+    if folder := os.environ.get("ADAMP_KERNEL_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamp"
 
 
@@ -57,8 +58,8 @@ def _name() -> str:
 
 
 def _target() -> Path:
-    """Return where the library for this source, these flags and this processor lies or would lie."""
-    return _cache() / _name()
+    """Return the path of the library for this source, these flags and this processor."""
+    return _cache_folder() / _name()
 
 
 def _check_system() -> None:
@@ -67,19 +68,19 @@ def _check_system() -> None:
 
 
 def _compiler() -> list[str]:
-    if chosen := shlex.split(os.environ.get("CXX", "")):
-        if shutil.which(chosen[0]) is None:
-            raise BuildError(f"the C++ compiler {chosen[0]} was not found: correct CXX")
-        return chosen
+    if command := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(command[0]) is None:
+            raise BuildError(f"the C++ compiler {command[0]} was not found: correct CXX")
+        return command
     for name in ("c++", "g++", "clang++"):
-        if found := shutil.which(name):
-            return [found]
+        if path := shutil.which(name):
+            return [path]
     raise BuildError("no C++ compiler was found: install g++ or clang++, or name one in CXX")
 
 
 @contextlib.contextmanager
 def _only_one(lock: Path) -> Iterator[None]:
-    """Hold a lock between processes, so that of many that start together one compiles and the others wait."""
+    """Hold a lock between processes: of several that start together one compiles, the others wait."""
     import fcntl
 
     with lock.open("w") as file:
@@ -91,8 +92,7 @@ def _only_one(lock: Path) -> Iterator[None]:
 def build(*, force: bool = False) -> Path:
     """Compile the kernel unless it already is, and return the library's path.
 
-    The compiler writes to a file of its own that then takes the library's name, so another process sees the whole
-    library or none.
+    The compiler writes to a temporary file that is then renamed: other processes see a complete library or none.
 
     Args:
         force: Compile in any case.
@@ -128,7 +128,7 @@ def _compile(target: Path) -> None:
 
 
 class _Loaded:
-    """What this process knows of the kernel: the library, or why there is none."""
+    """The library in this process, or the reason why it could not be built."""
 
     library: ctypes.CDLL | None = None
     failure: str | None = None
@@ -145,10 +145,10 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def load() -> ctypes.CDLL:
-    """Return the library, compiled and loaded where it is not yet.
+    """Return the library, after compiling and loading it if necessary.
 
     Raises:
-        BuildError: See `build`; once it has failed, it fails in this process without another attempt.
+        BuildError: See `build`; after a failure there is no second attempt in this process.
     """
     if _Loaded.library is None:
         if _Loaded.failure is not None:
@@ -156,12 +156,12 @@ def load() -> ctypes.CDLL:
         try:
             _Loaded.library = _open(build())
         except BuildError as error:
-            _Loaded.failure = str(error)  # the compiler is not started again and again
+            _Loaded.failure = str(error)  # do not start the compiler at every step
             raise
     return _Loaded.library
 
 
-def built() -> bool:
+def is_compiled() -> bool:
     """Return whether the kernel is compiled for this machine and can be loaded; starts no compiler."""
     if _Loaded.library is None and _Loaded.failure is None and _target().is_file():
         with contextlib.suppress(BuildError):
@@ -169,9 +169,9 @@ def built() -> bool:
     return _Loaded.library is not None
 
 
-def refusal() -> str | None:
+def unavailable_reason() -> str | None:
     """Return why the kernel cannot be used on this machine, None if it can; starts no compiler."""
-    if built() or _Loaded.failure is not None:
+    if is_compiled() or _Loaded.failure is not None:
         return _Loaded.failure
     try:
         _check_system()

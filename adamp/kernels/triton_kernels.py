@@ -8,10 +8,27 @@ import triton
 import triton.language as tl
 
 from adamp.kernels.triton_tiles import (
+    BIAS_CORRECTION,
     CHANNEL,
+    DECAY,
+    DECISION,
+    FIRST_SLOT,
+    FIRST_STATE,
+    IS_EXAMINED,
     LAYER,
+    LAYER_COEFFICIENT,
+    LAYOUT_COLUMNS,
     NONE,
+    NUM_ROWS,
+    PARTS,
+    POINTER_COLUMNS,
+    ROW_LENGTH,
+    SCALAR_COLUMNS,
+    SECOND_STATE,
     SKIP,
+    STEP_COUNT,
+    STEP_SIZE,
+    WEIGHT,
     Rule,
     address,
     by_tile,
@@ -27,7 +44,7 @@ from adamp.kernels.triton_tiles import (
     window,
 )
 
-__all__ = ["Rule", "coefficients", "decide", "descend", "dtypes", "radial_sums", "row_sums"]
+__all__ = ["Rule", "apply_update", "coefficients", "decide", "dtypes", "radial_sums", "row_sums"]
 
 
 @triton.jit
@@ -42,7 +59,7 @@ def _row_sums(
     gg = tl.zeros([ROWS, COLS], rule.real)
     while column < stop:
         offsets, mask = window(rows, exists, length, column, stop, COLS, ALIGNED)
-        w = load(pointers, tensor, 0, offsets, mask, rule, ALIGNED)
+        w = load(pointers, tensor, WEIGHT, offsets, mask, rule, ALIGNED)
         g = gradient(pointers, tensor, offsets, mask, grad_scale, rule, ALIGNED)
         wg += w * g
         ww += w * w
@@ -55,18 +72,18 @@ def _row_sums(
 
 @triton.jit(do_not_specialize=["num_slots"])
 def row_sums(pointers, layout, items, sums, grad_scale, num_slots, rule: tl.constexpr):
-    """Write w·g, w·w and g·g of each part of each row: 8 bytes of traffic a float32 weight. One program an item."""
+    """Write w·g, w·w and g·g of each part of each row: 8 bytes of traffic per float32 weight. One program per item."""
     by_tile(_row_sums, pointers, layout, items, (sums, grad_scale, num_slots), rule)
 
 
 @triton.jit
 def _test(layout, sums, num_slots, tensor, delta, eps, rule: tl.constexpr, BLOCK: tl.constexpr):
     """Return the decision of one tensor: by its rows, else as one vector."""
-    entry = layout + tensor * 7
-    num_rows = tl.load(entry)
-    length = tl.load(entry + 1)
-    parts = tl.load(entry + 3)
-    slot = tl.load(entry + 5)
+    entry = layout + tensor * LAYOUT_COLUMNS
+    num_rows = tl.load(entry + NUM_ROWS)
+    length = tl.load(entry + ROW_LENGTH)
+    parts = tl.load(entry + PARTS)
+    slot = tl.load(entry + FIRST_SLOT)
     all_wg = tl.zeros([BLOCK], rule.real)
     all_ww = tl.zeros([BLOCK], rule.real)
     all_gg = tl.zeros([BLOCK], rule.real)
@@ -102,10 +119,10 @@ def decide(
     lr: tl.float64, weight_decay: tl.float64, wd_ratio: tl.float64, delta: tl.float64, eps: tl.float64,
     log_beta1: tl.float64, log_beta2: tl.float64, rule: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Decide on the projection, count the step and write the step's scalars. One program a tensor."""
+    """Decide on the projection, count the step and write the step's scalars. One program per tensor."""
     tensor = tl.program_id(0).to(tl.int64)
     decision = tl.full((), NONE, tl.int32)
-    if tl.load(layout + tensor * 7 + 6) != 0:
+    if tl.load(layout + tensor * LAYOUT_COLUMNS + IS_EXAMINED) != 0:
         if rule.auto:
             decision = _test(layout, sums, num_slots, tensor, delta, scalar(eps, rule.real), rule, BLOCK).to(tl.int32)
         else:
@@ -117,20 +134,20 @@ def decide(
     rate = scalar(lr, tl.float64)
     if lr_tensor is not None:
         rate = tl.load(lr_tensor).to(tl.float64)
-    entry = scalars + tensor * 5
-    tl.store(entry, decision.to(tl.float64))
-    tl.store(entry + 2, rate * scalar(weight_decay, tl.float64) * ratio)
+    entry = scalars + tensor * SCALAR_COLUMNS
+    tl.store(entry + DECISION, decision.to(tl.float64))
+    tl.store(entry + DECAY, rate * scalar(weight_decay, tl.float64) * ratio)
     if rule.adam:
         # In float64: in float32 1 - 0.999^t would be off by 6e-5 at t = 1.
-        counter = tl.load(pointers + tensor * 6 + 4).to(tl.pointer_type(tl.float32))
+        counter = tl.load(pointers + tensor * POINTER_COLUMNS + STEP_COUNT).to(tl.pointer_type(tl.float32))
         step = tl.load(counter) + 1
         if decision != SKIP:
             tl.store(counter, step)
         t = step.to(tl.float64)
-        tl.store(entry + 1, rate / (1 - tl.exp(t * scalar(log_beta1, tl.float64))))
-        tl.store(entry + 3, tl.sqrt(1 - tl.exp(t * scalar(log_beta2, tl.float64))))
+        tl.store(entry + STEP_SIZE, rate / (1 - tl.exp(t * scalar(log_beta1, tl.float64))))
+        tl.store(entry + BIAS_CORRECTION, tl.sqrt(1 - tl.exp(t * scalar(log_beta2, tl.float64))))
     else:
-        tl.store(entry + 1, rate)
+        tl.store(entry + STEP_SIZE, rate)
 
 
 @triton.jit
@@ -157,9 +174,9 @@ def _radial_sums(
 ):  # fmt: skip
     sums, scalars, grad_scale, num_slots, hyper = arguments
     rows, exists, length, column, stop, slots, parts = span(layout, tensor, index, ROWS, ALIGNED)
-    decision = tl.load(scalars + tensor * 5)
+    decision = tl.load(scalars + tensor * SCALAR_COLUMNS + DECISION)
     if (decision == LAYER) | ((decision == CHANNEL) & (parts > 1)):
-        bias = tl.load(scalars + tensor * 5 + 3).to(rule.real)
+        bias = tl.load(scalars + tensor * SCALAR_COLUMNS + BIAS_CORRECTION).to(rule.real)
         wu, ww = _dot_update(
             pointers, tensor, rows, exists, length, column, stop, grad_scale, bias, hyper, rule, ROWS, COLS, ALIGNED
         )  # fmt: skip
@@ -172,10 +189,10 @@ def radial_sums(
     pointers, layout, items, sums, scalars, grad_scale, num_slots,
     eps: tl.float64, keep1: tl.float64, gain1: tl.float64, keep2: tl.float64, gain2: tl.float64, rule: tl.constexpr,
 ):  # fmt: skip
-    """Write w·u and w·w where no single program sees all that is projected as one. One program an item.
+    """Write w·u and w·w of rows and tensors that several programs share. One program per item.
 
-    These are tensors projected as one vector and long rows that several programs share, at 16 bytes of traffic a
-    float32 weight; for all others the program ends at once.
+    These are tensors projected as one vector and long rows that several programs share, at 16 bytes of traffic per
+    float32 weight; all other programs return at once.
     """
     hyper = hyperparameters(eps, keep1, gain1, keep2, gain2, rule)
     by_tile(_radial_sums, pointers, layout, items, (sums, scalars, grad_scale, num_slots, hyper), rule)
@@ -183,16 +200,16 @@ def radial_sums(
 
 @triton.jit(do_not_specialize=["num_slots"])
 def coefficients(layout, sums, scalars, num_slots, eps: tl.float64, rule: tl.constexpr, BLOCK: tl.constexpr):
-    """Add up what `radial_sums` wrote: a coefficient a row (in place of its first w·u) or one of the tensor.
+    """Add up what `radial_sums` wrote: a coefficient per row (instead of its first w·u) or one of the tensor.
 
-    One program a tensor.
+    One program per tensor.
     """
     tensor = tl.program_id(0).to(tl.int64)
-    entry = layout + tensor * 7
-    num_rows = tl.load(entry)
-    parts = tl.load(entry + 3)
-    slot = tl.load(entry + 5)
-    decision = tl.load(scalars + tensor * 5)
+    entry = layout + tensor * LAYOUT_COLUMNS
+    num_rows = tl.load(entry + NUM_ROWS)
+    parts = tl.load(entry + PARTS)
+    slot = tl.load(entry + FIRST_SLOT)
+    decision = tl.load(scalars + tensor * SCALAR_COLUMNS + DECISION)
     if (decision == LAYER) | ((decision == CHANNEL) & (parts > 1)):
         clamp = scalar(eps, rule.real)
         all_wu = tl.zeros([BLOCK], rule.real)
@@ -215,30 +232,31 @@ def coefficients(layout, sums, scalars, num_slots, eps: tl.float64, rule: tl.con
             all_ww += ww
             row += BLOCK
         total = radial_coefficient(tl.sum(all_wu), tl.sum(all_ww), clamp)
-        tl.store(scalars + tensor * 5 + 4, total.to(tl.float64))
+        tl.store(scalars + tensor * SCALAR_COLUMNS + LAYER_COEFFICIENT, total.to(tl.float64))
 
 
 @triton.jit
-def _descend(
+def _apply_update(
     pointers, layout, tensor, index, arguments, rule: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     sums, scalars, grad_scale, hyper = arguments
-    entry = scalars + tensor * 5
-    decision = tl.load(entry)
+    entry = scalars + tensor * SCALAR_COLUMNS
+    decision = tl.load(entry + DECISION)
     if decision != SKIP:
-        step_size = tl.load(entry + 1).to(rule.real)
-        decay = tl.load(entry + 2).to(rule.real)
-        bias = tl.load(entry + 3).to(rule.real)
+        step_size = tl.load(entry + STEP_SIZE).to(rule.real)
+        decay = tl.load(entry + DECAY).to(rule.real)
+        bias = tl.load(entry + BIAS_CORRECTION).to(rule.real)
         rows, exists, length, column, stop, _, parts = span(layout, tensor, index, ROWS, ALIGNED)
         coefficient = tl.zeros([ROWS, 1], rule.real)
         if decision == LAYER:
-            coefficient += tl.load(entry + 4).to(rule.real)
+            coefficient += tl.load(entry + LAYER_COEFFICIENT).to(rule.real)
         elif decision == CHANNEL:
             if parts > 1:
-                coefficient = tl.load(sums + tl.load(layout + tensor * 7 + 5) + rows, mask=exists, other=0)
+                slot = tl.load(layout + tensor * LAYOUT_COLUMNS + FIRST_SLOT)
+                coefficient = tl.load(sums + slot + rows, mask=exists, other=0)
             else:
-                # A whole row at once: what this reads is still in the cache when it is read again below.
+                # A whole row at once: its data is still in the cache when the loop below reads it again.
                 wu, ww = _dot_update(
                     pointers, tensor, rows, exists, length, column, stop, grad_scale, bias, hyper, rule,
                     ROWS, COLS, ALIGNED,
@@ -251,24 +269,24 @@ def _descend(
             )  # fmt: skip
             if decision != NONE:
                 update = update - coefficient * w
-            descent = update * step_size
+            step = update * step_size
             if rule.decay:
-                descent += w * decay  # rounded once with the step: alone, a small decay would leave w as it is
-            tl.store(address(pointers, tensor, 0, rule, ALIGNED) + offsets, w - descent, mask=mask)
+                step += w * decay  # rounded once with the step: alone, a small decay would leave w as it is
+            tl.store(address(pointers, tensor, WEIGHT, rule, ALIGNED) + offsets, w - step, mask=mask)
             if rule.buffer:
                 if rule.project_buffer:
                     first = update
-                tl.store(address(pointers, tensor, 2, rule, ALIGNED) + offsets, first, mask=mask)
+                tl.store(address(pointers, tensor, FIRST_STATE, rule, ALIGNED) + offsets, first, mask=mask)
             if rule.adam:
-                tl.store(address(pointers, tensor, 3, rule, ALIGNED) + offsets, second, mask=mask)
+                tl.store(address(pointers, tensor, SECOND_STATE, rule, ALIGNED) + offsets, second, mask=mask)
             column += COLS
 
 
 @triton.jit
-def descend(
+def apply_update(
     pointers, layout, items, sums, scalars, grad_scale,
     eps: tl.float64, keep1: tl.float64, gain1: tl.float64, keep2: tl.float64, gain2: tl.float64, rule: tl.constexpr,
 ):  # fmt: skip
-    """Update weights and states: 28 bytes of traffic a float32 weight for AdamP, 20 for SGDP. One program an item."""
+    """Update weights, states: 28 bytes of traffic per float32 weight for AdamP, 20 for SGDP; one program per item."""
     arguments = (sums, scalars, grad_scale, hyperparameters(eps, keep1, gain1, keep2, gain2, rule))
-    by_tile(_descend, pointers, layout, items, arguments, rule)
+    by_tile(_apply_update, pointers, layout, items, arguments, rule)

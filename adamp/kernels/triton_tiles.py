@@ -1,15 +1,17 @@
 # mypy: ignore-errors
-"""What the Triton kernels share: the tables, the tiles, the arithmetic of one tile.
+"""Tables, tiles and the arithmetic of one tile, shared by the Triton kernels.
 
-Letters: `R` rows of a tensor, `C` entries a row, `T` tensors of one launch, `I` items. A tensor is read as it lies in
-memory, R dense rows of C entries. What is never projected (vectors, scalars, tensors marked False) is one row of all
-its entries. One program treats one item: a block of whole rows or, where rows are long, one part of a row.
+Notation: `R` rows of a tensor, `C` entries per row, `T` tensors of one launch, `I` items. A tensor is read in memory
+order, R dense rows of C entries. Tensors that are never projected (vectors, scalars, `scale_invariant=False`) are one
+row of all their entries. One program processes one item: a block of whole rows or one part of a long row.
 
     pointers (T, 6) int64     addresses of weight, gradient, first state, second state, step; 1 if all are aligned
-    layout   (T, 7) int64     R, C, tile, parts of a row, columns a part, first slot, 1 if examined
+    layout   (T, 7) int64     R, C, tile, parts of a row, columns per part, first slot, 1 if examined
     items    (I, 2) int32     tensor, index of the item within it
     scalars  (T, 5) float64   decision, step size, decay, sqrt of the second bias correction, layer coefficient
     sums     (3, slots)       w·g, w·w, g·g of each part of each row; later w·u, w·w; last the rows' coefficients
+
+The columns are named by the constants below.
 
 A slot belongs to one part of one row: nothing is added atomically, partial sums are added in the order of the table,
 and a step gives the same bits each time. Loops are `while` loops, since numpy 2.4 and later break a `range` whose bound
@@ -29,9 +31,34 @@ NONE = tl.constexpr(0)
 CHANNEL = tl.constexpr(1)
 LAYER = tl.constexpr(2)
 
+# Columns of `pointers`
+WEIGHT = tl.constexpr(0)
+GRAD = tl.constexpr(1)
+FIRST_STATE = tl.constexpr(2)
+SECOND_STATE = tl.constexpr(3)
+STEP_COUNT = tl.constexpr(4)
+IS_ALIGNED = tl.constexpr(5)
+POINTER_COLUMNS = tl.constexpr(6)
+# Columns of `layout`
+NUM_ROWS = tl.constexpr(0)
+ROW_LENGTH = tl.constexpr(1)
+TILE = tl.constexpr(2)
+PARTS = tl.constexpr(3)
+PART_WIDTH = tl.constexpr(4)
+FIRST_SLOT = tl.constexpr(5)
+IS_EXAMINED = tl.constexpr(6)
+LAYOUT_COLUMNS = tl.constexpr(7)
+# Columns of `scalars`
+DECISION = tl.constexpr(0)
+STEP_SIZE = tl.constexpr(1)
+DECAY = tl.constexpr(2)
+BIAS_CORRECTION = tl.constexpr(3)
+LAYER_COEFFICIENT = tl.constexpr(4)
+SCALAR_COLUMNS = tl.constexpr(5)
+
 
 class Rule(NamedTuple):
-    """What a kernel is compiled for.
+    """The compile-time options of a kernel.
 
     Attributes:
         stored: Triton's dtype of weights, gradients and states.
@@ -39,8 +66,8 @@ class Rule(NamedTuple):
         adam: AdamP, else SGDP.
         auto: The gradient decides on the projection, else all examined tensors are projected row by row.
         nesterov: Nesterov's update.
-        buffer: There is a first state, which SGDP has not at momentum 0.
-        maximize: The gradient's sign is turned.
+        buffer: There is a first state; SGDP has none at momentum 0.
+        maximize: The gradient's sign is flipped.
         decay: There is weight decay.
         project_buffer: SGDP keeps the projected update as its buffer.
     """
@@ -100,8 +127,8 @@ def by_tile(BODY: tl.constexpr, pointers, layout, items, arguments, rule: tl.con
     """Run `BODY` on this program's item, with the tile of ROWS x COLS entries that its tensor asks for."""
     tensor = tl.load(items + 2 * tl.program_id(0)).to(tl.int64)
     index = tl.load(items + 2 * tl.program_id(0) + 1).to(tl.int64)
-    tile = tl.load(layout + tensor * 7 + 2)
-    aligned = tl.load(pointers + tensor * 6 + 5)
+    tile = tl.load(layout + tensor * LAYOUT_COLUMNS + TILE)
+    aligned = tl.load(pointers + tensor * POINTER_COLUMNS + IS_ALIGNED)
     if tile == 0:
         BODY(pointers, layout, tensor, index, arguments, rule, 64, 16, False)
     elif tile == 1:
@@ -118,18 +145,18 @@ def by_tile(BODY: tl.constexpr, pointers, layout, items, arguments, rule: tl.con
 @triton.jit
 def span(layout, tensor, index, ROWS: tl.constexpr, ALIGNED: tl.constexpr):
     """Return an item's rows (ROWS, 1), which of them exist, C, its first column, where they end, its slots, parts."""
-    entry = layout + tensor * 7
-    num_rows = tl.load(entry)
-    length = tl.load(entry + 1)
-    parts = tl.load(entry + 3)
-    width = tl.load(entry + 4)
+    entry = layout + tensor * LAYOUT_COLUMNS
+    num_rows = tl.load(entry + NUM_ROWS)
+    length = tl.load(entry + ROW_LENGTH)
+    parts = tl.load(entry + PARTS)
+    width = tl.load(entry + PART_WIDTH)
     if ALIGNED:
         length = tl.multiple_of(length, 16)
         width = tl.multiple_of(width, 16)
     part = index % parts
     rows = (index // parts) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
     start = part * width
-    slots = tl.load(entry + 5) + part * num_rows + rows
+    slots = tl.load(entry + FIRST_SLOT) + part * num_rows + rows
     return rows, rows < num_rows, length, start, tl.minimum(start + width, length), slots, parts
 
 
@@ -145,8 +172,8 @@ def window(rows, exists, length, column, stop, COLS: tl.constexpr, ALIGNED: tl.c
 
 @triton.jit
 def address(pointers, tensor, column: tl.constexpr, rule: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return where the tensor of one column of the table begins."""
-    pointer = tl.load(pointers + tensor * 6 + column).to(tl.pointer_type(rule.stored))
+    """Return the address of the tensor in one column of the table."""
+    pointer = tl.load(pointers + tensor * POINTER_COLUMNS + column).to(tl.pointer_type(rule.stored))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -163,7 +190,7 @@ def load(
 @triton.jit
 def gradient(pointers, tensor, offsets, mask, grad_scale, rule: tl.constexpr, ALIGNED: tl.constexpr):
     """Read a tile of the gradient, without GradScaler's factor and in the direction of descent."""
-    grad = load(pointers, tensor, 1, offsets, mask, rule, ALIGNED)
+    grad = load(pointers, tensor, GRAD, offsets, mask, rule, ALIGNED)
     if grad_scale is not None:
         grad = divide(grad, tl.load(grad_scale).to(rule.real))
     if rule.maximize:
@@ -192,14 +219,14 @@ def propose(g, first, second, bias, hyper, rule: tl.constexpr):
 @triton.jit
 def proposal(pointers, tensor, offsets, mask, grad_scale, bias, hyper, rule: tl.constexpr, ALIGNED: tl.constexpr):
     """Return a tile's weights, new states and proposed update, which may be NaN beside the mask (eps 0)."""
-    w = load(pointers, tensor, 0, offsets, mask, rule, ALIGNED)
+    w = load(pointers, tensor, WEIGHT, offsets, mask, rule, ALIGNED)
     g = gradient(pointers, tensor, offsets, mask, grad_scale, rule, ALIGNED)
     first = g
     second = g
     if rule.buffer:
-        first = load(pointers, tensor, 2, offsets, mask, rule, ALIGNED)
+        first = load(pointers, tensor, FIRST_STATE, offsets, mask, rule, ALIGNED)
     if rule.adam:
-        second = load(pointers, tensor, 3, offsets, mask, rule, ALIGNED)
+        second = load(pointers, tensor, SECOND_STATE, offsets, mask, rule, ALIGNED)
     first, second, update = propose(g, first, second, bias, hyper, rule)
     return w, first, second, update
 

@@ -1,6 +1,6 @@
-"""How far and how much aside each filter moves in a step, from inner products alone.
+"""Length and direction of each filter's movement in a step, from inner products alone.
 
-Letters: `R` rows (filters) of a weight, `w0` and `w1` the weight before and after the step, `g` its gradient,
+Notation: `R` rows (filters) of a weight, `w0` and `w1` the weight before and after the step, `g` its gradient,
 `d = w1 - w0`.
 """
 
@@ -25,8 +25,8 @@ class Movement(NamedTuple):
     gg: Tensor
 
 
-class MovementMeter:
-    """Computes `Movement`; keeps the memory of its intermediate products, which is dear to allocate on a CPU."""
+class StepGeometry:
+    """Computes `Movement`; keeps the memory of its intermediate products, which is slow to allocate on a CPU."""
 
     def __init__(self) -> None:
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -64,16 +64,18 @@ def row_norms(x: Tensor) -> Tensor:
     return norms
 
 
-def turn(rows: Movement) -> Tensor:
+def direction_change(rows: Movement) -> Tensor:
     """Return `‖w1/‖w1‖ - w0/‖w0‖‖` of each row, (R,); 0 for a row that is zero before or after.
 
-    With a = w1·d its square is `2 (‖d‖² ‖w1‖² - a²) / (‖w0‖ ‖w1‖ (‖w0‖ ‖w1‖ + w0·w1))`. The direct form,
-    2 - 2 cos, cannot resolve turns below 3e-4 in float32; it is used beyond a right angle, where this one fails.
-    What is lost is a turn below 3e-4 of the row's whole movement `‖d‖ / ‖w1‖` in float32.
+    The effective step size of §2.2 of the AdamP paper, measured exactly. With a = w1·d its square is
+    `2 (‖d‖² ‖w1‖² - a²) / (‖w0‖ ‖w1‖ (‖w0‖ ‖w1‖ + w0·w1))`. The direct form, 2 - 2 cos, cannot resolve changes below
+    3e-4 in float32; it is used beyond a right angle, where the first one fails. The first form loses changes below 3e-4
+    of the row's whole movement `‖d‖ / ‖w1‖` in float32.
     """
     norms = rows.ww0.sqrt() * rows.ww1.sqrt()
     dot = rows.ww1 - rows.w1d  # w0·w1
-    aside = (rows.dd - rows.w1d * (rows.w1d / rows.ww1)).clamp(min=0)
-    near = 2 * aside * (rows.ww1 / norms) / (norms + dot)
+    # Squared length of the part of d orthogonal to w1
+    tangential = (rows.dd - rows.w1d * (rows.w1d / rows.ww1)).clamp(min=0)
+    near = 2 * tangential * (rows.ww1 / norms) / (norms + dot)
     far = 2 - 2 * (dot / norms).clamp(min=-1)
     return torch.where(norms == 0, 0, torch.where(dot > 0, near, far)).sqrt()

@@ -1,6 +1,6 @@
-"""What an optimizer's step does to the weights: norms, effective steps, cosines, projections and oscillation.
+"""Probe of an optimizer's steps: weight norms, effective steps, cosines, projections and oscillation.
 
-Letters: `L` probed parameters, `R` rows (output filters), `F` filters of all probed parameters together, `w0`
+Notation: `L` probed parameters, `R` rows (output filters), `F` filters of all probed parameters together, `w0`
 and `w1` the weight before and after a step, `g` its gradient, `d = w1 - w0`.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from adamp.probes.movement import Movement, MovementMeter, row_norms, turn
+from adamp.probes.movement import Movement, StepGeometry, direction_change, row_norms
 from adamp.probes.oscillation import OscillationWindow
-from adamp.projection import NONE, RowSums, cosine, decide, threshold
-from adamp.step.precision import working
+from adamp.projection import NONE, RowSums, cosine, decide, forced_decision, threshold
+from adamp.step.precision import to_compute_dtype
 
 _NORM = ("norm/mean", "norm/min", "norm/median", "norm/max")
 _STEP = ("effective_step/mean", "effective_step/min", "effective_step/median", "effective_step/max")
@@ -35,7 +35,7 @@ class ProbeHandle:
         self._probe, self._hooks = probe, hooks
 
     def remove(self) -> None:
-        """Detach the probe. What it has recorded stays; it can then be attached again."""
+        """Detach the probe, which keeps its records and can be attached again."""
         for hook in self._hooks:
             hook.remove()
         if self._probe._handle is self:
@@ -52,19 +52,19 @@ class ProbeHandle:
 
 @dataclass
 class _Mean:
-    """Running sums of a vector of values, entry by entry over the steps at which the entry was there."""
+    """Running sums of a vector of values; each entry counts the steps at which it was present."""
 
     total: Tensor
     counts: list[int] = field(default_factory=list)
 
     def add(self, values: Tensor, present: list[bool]) -> None:
-        """Add the values of the entries that are there: all of the vector, or only these in order."""
+        """Add the values of the present entries: the whole vector, or these alone in order."""
         if len(values) == len(present):
             self.total = self.total + values
         else:
-            where = [index for index, seen in enumerate(present) if seen]
-            self.total = self.total.index_add(0, torch.tensor(where, device=self.total.device), values)
-        self.counts = [count + seen for count, seen in zip(self.counts, present, strict=True)]
+            indices = [index for index, is_present in enumerate(present) if is_present]
+            self.total = self.total.index_add(0, torch.tensor(indices, device=self.total.device), values)
+        self.counts = [count + is_present for count, is_present in zip(self.counts, present, strict=True)]
 
     def reset(self) -> None:
         self.total = torch.zeros_like(self.total)
@@ -82,7 +82,7 @@ class NormProbe:
       included; 0 for a filter that is zero before or after.
     - `cosine`: `|cos(g, w0)|` as in the scale-invariance test; `margin`: the greatest cosine of a parameter
       over the test's threshold `delta / sqrt(row length)`: the channel view fires below 1.
-    - `projected`: the share of parameters that the optimizer projects, by its own options `delta`, `eps` and
+    - `projected`: the share of parameters that the optimizer projects, by its options `delta`, `eps` and
       `scale_invariant`; for an optimizer without the test, the share that the test would project.
     - `oscillation`: see `adamp.probes.oscillation.OscillationWindow`; only with `oscillation_window > 0`, one window
       between two reads.
@@ -142,12 +142,12 @@ class NormProbe:
             raise ValueError("named_parameters has no parameter of two or more dimensions, so no filters to measure")
         self._every, self._delta, self._eps = every, delta, eps
         self._device = pairs[0][1].device
-        wide = any(working(p).dtype == torch.float64 for _, p in pairs)
+        wide = any(to_compute_dtype(p).dtype == torch.float64 for _, p in pairs)
         self._dtype = torch.float64 if wide else torch.float32
         self._step = 0
         self._handle: ProbeHandle | None = None
         self._before: dict[str, Tensor] = {}
-        self._meter = MovementMeter()
+        self._meter = StepGeometry()
         self._sampling = False
         self._window = OscillationWindow(oscillation_window, list(self._parameters.values()))
         self._oscillation = self._mean(3)
@@ -180,8 +180,8 @@ class NormProbe:
         if self._sampling:
             for name, p in self._parameters.items():
                 if name not in self._before:
-                    self._before[name] = torch.empty_like(working(p), memory_format=torch.preserve_format)
-                self._before[name].copy_(working(p))
+                    self._before[name] = torch.empty_like(to_compute_dtype(p), memory_format=torch.preserve_format)
+                self._before[name].copy_(to_compute_dtype(p))
         # One window between two reads: a window touches every weight at every step of it.
         self._window.before_step(may_start=self._sampling and not self._oscillation.counts[0])
 
@@ -201,8 +201,8 @@ class NormProbe:
         movements, cosines, margins, projected = [], [], [], []
         has_grad = [False] * size
         for index, (name, p) in enumerate(self._parameters.items()):
-            g = working(p.grad) if p.grad is not None and p.grad.layout is torch.strided else None
-            rows = self._meter(self._before[name], working(p), g)
+            g = to_compute_dtype(p.grad) if p.grad is not None and p.grad.layout is torch.strided else None
+            rows = self._meter(self._before[name], to_compute_dtype(p), g)
             movements.append(self._stack(list(rows)))
             if g is not None:
                 has_grad[index] = True
@@ -212,7 +212,7 @@ class NormProbe:
                 projected.append(fired)
 
         every_filter = Movement(*torch.cat(movements, dim=1))
-        steps, norms = turn(every_filter), every_filter.ww1.sqrt()
+        steps, norms = direction_change(every_filter), every_filter.ww1.sqrt()
         summary = self._zeros(len(_STEP) + len(_GRAD))
         summary[: len(_STEP)] = _mean_min_median_max(steps)
         if cosines:
@@ -225,15 +225,18 @@ class NormProbe:
         self._norms = self._norm_values(norms)
 
     def _test(self, rows: Movement, num_weights: int, group: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        # The optimizer's own rule, or what AdamP's would be at this probe's delta and eps.
-        own = {"delta", "wd_ratio"} <= group.keys()
-        delta, eps = (group["delta"], group.get("eps", self._eps)) if own else (self._delta, self._eps)
-        mark = group.get("scale_invariant", "auto")
+        # The optimizer's rule, or AdamP's with this probe's delta and eps
+        has_test = {"delta", "wd_ratio"} <= group.keys()
+        delta, eps = (group["delta"], group.get("eps", self._eps)) if has_test else (self._delta, self._eps)
+        mode = group.get("scale_invariant", "auto")
         sums = RowSums(wg=rows.wg, ww=rows.ww0, gg=rows.gg)
         cos = cosine(sums, eps=eps)
         limit = threshold(delta or self._delta, num_weights // cos.shape[0])
-        fired = decide(sums, num_weights, delta=delta, eps=eps, scale_invariant=mark) > NONE
-        return cos, cos.max() / limit, fired
+        if mode == "auto":
+            decision = decide(sums, num_weights, delta=delta, eps=eps)
+        else:
+            decision = forced_decision(mode, cos.device)
+        return cos, cos.max() / limit, decision > NONE
 
     def _zeros(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=self._dtype, device=self._device)
@@ -241,9 +244,9 @@ class NormProbe:
     def _stack(self, values: list[Tensor]) -> Tensor:
         return torch.stack([x.to(self._device, self._dtype) for x in values])
 
-    def _present_norms(self) -> Tensor:
+    def _current_norms(self) -> Tensor:
         with torch.no_grad():
-            norms = [row_norms(working(p)).to(self._device, self._dtype) for p in self._parameters.values()]
+            norms = [row_norms(to_compute_dtype(p)).to(self._device, self._dtype) for p in self._parameters.values()]
             return self._norm_values(torch.cat(norms))
 
     def _norm_values(self, norms: Tensor) -> Tensor:
@@ -258,7 +261,7 @@ class NormProbe:
         """Return the averages over the steps sampled since the last read, and start new ones.
 
         One transfer from the device. Norms are those of the last sample, or, if nothing was sampled since,
-        the present ones; what was not measured is left out.
+        the current ones; values that were not measured are left out.
 
         Args:
             layers: Also return `norm/<name>`, `effective_step/<name>`, `cosine/<name>` and `projected/<name>`
@@ -271,7 +274,7 @@ class NormProbe:
         names = list(self._parameters)
         keys = [*_NORM, *(f"norm/{name}" for name in names)]
         counts = [1] * len(_NORM) + [int(layers)] * len(names)
-        parts = [self._present_norms() if self._norms is None else self._norms]
+        parts = [self._current_norms() if self._norms is None else self._norms]
         means = [(self._summary, [*_STEP, *_GRAD])]
         means.append((self._oscillation, ["oscillation/mean", "oscillation/median", "oscillation/ratio"]))
         if layers:
@@ -286,7 +289,7 @@ class NormProbe:
         return {key: value / n for key, value, n in zip(keys, values, counts, strict=True) if n}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a resumed run needs to go on as if it had not stopped."""
+        """Return the complete state, so that a resumed run continues as if it had not stopped."""
         means = {"summary": self._summary, "oscillation": self._oscillation, **self._layers}
         return {
             "names": list(self._parameters),
@@ -298,7 +301,7 @@ class NormProbe:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of a probe of the same parameters.
+        """Load the state of a probe of the same parameters.
 
         Raises:
             ValueError: If the state is of other parameters.
@@ -306,7 +309,7 @@ class NormProbe:
         if state["names"] != list(self._parameters):
             raise ValueError(
                 f"the probe's state is of {len(state['names'])} parameters with other names or order "
-                f"than the {len(self._parameters)} probed here"
+                f"than the {len(self._parameters)} of this probe"
             )
         self._step = state["step"]
         norms = state["norms"]

@@ -1,4 +1,4 @@
-"""The oscillation metric Q: how much longer a weight's path is than its displacement."""
+"""The oscillation metric Q: path length of a weight over its displacement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamp.step.precision import working
+from adamp.step.precision import to_compute_dtype
 
 _RESOLUTION = 2.0**-24  # of float32
 
@@ -31,31 +31,31 @@ class OscillationWindow:
     def __init__(self, num_steps: int, parameters: list[Tensor]) -> None:
         self._num_steps = num_steps
         self._parameters = parameters
-        self._done = 0  # steps of the window under way
+        self._done = 0  # steps of the open window
         self._start: list[Tensor] = []  # empty between windows
         self._path: list[Tensor] = []
-        self._last: list[Tensor] = []  # where the step before ended
+        self._last: list[Tensor] = []  # the weights after the previous step
 
     def before_step(self, *, may_start: bool) -> None:
-        """Open a window if none is under way and one may start here."""
+        """Open a window if none is open and `may_start`."""
         if not self._num_steps or not (self._start or may_start):
             return
         if not self._start:
             self._done = 0
-            self._start = [working(p).clone() for p in self._parameters]
+            self._start = [to_compute_dtype(p).clone() for p in self._parameters]
             self._path = [torch.zeros_like(w) for w in self._start]
         if not self._last:  # at a window's start, or when it goes on after loading a state
-            self._last = [working(p).clone() for p in self._parameters]
+            self._last = [to_compute_dtype(p).clone() for p in self._parameters]
 
     def after_step(self) -> Tensor | None:
-        """Add the step to the paths; at the window's end close it and return mean, median and ratio, (3,)."""
+        """Add the step to the path lengths; at the window's end return mean, median and ratio, (3,)."""
         if not self._start:
             return None
-        now = [working(p) for p in self._parameters]
-        torch._foreach_sub_(self._last, now)
+        weights = [to_compute_dtype(p) for p in self._parameters]
+        torch._foreach_sub_(self._last, weights)
         torch._foreach_abs_(self._last)
         torch._foreach_add_(self._path, self._last)
-        torch._foreach_copy_(self._last, now)
+        torch._foreach_copy_(self._last, weights)
         self._done += 1
         if self._done < self._num_steps:
             return None
@@ -65,18 +65,18 @@ class OscillationWindow:
 
     def _values(self) -> Tensor:
         device = self._start[0].device
-        ends = (working(p) for p in self._parameters)
+        ends = (to_compute_dtype(p) for p in self._parameters)
         moved = torch.cat([(w - s).abs().flatten().to(device) for w, s in zip(ends, self._start, strict=True)])
         path = torch.cat([x.flatten().to(device) for x in self._path])
         q = path / torch.maximum(moved, path * _RESOLUTION)  # NaN for 0 / 0, left out below
         return torch.stack([q.nanmean(), q.nanmedian(), path.sum() / moved.sum()])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the window under way."""
+        """Return the open window."""
         return {"done": self._done, "start": list(self._start), "path": [x.clone() for x in self._path]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a window under way."""
+        """Restore an open window."""
         self._done = state["done"]
         for key in ("start", "path"):
             tensors = [x.to(p.device, copy=True) for x, p in zip(state[key], self._parameters, strict=False)]

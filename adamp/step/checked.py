@@ -1,4 +1,4 @@
-"""What the optimizers share: argument checks, the closure, dense gradients, loading checkpoints."""
+"""Base class of the optimizers: option checks, closure, sparse gradients, older checkpoints; the decayed update."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 
 def check_number(options: dict[str, Any], name: str, *, below: float = math.inf) -> None:
@@ -30,11 +31,22 @@ def check_bool(options: dict[str, Any], name: str) -> None:
         raise ValueError(f"{name}={options[name]!r} is not valid: it must be True or False")
 
 
-def descent(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None) -> Tensor:
-    """Return `step_size u + decay w`, what a step subtracts from the weight; no decay where it is None.
+def refuse_sparse(grad: Tensor, name: str) -> None:
+    """Raise RuntimeError, in the name of an optimizer or a hook, if a gradient is not a dense tensor."""
+    if grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"{name} does not support sparse gradients (parameter of shape {tuple(grad.shape)}); build the embedding "
+            "with sparse=False"
+        )
 
-    Algebraically `(1 - decay) w - step_size u`, but rounded once: in float32 `1 - decay` is exactly 1 for a
-    decay below 2^-25, which AdamP reaches with lr 1e-3, weight_decay 1e-4 and wd_ratio 0.1.
+
+def decayed_update(
+    weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None
+) -> Tensor:
+    """Return `step_size u + decay w`, which a step subtracts from the weight; no decay for None.
+
+    Algebraically the new weight is `(1 - decay) w - step_size u`, but this is rounded once: in float32 `1 - decay` is
+    exactly 1 for a decay below 2^-25, which AdamP reaches with lr 1e-3, weight_decay 1e-4 and wd_ratio 0.1.
     """
     step = update * step_size
     if decay is not None:
@@ -42,35 +54,31 @@ def descent(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay:
     return step
 
 
-def descend(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None) -> None:
-    """Subtract the `descent` from the weight in place."""
-    weight.sub_(descent(weight, update, step_size=step_size, decay=decay))
-
-
-def refuse_sparse(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
-    """Raise RuntimeError if a gradient is not a dense tensor."""
-    if grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"{type(optimizer).__name__} does not support sparse gradients (parameter of shape "
-            f"{tuple(param.shape)}); build the embedding with sparse=False"
-        )
+def apply_update_(weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None) -> None:
+    """Subtract the `decayed_update` from the weight in place."""
+    weight.sub_(decayed_update(weight, update, step_size=step_size, decay=decay))
 
 
 class CheckedOptimizer(Optimizer):
-    """An optimizer that checks every group's options and loads checkpoints that know fewer of them."""
+    """An optimizer that checks every group's options and loads checkpoints that have fewer of them."""
 
-    _how: tuple[str, ...] = ()  # options that say how a step is computed, not what: a checkpoint does not change them
+    # Options that choose how a step is computed, not its result: loading a checkpoint does not change them.
+    IMPLEMENTATION_OPTIONS: tuple[str, ...] = ()
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self._check(defaults)
+        super().__init__(params, defaults)
 
     @abstractmethod
     def _check(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for an option out of range; `options` are a group's and the defaults."""
+        """Raise ValueError if one of a group's options, or of the defaults, is out of range."""
 
     @abstractmethod
     def _step(self) -> None:
-        """Make one step with every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
 
     def _upgrade_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Turn one parameter's state of an older checkpoint into the present layout, in place."""
+        """Convert one parameter's state from an older checkpoint to the current layout, in place."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as `torch.optim.Optimizer.add_param_group`, after checking its options.
@@ -85,25 +93,25 @@ class CheckedOptimizer(Optimizer):
         current = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         for index, group in enumerate(self.param_groups):
-            # A checkpoint that does not know an option leaves it as this optimizer was built.
-            known = current[index] if index < len(current) else self.defaults
+            # An option that the checkpoint does not have keeps this optimizer's value.
+            options = current[index] if index < len(current) else self.defaults
             for name, default in self.defaults.items():
-                group.setdefault(name, known.get(name, default))
-            for name in self._how:
-                group[name] = known.get(name, group[name])
+                group.setdefault(name, options.get(name, default))
+            for name in self.IMPLEMENTATION_OPTIONS:
+                group[name] = options.get(name, group[name])
         for group in self.param_groups:
             for param in group["params"]:
                 if param in self.state:
                     self._upgrade_state(param, self.state[param], group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make one step with every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
         Args:
             closure: Reevaluates the model and returns the loss; called once, with gradients enabled.
 
         Returns:
-            What the closure returned, or None.
+            The closure's return value, or None.
 
         Raises:
             RuntimeError: If a gradient is sparse.

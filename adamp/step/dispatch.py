@@ -1,8 +1,8 @@
-"""The ways to compute one and the same step, and which of them a tensor takes.
+"""The implementations of one and the same step, and the choice of one for each tensor.
 
-- "single": tensor by tensor, in readable torch operations. The specification; the only one autograd passes through.
-- "foreach": all tensors at once, see `adamp.step.foreach`. No host read, few launches; takes sharded weights (DTensor).
-- "fused": kernels of our own, see `adamp.kernels`.
+- "single": tensor by tensor, in readable torch operations. The specification, and the only one that autograd can pass.
+- "foreach": all tensors at once, see `adamp.step.foreach`. Few launches, no host read; supports DTensor.
+- "fused": custom kernels, see `adamp.kernels`.
 """
 
 from __future__ import annotations
@@ -18,76 +18,84 @@ from torch import Tensor
 from adamp import kernels
 from adamp.step.checked import CheckedOptimizer, check_bool, check_number, refuse_sparse
 from adamp.step.dtensor import is_sharded, layout_of, local, local_grad, placement_of
-from adamp.step.foreach import Batch, descend_together
-from adamp.step.precision import working_all
+from adamp.step.foreach import StepBuffers, apply_batches_
+from adamp.step.precision import to_compute_dtype_all
 
-Path = Literal["single", "foreach", "fused"]
+Implementation = Literal["single", "foreach", "fused"]
 
 
-class Members(NamedTuple):
+class ParamTensors(NamedTuple):
     """Parameters with a gradient, and their states by name; lists of equal length."""
 
     params: list[Tensor]
     grads: list[Tensor]
     states: dict[str, list[Tensor]]
 
-    def pick(self, indices: Sequence[int]) -> Members:
-        """Return some of them."""
+    def select(self, indices: Sequence[int]) -> ParamTensors:
+        """Return the tensors of some of the parameters."""
 
-        def chosen(xs: list[Tensor]) -> list[Tensor]:
+        def at(xs: list[Tensor]) -> list[Tensor]:
             return [xs[i] for i in indices]
 
-        return Members(chosen(self.params), chosen(self.grads), {k: chosen(v) for k, v in self.states.items()})
+        return ParamTensors(at(self.params), at(self.grads), {name: at(xs) for name, xs in self.states.items()})
 
-    def tensors(self, index: int) -> list[Tensor]:
+    def split_by(self, keys: Sequence[Any]) -> Iterator[tuple[Any, ParamTensors]]:
+        """Divide the parameters by their keys, in the order in which these occur first."""
+        for key in dict.fromkeys(keys):
+            yield key, self.select([i for i, other in enumerate(keys) if other == key])
+
+    def same_shape_states(self, index: int) -> list[Tensor]:
         """Return the states of one parameter that have its shape."""
         return [xs[index] for name, xs in self.states.items() if name != "step"]
 
 
 @functools.cache
-def _cpu_kernel_is_there() -> bool:
-    kernel = kernels.of(torch.device("cpu"))
-    return kernel is not None and kernel.built() and kernel.refusal() is None
+def _is_cpu_kernel_compiled() -> bool:
+    kernel = kernels.kernel_for(torch.device("cpu"))
+    return kernel is not None and kernel.is_compiled() and kernel.unavailable_reason() is None
 
 
-def default_path(device: torch.device) -> Path:
-    """Return the path on a device where neither `foreach` nor `fused` is set; fused where the kernel takes a tensor.
+def default_implementation(device: torch.device) -> Implementation:
+    """Return the implementation on a device if neither `foreach` nor `fused` is set.
 
     On the CPU the kernel if it is compiled already, as nothing is compiled unasked. Else, and on a GPU, foreach:
     measured on one CPU thread it takes 0.61 (SGDP) and 0.54 (AdamP) of the time of "single" with ResNet-18's
     parameters; for a GPU it is chosen by its launches, not by a measurement.
     """
-    return "fused" if device.type == "cpu" and _cpu_kernel_is_there() else "foreach"
+    return "fused" if device.type == "cpu" and _is_cpu_kernel_compiled() else "foreach"
 
 
-def choose_path(group: dict[str, Any], param: Tensor, grad: Tensor, states: Sequence[Tensor]) -> Path:
-    """Return the path of a tensor, as its group asks for it where it can go there."""
+def select_implementation(
+    group: dict[str, Any], param: Tensor, grad: Tensor, states: Sequence[Tensor]
+) -> Implementation:
+    """Return the implementation for a tensor: the one its group asks for, where it supports the tensor."""
     if group["differentiable"]:
         return "single"
     if is_sharded(param):
         return "foreach"
-    # A compiled step is foreach: the compiler makes its own kernel of it, and cannot look into ours.
-    undecided = group["fused"] is None and group["foreach"] is None and not group["capturable"]
-    if not torch.compiler.is_compiling() and (group["fused"] or (undecided and default_path(param.device) == "fused")):
-        kernel = kernels.of(param.device)
-        if kernel is not None and kernel.takes(param, grad, *states):
+    # torch.compile traces foreach and generates its own kernel; it cannot trace the custom ones.
+    use_default = group["fused"] is None and group["foreach"] is None and not group["capturable"]
+    wants_fused = group["fused"] or (use_default and default_implementation(param.device) == "fused")
+    if wants_fused and not torch.compiler.is_compiling():
+        kernel = kernels.kernel_for(param.device)
+        if kernel is not None and kernel.supports(param, grad, *states):
             return "fused"
     return "single" if group["foreach"] is False else "foreach"
 
 
 class ProjectedOptimizer(CheckedOptimizer):
-    """Base of the optimizers that project their update: options and paths. Subclasses bring the update."""
+    """Base of the optimizers that project their update: options and implementations; subclasses add the update."""
 
-    _how = ("foreach", "fused", "capturable", "differentiable")
+    IMPLEMENTATION_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
 
     def _check(self, options: dict[str, Any]) -> None:
         for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
             check_number(options, name)
         for name in ("nesterov", "maximize", "capturable", "differentiable"):
             check_bool(options, name)
-        mark = options["scale_invariant"]
-        if not (isinstance(mark, bool) or mark == "auto"):
-            raise ValueError(f"scale_invariant={mark!r} is not valid: it must be 'auto', True or False")
+        mode = options["scale_invariant"]
+        if not (isinstance(mode, bool) or mode == "auto"):
+            raise ValueError(f"scale_invariant={mode!r} is not valid: it must be 'auto', True or False")
         for name in ("foreach", "fused"):
             if options[name] is not None:
                 check_bool(options, name)
@@ -99,7 +107,7 @@ class ProjectedOptimizer(CheckedOptimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        # GradScaler then leaves gradients scaled and hands over `grad_scale` and `found_inf`.
+        # GradScaler then leaves gradients scaled and sets `grad_scale` and `found_inf`.
         return any(group["fused"] for group in self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -121,7 +129,27 @@ class ProjectedOptimizer(CheckedOptimizer):
 
     @abstractmethod
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Return what is kept for each parameter of a group."""
+        """Return the names of the states of each parameter of a group."""
+
+    @abstractmethod
+    def _step_single(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
+        """Make the step of one parameter with torch operations."""
+
+    @abstractmethod
+    def _update_foreach(self, group: dict[str, Any], tensors: ParamTensors) -> StepBuffers:
+        """Update the states of parameters of one device, dtype and placement and return their updates."""
+
+    @abstractmethod
+    def _step_fused(
+        self,
+        group: dict[str, Any],
+        tensors: ParamTensors,
+        *,
+        kernel: Any,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Make the step of parameters of one device with its kernel."""
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
@@ -130,7 +158,7 @@ class ProjectedOptimizer(CheckedOptimizer):
         for param in group["params"]:
             if param.grad is None:
                 continue
-            refuse_sparse(self, param, param.grad)
+            refuse_sparse(param.grad, type(self).__name__)
             params.append(param)
             grads.append(param.grad)
             state = self.state[param]
@@ -142,23 +170,32 @@ class ProjectedOptimizer(CheckedOptimizer):
     def _step(self) -> None:
         found_inf = getattr(self, "found_inf", None)
         grad_scale = getattr(self, "grad_scale", None)
-        collected = [(group, self._collect(group)) for group in self.param_groups]
+        tensors_by_group = [(group, self._collect(group)) for group in self.param_groups]
         batches = []
-        for group, everything in collected:
-            for path, members in _split_by_path(group, everything):
-                if path == "fused":
-                    self._step_fused(group, members, grad_scale=grad_scale, found_inf=found_inf)
+        for group, all_tensors in tensors_by_group:
+            for implementation, tensors in _split_by_implementation(group, all_tensors):
+                # The kernels read GradScaler's factor and flag themselves
+                if implementation == "fused":
+                    for device, on_device in tensors.split_by([param.device for param in tensors.params]):
+                        self._step_fused(
+                            group,
+                            on_device,
+                            kernel=kernels.kernel_for(device),
+                            grad_scale=_to_device(grad_scale, device),
+                            found_inf=_to_device(found_inf, device),
+                        )
                     continue
                 if found_inf is not None and bool(found_inf):
                     continue
-                members = _prepared(members, maximize=group["maximize"], grad_scale=grad_scale)
-                if path == "foreach":
-                    batches += [self._update_many(group, bucket) for bucket in _buckets(members)]
-                else:
-                    self._step_each(group, members)
-        descend_together(batches)
+                tensors = _with_descent_gradients(tensors, maximize=group["maximize"], grad_scale=grad_scale)
+                if implementation == "foreach":
+                    batches += [self._update_foreach(group, bucket) for bucket in _split_by_placement(tensors)]
+                    continue
+                for index, (param, grad) in enumerate(zip(tensors.params, tensors.grads, strict=True)):
+                    self._step_single(group, param, grad, {name: xs[index] for name, xs in tensors.states.items()})
+        apply_batches_(batches)
 
-    def _collect(self, group: dict[str, Any]) -> Members:
+    def _collect(self, group: dict[str, Any]) -> ParamTensors:
         params: list[Tensor] = []
         grads: list[Tensor] = []
         names = self._state_names(group)
@@ -167,72 +204,54 @@ class ProjectedOptimizer(CheckedOptimizer):
         on_gpu = any(param.is_cuda for param in params) and not torch.compiler.is_compiling()
         if on_gpu and not group["capturable"] and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a step is captured in a CUDA graph, but its group has capturable=False")
-        return Members(params, grads, dict(zip(names, states, strict=True)))
-
-    def _step_each(self, group: dict[str, Any], members: Members) -> None:
-        for index, (param, grad) in enumerate(zip(members.params, members.grads, strict=True)):
-            self._step_one(group, param, grad, {name: xs[index] for name, xs in members.states.items()})
-
-    @abstractmethod
-    def _step_one(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
-        """Make the step of one parameter: path "single"."""
-
-    @abstractmethod
-    def _update_many(self, group: dict[str, Any], members: Members) -> Batch:
-        """Move the states of parameters of one device, dtype and placement on and return what is to be subtracted."""
-
-    @abstractmethod
-    def _call_kernel(self, kernel: Any, group: dict[str, Any], members: Members, **amp: Tensor | None) -> None:
-        """Make the step of parameters of one device with a kernel."""
-
-    def _step_fused(self, group: dict[str, Any], members: Members, **amp: Tensor | None) -> None:
-        for device in dict.fromkeys(param.device for param in members.params):
-            here = members.pick([i for i, param in enumerate(members.params) if param.device == device])
-            moved = {k: None if v is None else v.to(device, non_blocking=True) for k, v in amp.items()}
-            self._call_kernel(kernels.of(device), group, here, **moved)
+        return ParamTensors(params, grads, dict(zip(names, states, strict=True)))
 
 
-def batch_of(
+def step_buffers(
     group: dict[str, Any],
-    members: Members,
+    tensors: ParamTensors,
     *,
     weights: list[Tensor],
     grads: list[Tensor],
     updates: list[Tensor],
     states: dict[str, list[Tensor]],
-    disposable: bool = True,
+    can_overwrite_updates: bool = True,
     decay_factor: float = 1.0,
     projected: list[Tensor] | None = None,
-) -> Batch:
-    """Return the batch that subtracts `lr * updates`, and the decay `lr * weight_decay * decay_factor`."""
+) -> StepBuffers:
+    """Return the buffers of a step that subtracts `lr * updates` and the decay `lr * weight_decay * decay_factor`."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
         lr = lr.to(weights[0].device, weights[0].dtype, non_blocking=True)
-    mark = group["scale_invariant"]
-    return Batch(
+    layout = layout_of(tensors.params)
+    may_project = group["scale_invariant"] is not False
+    matrices = [i for i, param in enumerate(tensors.params) if param.ndim > 1 and may_project]
+    return StepBuffers(
         options=group,
-        owned=[
-            ([local(param) for param in members.params], weights),
-            *(([local(x) for x in members.states[name]], values) for name, values in states.items()),
-        ],
         weights=weights,
         grads=grads,
         updates=updates,
-        disposable=disposable,
+        can_overwrite_updates=can_overwrite_updates,
         step_size=lr,
         decay=lr * (group["weight_decay"] * decay_factor) if group["weight_decay"] > 0 else None,
-        matrices=[i for i, param in enumerate(members.params) if param.ndim > 1] if mark is not False else [],
-        layout=layout_of(members.params),
+        matrices=sorted(matrices, key=lambda i: (weights[i].shape[0], layout.global_shapes[i][0])),
+        layout=layout,
+        write_backs=[
+            ([local(param) for param in tensors.params], weights),
+            *(([local(x) for x in tensors.states[name]], values) for name, values in states.items()),
+        ],
         projected=projected,
     )
 
 
-def local_working(members: Members) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
-    """Return this process's weights, gradients and states (not `step`) in working precision."""
-    weights = working_all([local(param) for param in members.params])
-    pairs = zip(members.grads, members.params, strict=True)
-    grads = working_all([local_grad(grad, param) for grad, param in pairs])
-    states = {k: working_all([local(x) for x in xs]) for k, xs in members.states.items() if k != "step"}
+def local_in_compute_dtype(tensors: ParamTensors) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
+    """Return this process's weights, gradients and states (not `step`) in the compute dtype."""
+    weights = to_compute_dtype_all([local(param) for param in tensors.params])
+    pairs = zip(tensors.grads, tensors.params, strict=True)
+    grads = to_compute_dtype_all([local_grad(grad, param) for grad, param in pairs])
+    states = {
+        name: to_compute_dtype_all([local(x) for x in xs]) for name, xs in tensors.states.items() if name != "step"
+    }
     return weights, grads, states
 
 
@@ -249,8 +268,8 @@ def _check_parameter(param: Tensor, group: dict[str, Any]) -> None:
             "projected; use torch.distributed.fsdp.fully_shard"
         )
     if group["fused"]:
-        kernel = kernels.of(param.device)
-        reason = f"there is none for {param.device.type}" if kernel is None else kernel.refusal()
+        kernel = kernels.kernel_for(param.device)
+        reason = f"there is none for {param.device.type}" if kernel is None else kernel.unavailable_reason()
         if reason is not None:
             raise RuntimeError(f"`fused=True` requires a kernel: {reason}")
 
@@ -262,34 +281,35 @@ def _new_state(name: str, param: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def step_device(param: Tensor, group: dict[str, Any]) -> torch.device:
-    """Return where the number of steps is kept: on the CPU, unless it has to be read on the parameter's device."""
+    """Return the device of the step count: the CPU, unless it has to be read on the parameter's device."""
     return param.device if group["capturable"] or group["fused"] else torch.device("cpu")
 
 
-def _split_by_path(group: dict[str, Any], members: Members) -> Iterator[tuple[Path, Members]]:
-    paths = [
-        choose_path(group, param, grad, members.tensors(i))
-        for i, (param, grad) in enumerate(zip(members.params, members.grads, strict=True))
-    ]
-    for path in dict.fromkeys(paths):
-        yield path, members.pick([i for i, own in enumerate(paths) if own == path])
+def _to_device(value: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if value is None else value.to(device, non_blocking=True)
 
 
-def _prepared(members: Members, *, maximize: bool, grad_scale: Tensor | None) -> Members:
-    """Return the members with the gradients of the loss to be lowered; `.grad` is never written to."""
-    grads = members.grads
+def _split_by_implementation(
+    group: dict[str, Any], tensors: ParamTensors
+) -> Iterator[tuple[Implementation, ParamTensors]]:
+    pairs = enumerate(zip(tensors.params, tensors.grads, strict=True))
+    return tensors.split_by(
+        [select_implementation(group, param, grad, tensors.same_shape_states(i)) for i, (param, grad) in pairs]
+    )
+
+
+def _split_by_placement(tensors: ParamTensors) -> Iterator[ParamTensors]:
+    """Divide by device, dtype and placement."""
+    pairs = zip(tensors.params, tensors.grads, strict=True)
+    keys = [(param.device, param.dtype, grad.dtype, placement_of(param)) for param, grad in pairs]
+    return (bucket for _, bucket in tensors.split_by(keys))
+
+
+def _with_descent_gradients(tensors: ParamTensors, *, maximize: bool, grad_scale: Tensor | None) -> ParamTensors:
+    """Return the tensors with gradients of the loss to be minimised, unscaled; `.grad` is never written to."""
+    grads = tensors.grads
     if grad_scale is not None:
         grads = [grad / grad_scale.to(grad.device) for grad in grads]
     if maximize:
         grads = [-grad for grad in grads]
-    return members._replace(grads=grads)
-
-
-def _buckets(members: Members) -> Iterator[Members]:
-    """Divide by device, dtype and placement."""
-    keys = [
-        (param.device, param.dtype, grad.dtype, placement_of(param))
-        for param, grad in zip(members.params, members.grads, strict=True)
-    ]
-    for key in dict.fromkeys(keys):
-        yield members.pick([i for i, own in enumerate(keys) if own == key])
+    return tensors._replace(grads=grads)

@@ -1,4 +1,4 @@
-"""Weights spread over processes (DTensor, as FSDP2 and tensor parallelism make them): what is local, what is summed.
+"""DTensor weights, as FSDP2 and tensor parallelism create them: local parts, layout and sums over processes.
 
 A matrix sharded along its first dimension keeps its rows whole: their inner products are local, and only the decision
 needs sums over processes. Sharded along another dimension, the rows' inner products are sums over processes.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Layout(NamedTuple):
-    """How the tensors of a batch lie on the processes.
+    """Distribution of the tensors of a batch over the processes.
 
     Attributes:
         global_shapes: Shape of each whole tensor in real numbers.
@@ -40,7 +40,7 @@ def is_sharded(x: Tensor) -> bool:
 
 
 def placement_of(x: Tensor) -> Any:
-    """Return what tensors must share to be stepped together: mesh and placements, None for an ordinary tensor."""
+    """Return mesh and placements, which tensors of one batch share; None for an ordinary tensor."""
     return (x.device_mesh, x.placements) if is_sharded(x) else None  # type: ignore[attr-defined]
 
 

@@ -1,18 +1,18 @@
 """The projected step of many tensors at once: few launches, no host read, one collective for sharded weights.
 
-Moments and updates are computed by the optimizers; here are the rows' inner products, the decisions and the step. The
-rows of all matrices of a batch lie in one vector, so that a decision costs the same for one matrix or a hundred; the
-formulas themselves are those of `adamp.projection`, which work entry by entry on such vectors.
+Moments and updates are computed by the optimizers; this module computes the rows' inner products, the decisions and
+the step. The rows of all matrices of a batch lie in one vector, so that a decision costs the same for one matrix or a
+hundred; the formulas themselves are those of `adamp.projection`, which work elementwise on such vectors.
 
-Letters: `N` rows of all matrices of a batch on this process, `T` matrices, `R` rows and `C` entries a row of a single
-    one, `s` step size, `x` decay of a step before its ratio.
+Notation: `N` rows of all matrices of a batch on this process, `T` matrices, `R` rows and `C` entries per row of a
+    single one, `s` step size, `x` decay of a step before its ratio.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -20,114 +20,106 @@ import torch
 from torch import Tensor
 
 from adamp.projection import (
-    CHANNEL,
     Products,
     RowSums,
     choose,
     decay_ratio,
+    forced_decision,
     is_orthogonal,
     radial_coefficient,
+    threshold,
 )
 from adamp.step.dtensor import Layout, sum_over_processes
-from adamp.step.precision import store_all
+from adamp.step.precision import write_back_all
 
 CHUNK = 2**24  # entries whose products are held at once: they take memory, one more chunk takes four launches
 
 
-class Run(NamedTuple):
-    """Neighbouring matrices with equally many rows: `[start, stop)` of the T, `[first, last)` of their N rows."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
-    rows: int
-    global_rows: int
-
-
 @dataclass
-class Batch:
-    """Tensors of one group, device, dtype and placement on their way through a step.
+class StepBuffers:
+    """Tensors of one group, device, dtype and placement in one step.
 
     Attributes:
-        options: Their group's options.
-        weights: Weights in working precision, of a sharded one this process's part; changed in place.
-        grads: Gradients in working precision; only read.
-        updates: What is to be subtracted, times `step_size`.
-        disposable: Whether `updates` may be written to, as they are neither gradients nor a state.
+        options: The options of their group.
+        weights: Weights in the compute dtype, of a sharded one this process's part; changed in place.
+        grads: Gradients in the compute dtype, read only.
+        updates: The updates, before the step size.
+        can_overwrite_updates: Whether `updates` are neither gradients nor optimizer state.
         step_size: s, a float or a 0-d tensor on the weights' device, in their dtype.
         decay: x, likewise; None for no decay.
-        matrices: Which of the tensors may be projected.
-        layout: How they are spread over processes.
-        owned: What the optimizer holds, each beside its working precision, which is written back at the end.
-        projected: Momentum that is to become the projected update, one for each parameter, or None.
+        matrices: Indices of the tensors that may be projected, sorted by their number of rows.
+        layout: The distribution of the tensors over processes.
+        write_backs: Pairs of the optimizer's tensors and their compute dtype, written back at the end.
+        projected: Momentum buffers that become the projected update, one for each parameter, or None.
     """
 
     options: Mapping[str, Any]
     weights: list[Tensor]
     grads: list[Tensor]
     updates: list[Tensor]
-    disposable: bool
+    can_overwrite_updates: bool
     step_size: float | Tensor
     decay: float | Tensor | None
     matrices: list[int]
     layout: Layout
-    owned: list[tuple[list[Tensor], list[Tensor]]]
+    write_backs: list[tuple[list[Tensor], list[Tensor]]]
     projected: list[Tensor] | None = None
-    runs: list[Run] = field(init=False)
-    stats: Tensor = field(init=False)  # (4, N): w·g times sqrt(C), w·w, g·g, w·u; or (2, N): w·w, w·u
-    totals: Tensor = field(init=False)  # (5, T): rows not below the threshold, Σw·g times sqrt(R C), Σw·w, Σg·g, Σw·u
 
     @property
-    def tested(self) -> bool:
-        """Whether gradients decide, rather than the group's mark."""
+    def is_tested(self) -> bool:
+        """Whether gradients decide on the projection, rather than the group's `scale_invariant`."""
         return bool(self.options["scale_invariant"] == "auto")
 
+    def num_rows(self, index: int) -> tuple[int, int]:
+        """Return the numbers of rows of a matrix on this process and in all."""
+        return self.weights[index].shape[0], self.layout.global_shapes[index][0]
 
-def descend_together(batches: Sequence[Batch]) -> None:
-    """Decide for every matrix, project the updates and set `w <- w - (s q + x r w)`, in one rounding.
+    def row_lengths(self) -> list[int]:
+        """Return C of each matrix."""
+        return [math.prod(self.layout.global_shapes[i][1:]) for i in self.matrices]
+
+    def split_by_matrix(self, rows: Tensor) -> list[Tensor]:
+        """Split one value per row, (N,), into one tensor per matrix that broadcasts over it, (R, 1, ..., 1)."""
+        weights = [self.weights[i] for i in self.matrices]
+        parts = torch.split(rows, [w.shape[0] for w in weights])
+        return [part.view(-1, *[1] * (w.ndim - 1)) for part, w in zip(parts, weights, strict=True)]
+
+
+def apply_batches_(batches: Sequence[StepBuffers]) -> None:
+    """Decide for every matrix, project the updates and set `w <- w - (s q + x r w)`, rounded once.
 
     The processes that share sharded weights must all call this with the same batches.
     """
-    for batch in batches:
-        _sort_by_rows(batch)
-        if batch.matrices:
-            _sum_rows(batch)
-    projecting = [batch for batch in batches if batch.matrices]
-    # Rows split over processes are completed first, whole tensors then. In the usual case, all weights sharded along a
-    # single dimension of the mesh, the first call carries everything and the second nothing.
-    late = [batch for batch in projecting if batch.layout.within_rows]
-    early = [batch for batch in projecting if not batch.layout.within_rows]
-    for batch in early:
-        _sum_tensors(batch)
+    # Inner products of the rows of weight, gradient and update
+    products = {i: _row_products(batch) for i, batch in enumerate(batches) if batch.matrices}
+
+    # One all-reduce for every sharded matrix of the batches: for rows split over processes the rows' products, for
+    # whole rows the sums over each matrix. Only batches with both kinds of sharding need a second one.
+    split_rows = [i for i in products if batches[i].layout.within_rows]
+    whole_rows = [i for i in products if not batches[i].layout.within_rows]
+    sums = {i: _matrix_sums(batches[i], products[i]) for i in whole_rows if batches[i].is_tested}
     sum_over_processes(
-        [(batch.stats, batch.layout.within_rows) for batch in late]
-        + [(batch.totals, batch.layout.across_rows) for batch in early if batch.tested]
+        [(products[i], batches[i].layout.within_rows) for i in split_rows]
+        + [(sums[i], batches[i].layout.across_rows) for i in sums]
     )
-    for batch in late:
-        _sum_tensors(batch)
-    sum_over_processes([(batch.totals, batch.layout.across_rows) for batch in late if batch.tested])
-    for batch in batches:
-        _descend(batch)
+    late = {i: _matrix_sums(batches[i], products[i]) for i in split_rows if batches[i].is_tested}
+    sum_over_processes([(late[i], batches[i].layout.across_rows) for i in late])
+    sums |= late
+
+    # Projection, decay and the step itself
+    for i, batch in enumerate(batches):
+        _apply_(batch, products.get(i), sums.get(i))
 
 
-def _sort_by_rows(batch: Batch) -> None:
-    # Equal numbers of rows side by side: their rows are then one (n, R) block, and a tensor's sum is a sum over its
-    # last dimension, in fixed order. Sums by index (index_add, scatter) are not deterministic on a GPU.
-    shapes = batch.layout.global_shapes
-
-    def rows(index: int) -> tuple[int, int]:
-        return batch.weights[index].shape[0], shapes[index][0]
-
-    batch.matrices.sort(key=rows)
-    batch.runs, start, first = [], 0, 0
-    for (local, total), members in groupby(batch.matrices, key=rows):
-        size = len(list(members))
-        batch.runs.append(Run(start, start + size, first, first + size * local, local, total))
-        start, first = start + size, first + size * local
+def _row_products(batch: StepBuffers) -> Tensor:
+    """Return w·g, w·w, g·g and w·u of every row, (4, N); if the decision is forced w·w and w·u alone, (2, N)."""
+    ws, gs, us = ([xs[i] for i in batch.matrices] for xs in (batch.weights, batch.grads, batch.updates))
+    if not batch.is_tested:
+        return torch.cat(_row_dots(ws, ws) + _row_dots(ws, us)).view(2, -1)
+    return torch.cat(_row_dots(ws, gs) + _row_dots(ws, ws) + _row_dots(gs, gs) + _row_dots(ws, us)).view(4, -1)
 
 
-def _dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+def _row_dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
     """Return the inner products of the rows of each pair of matrices, each (R,); see `adamp.projection.row_dot`."""
     sums: list[Tensor] = []
     for part in _chunks(a):
@@ -147,75 +139,97 @@ def _chunks(xs: Sequence[Tensor]) -> Iterator[slice]:
     yield slice(start, len(xs))
 
 
-def _sum_rows(batch: Batch) -> None:
-    ws, gs, us = ([xs[i] for i in batch.matrices] for xs in (batch.weights, batch.grads, batch.updates))
-    if not batch.tested:
-        batch.stats = torch.cat(_dots(ws, ws) + _dots(ws, us)).view(2, -1)
-        return
-    wg = _dots(ws, gs)
-    lengths = (math.prod(batch.layout.global_shapes[i][1:]) for i in batch.matrices)
-    torch._foreach_mul_(wg, [math.sqrt(length) for length in lengths])
-    batch.stats = torch.cat(wg + _dots(ws, ws) + _dots(gs, gs) + _dots(ws, us)).view(4, -1)
+class RowBlock(NamedTuple):
+    """Neighbouring matrices with equally many rows: `matrices` of the T, whose R `rows` each are `span` of the N."""
+
+    matrices: slice
+    span: slice
+    rows: int
 
 
-def _sum_tensors(batch: Batch) -> None:
-    if not batch.tested:
-        return
-    wg, ww, gg, _ = batch.stats
-    below = is_orthogonal(RowSums(wg, ww, gg), 1, delta=batch.options["delta"], eps=batch.options["eps"])
-    rows = torch.cat([(~below).to(wg.dtype)[None], batch.stats])  # counted, so that NaN is not below and stays out
-    parts = [rows[:, run.first : run.last].reshape(5, run.stop - run.start, run.rows).sum(-1) for run in batch.runs]
-    torch._foreach_mul_([part[1] for part in parts], [math.sqrt(run.global_rows) for run in batch.runs])
-    batch.totals = torch.cat(parts, dim=1)
+def _row_blocks(batch: StepBuffers) -> list[RowBlock]:
+    # The rows of one block form an (n, R) matrix, and a sum over a matrix is a sum over the last dimension, in fixed
+    # order. Sums by index (index_add, scatter) are not deterministic on a GPU.
+    blocks, start, first = [], 0, 0
+    for (rows, _), members in groupby(batch.matrices, key=batch.num_rows):
+        stop = start + len(list(members))
+        last = first + (stop - start) * rows
+        blocks.append(RowBlock(slice(start, stop), slice(first, last), rows))
+        start, first = stop, last
+    return blocks
 
 
-def _coefficients(batch: Batch) -> tuple[Tensor, Tensor | float]:
+def _matrix_sums(batch: StepBuffers, products: Tensor) -> Tensor:
+    """Return, summed over the rows of each matrix, those not below the threshold and the row products, (5, T)."""
+    # Channel-wise test (eq. 11). Failures are counted, so that a row with a NaN cosine fails.
+    limits = _thresholds(batch, batch.row_lengths(), [batch.weights[i].shape[0] for i in batch.matrices])
+    below = is_orthogonal(RowSums(*products[:3]), limits, eps=batch.options["eps"])
+    rows = torch.cat([(~below).to(products.dtype)[None], products])
+    return torch.cat(
+        [
+            rows[:, block.span].reshape(5, block.matrices.stop - block.matrices.start, block.rows).sum(-1)
+            for block in _row_blocks(batch)
+        ],
+        dim=1,
+    )
+
+
+def _thresholds(batch: StepBuffers, row_lengths: Sequence[int], repeats: Sequence[int]) -> Tensor:
+    """Return `delta / sqrt(row length)` of each matrix, repeated; filled on the device, as a CUDA graph needs it."""
+    weight = batch.weights[0]
+    limits = torch.zeros(sum(repeats), dtype=weight.dtype, device=weight.device)
+    delta = batch.options["delta"]
+    per_matrix = list(torch.split(limits, list(repeats)))
+    torch._foreach_add_(per_matrix, [threshold(delta, length) for length in row_lengths])
+    return limits
+
+
+def _coefficients(batch: StepBuffers, products: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor | float]:
     """Return for each row the `c` of the radial part `c w` and the factor of the decay, (N,) each."""
     eps, wd_ratio = batch.options["eps"], batch.options["wd_ratio"]
-    if not batch.tested:
-        ww, wu = batch.stats
-        forced = torch.full((), CHANNEL, device=ww.device)
-        products = Products(wu, ww)
-        return radial_coefficient(forced, products, products, eps=eps), wd_ratio
-    outside, wg, ww, gg, wu = batch.totals
-    layer = is_orthogonal(RowSums(wg, ww, gg), 1, delta=batch.options["delta"], eps=eps)
-    decision = choose(outside == 0, layer)
-    per_tensor = torch.stack([decision.to(ww.dtype), wu, ww])
-    spread = [per_tensor[:, run.start : run.stop, None].expand(-1, -1, run.rows).reshape(3, -1) for run in batch.runs]
-    decision, whole_wu, whole_ww = torch.cat(spread, dim=1)
-    rows, whole = Products(batch.stats[3], batch.stats[1]), Products(whole_wu, whole_ww)
+    if sums is None:
+        ww, wu = products
+        rows = Products(wu, ww)
+        return radial_coefficient(forced_decision(True, ww.device), rows, rows, eps=eps), wd_ratio
+    # Layer-wise test where the channel-wise one failed
+    failures, wg, ww, gg, wu = sums
+    lengths = [math.prod(batch.layout.global_shapes[i]) for i in batch.matrices]
+    layer = is_orthogonal(RowSums(wg, ww, gg), _thresholds(batch, lengths, [1] * len(lengths)), eps=eps)
+    decision = choose(failures == 0, layer)
+    # Each row gets its matrix's decision and sums
+    per_matrix = torch.stack([decision.to(ww.dtype), wu, ww])
+    per_row = [
+        per_matrix[:, block.matrices, None].expand(-1, -1, block.rows).reshape(3, -1) for block in _row_blocks(batch)
+    ]
+    decision, whole_wu, whole_ww = torch.cat(per_row, dim=1)
+    rows, whole = Products(products[3], products[1]), Products(whole_wu, whole_ww)
     coefficient = radial_coefficient(decision, rows, whole, eps=eps)
     return coefficient, decay_ratio(decision, wd_ratio=wd_ratio, dtype=ww.dtype)
 
 
-def _per_matrix(batch: Batch, rows: Tensor) -> list[Tensor]:
-    """Split a value a row, (N,), into one tensor for each matrix that broadcasts over it, (R, 1, ..., 1)."""
-    weights = [batch.weights[i] for i in batch.matrices]
-    parts = torch.split(rows, [w.shape[0] for w in weights])
-    return [part.view(-1, *[1] * (w.ndim - 1)) for part, w in zip(parts, weights, strict=True)]
-
-
-def _descend(batch: Batch) -> None:
-    weights, decay = batch.weights, batch.decay
-    steps = batch.updates
-    if batch.disposable:
+def _apply_(batch: StepBuffers, products: Tensor | None, sums: Tensor | None) -> None:
+    """Subtract update and decay from the weights, given the products of the rows and their sums if tested."""
+    weights, decay, steps = batch.weights, batch.decay, batch.updates
+    if batch.can_overwrite_updates:
         torch._foreach_mul_(steps, batch.step_size)
     else:
         steps = list(torch._foreach_mul(steps, batch.step_size))
-    plain = sorted(set(range(len(weights))) - set(batch.matrices))
-    if plain and decay is not None:
-        torch._foreach_add_([steps[i] for i in plain], torch._foreach_mul([weights[i] for i in plain], decay))
-    if batch.matrices:
-        coefficient, ratio = _coefficients(batch)
-        # s (u - c w) + x r w = s u - (s c - x r) w
+    # Vectors, scalars and matrices that are never projected: s u + x w
+    unprojected = sorted(set(range(len(weights))) - set(batch.matrices))
+    if unprojected and decay is not None:
+        decays = torch._foreach_mul([weights[i] for i in unprojected], decay)
+        torch._foreach_add_([steps[i] for i in unprojected], decays)
+    # Projected matrices: s (u - c w) + x r w = s u - (s c - x r) w
+    if products is not None:
+        coefficient, ratio = _coefficients(batch, products, sums)
         factor = coefficient * batch.step_size
         if decay is not None:
             factor = factor - decay * ratio
-        for i, f in zip(batch.matrices, _per_matrix(batch, factor), strict=True):
+        for i, f in zip(batch.matrices, batch.split_by_matrix(factor), strict=True):
             steps[i].addcmul_(f, weights[i], value=-1)
         if batch.projected is not None:
-            for i, c in zip(batch.matrices, _per_matrix(batch, coefficient), strict=True):
+            for i, c in zip(batch.matrices, batch.split_by_matrix(coefficient), strict=True):
                 batch.projected[i].addcmul_(c, weights[i], value=-1)
     torch._foreach_sub_(weights, steps)
-    for targets, values in batch.owned:
-        store_all(targets, values)
+    for targets, values in batch.write_backs:
+        write_back_all(targets, values)

@@ -1,4 +1,4 @@
-"""Arithmetic in at least float32 on tensors of any floating or complex dtype."""
+"""The compute dtype: float32 for half precision, float64 kept, complex tensors as real and imaginary parts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ def as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def working(x: Tensor, *, copy: bool = False) -> Tensor:
+def as_dtype_of(value: Tensor, like: Tensor) -> Tensor:
+    """Return a real `value` in the dtype of `like`, as a complex tensor where `like` is one."""
+    return (torch.view_as_complex(value) if like.is_complex() else value).to(like.dtype)
+
+
+def to_compute_dtype(x: Tensor, *, copy: bool = False) -> Tensor:
     """Return `x` as real numbers of at least 32 bits: a view of `x` where possible, a copy of bf16 and fp16.
 
-    What was computed in place on a copy has to go back with `store`. With `copy` it always is one, so that what
-    autograd keeps of `x` is not written to.
+    A copy that was changed in place has to be returned with `write_back`. `copy=True` always copies, so that tensors
+    that autograd has saved are not written to.
     """
     x = as_real(x)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.clone() if copy and wide is x else wide
+    converted = x.to(torch.promote_types(x.dtype, torch.float32))
+    return converted.clone() if copy and converted is x else converted
 
 
-def store(target: Tensor, value: Tensor, *, copied: bool = False) -> None:
-    """Write `value`, got from `working(target)` and changed, back unless it is a view of `target`."""
+def write_back(target: Tensor, value: Tensor, *, copied: bool = False) -> None:
+    """Write a changed `value = to_compute_dtype(target)` back, unless it is a view of `target`."""
     target = as_real(target)
     if copied or target.dtype != value.dtype:
         target.copy_(value)
 
 
-def working_all(xs: Sequence[Tensor]) -> list[Tensor]:
-    """Return `working` of each of several tensors of one dtype, copies made at once."""
+def to_compute_dtype_all(xs: Sequence[Tensor]) -> list[Tensor]:
+    """Return `to_compute_dtype` of each of several tensors of one dtype, with one foreach copy."""
     real = [as_real(x) for x in xs]
     if not real or real[0].dtype == torch.promote_types(real[0].dtype, torch.float32):
         return real
@@ -41,7 +46,7 @@ def working_all(xs: Sequence[Tensor]) -> list[Tensor]:
     return copies
 
 
-def store_all(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Write back what `working_all(targets)` returned and was changed in place, see `store`."""
+def write_back_all(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write changed `values = to_compute_dtype_all(targets)` back, see `write_back`."""
     if targets and as_real(targets[0]).dtype != values[0].dtype:
         torch._foreach_copy_([as_real(x) for x in targets], list(values))

@@ -16,15 +16,15 @@ INTERPRETED = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
 def path(request, monkeypatch):
     """Options that choose a path; skips where this machine cannot build the kernel, with its own reason."""
     if request.param == "triton":
-        kernel = kernels.of(torch.device("cuda"))
-        if reason := kernel.refusal():
+        kernel = kernels.kernel_for(torch.device("cuda"))
+        if reason := kernel.unavailable_reason():
             pytest.skip(reason)
-        monkeypatch.setattr(kernels, "of", lambda device: kernel)
+        monkeypatch.setattr(kernels, "kernel_for", lambda device: kernel)
         return PATHS["fused"]
     return path_options(request.param)
 
 
 def path_options(name):
-    if name == "fused" and (reason := kernels.of(torch.device("cpu")).refusal()):
+    if name == "fused" and (reason := kernels.kernel_for(torch.device("cpu")).unavailable_reason()):
         pytest.skip(reason)
     return PATHS[name]

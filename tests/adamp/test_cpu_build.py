@@ -12,7 +12,7 @@ from adamp import SGDP
 from adamp.kernels import cpu, cpu_build
 
 ROOT = Path(__file__).resolve().parents[2]
-reason = cpu.refusal()
+reason = cpu.unavailable_reason()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
@@ -29,7 +29,7 @@ from adamp.kernels import cpu
 weight = torch.nn.Parameter(torch.ones(4, 3))
 weight.grad = torch.arange(12.0).reshape(4, 3)
 AdamP([weight]).step()
-print(cpu.built(), bool((weight != 1).any()), cpu.refusal())
+print(cpu.is_compiled(), bool((weight != 1).any()), cpu.unavailable_reason())
 try:
     AdamP([weight], fused=True)
 except RuntimeError as error:
@@ -70,20 +70,20 @@ def compiler(path, script):
 
 def test_a_compiler_that_fails_is_quoted_and_not_started_again(fresh, tmp_path):
     fresh.setenv("CXX", compiler(tmp_path / "c++", f"echo x >> {tmp_path}/calls; echo no such flag >&2; exit 1"))
-    assert cpu.refusal() is None and not cpu.built()
+    assert cpu.unavailable_reason() is None and not cpu.is_compiled()
     assert not (tmp_path / "calls").exists()  # neither of the two compiles
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no such flag"):
             step()
     assert (tmp_path / "calls").read_text() == "x\n"
-    assert "no such flag" in cpu.refusal()
-    assert not cpu.built()
+    assert "no such flag" in cpu.unavailable_reason()
+    assert not cpu.is_compiled()
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".lock"]
 
 
 def test_a_compiler_that_is_not_there_and_a_cache_that_cannot_be_made_are_named(fresh, tmp_path):
     fresh.setenv("CXX", "no-such-compiler -O1")
-    assert cpu.refusal() == "the C++ compiler no-such-compiler was not found: correct CXX"
+    assert cpu.unavailable_reason() == "the C++ compiler no-such-compiler was not found: correct CXX"
     (tmp_path / "file").write_text("")
     fresh.setenv("ADAMP_KERNEL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(cpu.BuildError, match="set ADAMP_KERNEL_CACHE to a folder"):
@@ -94,8 +94,8 @@ def test_a_damaged_library_is_refused_in_words(fresh, tmp_path):
     target = cpu_build._target()
     target.parent.mkdir()
     target.write_text("not a library")
-    assert not cpu.built()
-    assert "cannot be loaded" in cpu.refusal()
+    assert not cpu.is_compiled()
+    assert "cannot be loaded" in cpu.unavailable_reason()
 
 
 def test_two_processes_that_start_together_compile_once(tmp_path):

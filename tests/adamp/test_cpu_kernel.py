@@ -11,7 +11,7 @@ from adamp import SGDP, AdamP
 from adamp.kernels import cpu, cpu_build
 from tests.adamp import reference
 
-reason = cpu.refusal()
+reason = cpu.unavailable_reason()
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 # float64: rounding alone. float32: the two paths sum in another order, 1e-7 relative to the norms, and an update
@@ -42,7 +42,7 @@ class Kernel:
     def step(self, grads, **scaling):
         before = [g.clone() for g in grads]
         for i, (w, g) in enumerate(zip(self.weights, grads, strict=True)):
-            assert cpu.takes(w, g, *(xs[i] for xs in self.states.values()))
+            assert cpu.supports(w, g, *(xs[i] for xs in self.states.values()))
         if self.cls is AdamP:
             cpu.adamp(self.weights, grads, *self.states.values(), self.steps, **self.options, **scaling)
         else:
@@ -296,8 +296,8 @@ def test_what_the_kernel_takes():
         (torch.zeros(2, device="meta"), torch.zeros(2, device="meta")),
         (torch.zeros(1, 3).expand(4, 3), torch.zeros(1, 3).expand(4, 3)),
     ]
-    assert [cpu.takes(*case) for case in taken] == [True] * len(taken)
-    assert [cpu.takes(*case) for case in refused] == [False] * len(refused)
+    assert [cpu.supports(*case) for case in taken] == [True] * len(taken)
+    assert [cpu.supports(*case) for case in refused] == [False] * len(refused)
 
 
 def test_the_options_of_both_languages_have_the_same_size_and_order():

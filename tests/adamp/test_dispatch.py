@@ -125,7 +125,7 @@ def test_a_flattened_parameter_of_fsdp1_is_refused(cls):
 
 def chosen(param, **group):
     group = {"foreach": None, "fused": None, "capturable": False, "differentiable": False, **group}
-    return dispatch.choose_path(group, param, torch.zeros_like(param), [torch.zeros_like(param)])
+    return dispatch.select_implementation(group, param, torch.zeros_like(param), [torch.zeros_like(param)])
 
 
 def test_options_choose_the_path():
@@ -142,10 +142,10 @@ def test_options_choose_the_path():
 
 def test_by_default_the_cpu_kernel_is_used_only_where_it_is_built_already(monkeypatch):
     w = torch.ones(3, 4)
-    monkeypatch.setattr(dispatch, "_cpu_kernel_is_there", lambda: False)
+    monkeypatch.setattr(dispatch, "_is_cpu_kernel_compiled", lambda: False)
     assert chosen(w) == "foreach"
     path_options("fused")
-    monkeypatch.setattr(dispatch, "_cpu_kernel_is_there", lambda: True)
+    monkeypatch.setattr(dispatch, "_is_cpu_kernel_compiled", lambda: True)
     assert chosen(w) == "fused"
     assert chosen(w, capturable=True) == chosen(w.to(torch.complex64)) == "foreach"
 

@@ -38,14 +38,14 @@ def test_under_the_interpreter(case, outcomes):
 
 def test_without_a_device_or_triton_the_kernels_say_why_they_cannot_be_used(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert fused.refusal() == "there is no CUDA device"
-    assert not fused.built()
+    assert fused.unavailable_reason() == "there is no CUDA device"
+    assert not fused.is_compiled()
     weight = torch.zeros(2, 3)
-    assert not fused.takes(weight, weight)
+    assert not fused.supports(weight, weight)
     monkeypatch.setattr("triton.__version__", "3.2.0")
-    assert fused.refusal() == "triton 3.2.0 is installed, the kernels need 3.6 or newer"
+    assert fused.unavailable_reason() == "triton 3.2.0 is installed, the kernels need 3.6 or newer"
     monkeypatch.setattr(fused, "_kernels", lambda: None)
-    assert fused.refusal() == "triton is not installed"
+    assert fused.unavailable_reason() == "triton is not installed"
 
 
 class Target:
@@ -94,7 +94,7 @@ def compiled(monkeypatch, tmp_path):
 
 
 def check(kernels, capability):
-    assert set(kernels) == {"row_sums", "decide", "radial_sums", "coefficients", "descend"}
+    assert set(kernels) == {"row_sums", "decide", "radial_sums", "coefficients", "apply_update"}
     for name, kernel in kernels.items():
         ptx = kernel.asm["ptx"]
         assert f".target sm_{capability}" in ptx, name
@@ -105,7 +105,7 @@ def check(kernels, capability):
         for number in ("lr", "eps", "keep1", "gain1", "log_beta2", "weight_decay"):
             assert arguments.get(number, "fp64") == "fp64", "a Python float must arrive whole"
     # Tiles of aligned tensors move 16 bytes a load.
-    for name in ("row_sums", "radial_sums", "descend"):
+    for name in ("row_sums", "radial_sums", "apply_update"):
         assert re.search(r"ld\.global\S*\.(v4\.b32|v2\.b64)", kernels[name].asm["ptx"]), name
 
 
@@ -136,10 +136,10 @@ def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, fami
 @pytest.mark.parametrize(
     ("mark", "columns", "launched"),
     [
-        ("auto", 20, ["row_sums", "decide", "radial_sums", "coefficients", "descend"]),
-        (True, 9000, ["decide", "radial_sums", "coefficients", "descend"]),  # several programs share a row
-        (True, 20, ["decide", "descend"]),
-        (False, 20, ["decide", "descend"]),
+        ("auto", 20, ["row_sums", "decide", "radial_sums", "coefficients", "apply_update"]),
+        (True, 9000, ["decide", "radial_sums", "coefficients", "apply_update"]),  # several programs share a row
+        (True, 20, ["decide", "apply_update"]),
+        (False, 20, ["decide", "apply_update"]),
     ],
 )
 def test_nothing_is_launched_that_a_mark_makes_needless(mark, columns, launched, monkeypatch):

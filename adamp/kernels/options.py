@@ -1,0 +1,36 @@
+"""Options of the fused kernels, with the names and meanings of the optimizers' options."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor
+
+from adamp.projection import ScaleInvariantMode
+
+
+class StepOptions(TypedDict):
+    """Options of both kernels, for all their parameters; `lr` is a float or a 0-d tensor."""
+
+    lr: float | Tensor
+    eps: float
+    weight_decay: float
+    delta: float
+    wd_ratio: float
+    nesterov: bool
+    maximize: bool
+    scale_invariant: ScaleInvariantMode
+
+
+class AdamPOptions(StepOptions):
+    """Options of `adamp.AdamP` that its kernels take."""
+
+    betas: tuple[float, float]
+
+
+class SGDPOptions(StepOptions):
+    """Options of `adamp.SGDP` that its kernels take."""
+
+    momentum: float
+    dampening: float
+    project_buffer: bool
