@@ -42,5 +42,5 @@ class MovedModuleFinder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let the import system find former paths, after every other finder."""
-    sys.meta_path.append(MovedModuleFinder())
+    """Let the import system find former paths, before another finder does so in an older installation."""
+    sys.meta_path.insert(0, MovedModuleFinder())

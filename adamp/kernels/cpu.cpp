@@ -1,7 +1,7 @@
 // One step of AdamP or SGDP for a list of tensors on the CPU: the arithmetic of adamp/projection.py, adamp.py and
-// sgdp.py in blocks that stay in a cache. Plain C++17 without torch's headers; cpu_build.py compiles it, cpu.py calls it.
+// sgdp.py in blocks that stay in a cache. Plain C++17 without torch's headers, compiled by cpu_build.py, called by cpu.py.
 //
-// A tensor's updates run over its chunks backwards, so that they begin with what the statistics have left in the cache.
+// A tensor's updates run over its chunks backwards: they begin with the data that the statistics have left in the cache.
 #include "step.h"
 
 #include <atomic>
@@ -29,9 +29,9 @@ template <class Work> void run(const Options& o, int64_t count, const Work& work
   }
 }
 
-constexpr int64_t CHUNK = 32;       // blocks a thread takes at a time
-constexpr int64_t SMALL = 1 << 16;  // a tensor up to this size is one thread's
-constexpr int64_t GROUP = 1 << 20;  // larger ones go in groups whose w and g (8 MB in float32) stay in a cache
+constexpr int64_t CHUNK = 32;       // blocks per work item of a thread
+constexpr int64_t SMALL = 1 << 16;  // a tensor up to this size is stepped by one thread
+constexpr int64_t GROUP = 1 << 20;  // larger ones are stepped in groups whose w and g (8 MB in float32) stay in a cache
 
 template <class Visit> void for_chunks(const Plan& plan, bool backwards, const Visit& visit) {
   const int64_t chunks = (plan.blocks + CHUNK - 1) / CHUNK;
@@ -47,13 +47,16 @@ void step_alone(Plan& plan) {
       for (int64_t b = first; b < last; ++b) phase(plan, b);
     });
   };
+  // Scale-invariance test (eq. 11)
   plan.prepare();
-  if (plan.t.mark == AUTO) go(plan.phases.stats, false);
+  if (plan.t.mode == AUTO) go(plan.phases.stats, false);
   plan.decide();
+  // Radial part of a whole tensor or of long rows (eq. 10)
   if (plan.needs_dots()) {
     go(plan.phases.dots, true);
     plan.set_coefficients();
   }
+  // Moments, projection, decay and step
   go(plan.phases.apply, !plan.needs_dots());
   plan.sums = {};
 }
@@ -78,7 +81,7 @@ struct Works : std::vector<Work> {
   }
 };
 
-// Threads wait for each other once a group: the updates of one share their turn with the statistics of the next.
+// Threads synchronise once per group: the updates of one group run together with the statistics of the next.
 void step_all(std::vector<Plan>& plans, const Options& o) {
   std::vector<Plan*> small, large;
   for (Plan& plan : plans) (o.threads < 2 || plan.size() <= SMALL ? small : large).push_back(&plan);
@@ -88,7 +91,7 @@ void step_all(std::vector<Plan>& plans, const Options& o) {
       size += large[end]->size();
     for (size_t i = begin; i < end; ++i) {
       large[i]->prepare();
-      if (large[i]->t.mark == AUTO) works.add(*large[i], large[i]->phases.stats, false);
+      if (large[i]->t.mode == AUTO) works.add(*large[i], large[i]->phases.stats, false);
     }
     works.finish(o);
     for (size_t i = begin; i < end; ++i) {

@@ -1,4 +1,4 @@
-// Numbers and vectors of them: half precision in memory, lanes of one width, inner products.
+// SIMD arithmetic: half precision in memory, vectors of one width, inner products.
 #pragma once
 
 #include <algorithm>
@@ -71,7 +71,7 @@ template <class A> inline Lanes<A> load(const A* x) {
   std::memcpy(&y, x, sizeof(y));
   return y;
 }
-// The first n lanes, zeros in the place of the others.
+// The first n lanes, zeros instead of the others.
 template <class A> inline Lanes<A> keep(Lanes<A> x, int64_t n) {
   using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   typename Vector<Int>::type index;
@@ -110,29 +110,30 @@ template <class V> inline V root(V x) {
   return y;
 }
 
-constexpr int64_t RUN = 256;  // entries summed in float before they are added in double
+constexpr int64_t FLOAT_RUN = 256;  // entries summed in float before they are added in double
 
 // The three inner products of a row and its gradient.
 template <class A>
-void products(const A* w, const A* g, A gain, int64_t n, const A* w_end, const A* g_end, double* wg, double* ww,
+void products(const A* w, const A* g, A grad_factor, int64_t n, const A* w_end, const A* g_end, double* wg, double* ww,
               double* gg) {
   constexpr int64_t L = LANES<A>;
   double sum_wg = 0, sum_ww = 0, sum_gg = 0;
   for (int64_t i = 0; i < n;) {
-    const int64_t stop = std::min(n, i + RUN);
+    const int64_t stop = std::min(n, i + FLOAT_RUN);
     Lanes<A> wg0{}, ww0{}, gg0{}, wg1{}, ww1{}, gg1{};
     for (; i + 2 * L <= stop; i += 2 * L) {
-      const Lanes<A> x0 = load(w + i), y0 = load(g + i) * gain, x1 = load(w + i + L), y1 = load(g + i + L) * gain;
+      const Lanes<A> x0 = load(w + i), y0 = load(g + i) * grad_factor;
+      const Lanes<A> x1 = load(w + i + L), y1 = load(g + i + L) * grad_factor;
       wg0 += x0 * y0, ww0 += x0 * x0, gg0 += y0 * y0;
       wg1 += x1 * y1, ww1 += x1 * x1, gg1 += y1 * y1;
     }
     if (i + L <= stop) {
-      const Lanes<A> x = load(w + i), y = load(g + i) * gain;
+      const Lanes<A> x = load(w + i), y = load(g + i) * grad_factor;
       wg0 += x * y, ww0 += x * x, gg0 += y * y;
       i += L;
     }
     if (i < stop) {
-      const Lanes<A> x = load_part(w + i, stop - i, w_end), y = load_part(g + i, stop - i, g_end) * gain;
+      const Lanes<A> x = load_part(w + i, stop - i, w_end), y = load_part(g + i, stop - i, g_end) * grad_factor;
       wg1 += x * y, ww1 += x * x, gg1 += y * y;
     }
     i = stop;

@@ -58,6 +58,9 @@ class StepGeometry:
         return torch.mul(a, b, out=products).sum(dim=tuple(range(1, a.ndim)))
 
 
+MovementMeter = StepGeometry  # the name in older pickles
+
+
 def row_norms(x: Tensor) -> Tensor:
     """Return the norm of each row of `x`, (R,)."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)))
