@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,17 +54,33 @@ def _filter_dims(weight: Tensor) -> tuple[int, ...]:
     return tuple(range(1, weight.ndim))
 
 
-def _check(layer: nn.Conv2d | nn.Linear, eps: float, *, standardised: bool) -> None:
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps={eps!r} is not valid: it must be at least 0 and finite")
-    if standardised and layer.weight.shape[1:].numel() < 2:
-        raise ValueError(
-            f"the weight has shape {tuple(layer.weight.shape)}: a filter of one entry has no standard deviation; "
-            "skip this layer or normalise it"
-        )
+class _NormalisedWeight(nn.Module):
+    """Mixin of the layers below: their options and the weight that enters their function."""
+
+    kind: ClassVar[Kind]
+    weight: Tensor
+
+    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not 0 <= eps < math.inf:
+            raise ValueError(f"eps={eps!r} is not valid: it must be at least 0 and finite")
+        if self.kind == "ws" and self.weight.shape[1:].numel() < 2:
+            raise ValueError(
+                f"the weight has shape {tuple(self.weight.shape)}: a filter of one entry has no standard deviation; "
+                "skip this layer or normalise it"
+            )
+        self.eps = eps
+
+    def _normalised_weight(self) -> Tensor:
+        return (normalise if self.kind == "wn" else standardise)(self.weight, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        """Return the arguments in `repr`."""
+        arguments: str = super().extra_repr()
+        return f"{arguments}, eps={self.eps:g}"
 
 
-class WNConv2d(nn.Conv2d):
+class WNConv2d(_NormalisedWeight, nn.Conv2d):
     """`torch.nn.Conv2d` whose filters are divided by their norm.
 
     Args:
@@ -80,23 +96,15 @@ class WNConv2d(nn.Conv2d):
         torch.Size([1, 8, 3, 3])
     """
 
-    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _check(self, eps, standardised=False)
-        self.eps = eps
+    kind = "wn"
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` (B, C, H, W) with the normalised filters."""
-        output: Tensor = self._conv_forward(input, normalise(self.weight, eps=self.eps), self.bias)
+        output: Tensor = self._conv_forward(input, self._normalised_weight(), self.bias)
         return output
 
-    def extra_repr(self) -> str:
-        """Return the arguments shown by `repr`."""
-        arguments: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{arguments}, eps={self.eps:g}"
 
-
-class WSConv2d(nn.Conv2d):
+class WSConv2d(_NormalisedWeight, nn.Conv2d):
     """`torch.nn.Conv2d` whose filters are centred and divided by their standard deviation.
 
     Args:
@@ -112,23 +120,15 @@ class WSConv2d(nn.Conv2d):
         torch.Size([1, 8, 3, 3])
     """
 
-    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _check(self, eps, standardised=True)
-        self.eps = eps
+    kind = "ws"
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` (B, C, H, W) with the standardised filters."""
-        output: Tensor = self._conv_forward(input, standardise(self.weight, eps=self.eps), self.bias)
+        output: Tensor = self._conv_forward(input, self._normalised_weight(), self.bias)
         return output
 
-    def extra_repr(self) -> str:
-        """Return the arguments shown by `repr`."""
-        arguments: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{arguments}, eps={self.eps:g}"
 
-
-class WNLinear(nn.Linear):
+class WNLinear(_NormalisedWeight, nn.Linear):
     """`torch.nn.Linear` whose rows are divided by their norm.
 
     Args:
@@ -144,21 +144,14 @@ class WNLinear(nn.Linear):
         torch.Size([1, 8])
     """
 
-    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _check(self, eps, standardised=False)
-        self.eps = eps
+    kind = "wn"
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the normalised rows to `input` (..., D)."""
-        return F.linear(input, normalise(self.weight, eps=self.eps), self.bias)
-
-    def extra_repr(self) -> str:
-        """Return the arguments shown by `repr`."""
-        return f"{super().extra_repr()}, eps={self.eps:g}"
+        return F.linear(input, self._normalised_weight(), self.bias)
 
 
-class WSLinear(nn.Linear):
+class WSLinear(_NormalisedWeight, nn.Linear):
     """`torch.nn.Linear` whose rows are centred and divided by their standard deviation.
 
     Args:
@@ -174,18 +167,11 @@ class WSLinear(nn.Linear):
         torch.Size([1, 8])
     """
 
-    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _check(self, eps, standardised=True)
-        self.eps = eps
+    kind = "ws"
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the standardised rows to `input` (..., D)."""
-        return F.linear(input, standardise(self.weight, eps=self.eps), self.bias)
-
-    def extra_repr(self) -> str:
-        """Return the arguments shown by `repr`."""
-        return f"{super().extra_repr()}, eps={self.eps:g}"
+        return F.linear(input, self._normalised_weight(), self.bias)
 
 
 _CONVOLUTIONS: dict[str, type[WNConv2d] | type[WSConv2d]] = {"wn": WNConv2d, "ws": WSConv2d}
