@@ -26,7 +26,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from tasks.attacks import PRESETS, pgd_attack  # noqa: E402
-from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.provenance import git_state, hardware, now, versions  # noqa: E402
 from tasks.wide_resnet import WideResNet  # noqa: E402
 
 DEFAULTS = {

@@ -30,7 +30,7 @@ from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 from tasks.audio import HarmonicSpectrogram  # noqa: E402
 from tasks.audio.cache import decode_all  # noqa: E402
-from tasks.engine.records import provenance  # noqa: E402
+from tasks.engine.provenance import provenance  # noqa: E402
 
 DEFAULTS = {
     "clips": "16", "samples": "80000", "rounds": "5", "threads": "1", "device": "cpu", "files": "64",

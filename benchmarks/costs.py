@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.stepping import Stepper, batch_length, prepare
 from tasks.data import ImageFolderSet, Synthetic
-from tasks.engine.plan import Plan
+from tasks.engine.run_spec import RunSpec
 
 # torchvision's ResNet50 at 224 pixels, fp32, measured by `count`: what training speeds of other networks scale with.
 RESNET50_FLOPS = 24.30e9  # forward and backward, an example
@@ -96,7 +96,7 @@ def _is_imagenet(words: Sequence[str]) -> bool:
     return str(train.composed(words).config["task"].get("_target_", "")) == "tasks.imagenet.ImageNet"
 
 
-def count(plan: Plan, *, examples: int, gpus: int) -> Cost:
+def count(plan: RunSpec, *, examples: int, gpus: int) -> Cost:
     """Take one real training step of a few examples on the CPU and multiply up.
 
     Args:
@@ -133,7 +133,7 @@ def count(plan: Plan, *, examples: int, gpus: int) -> Cost:
     )  # fmt: skip
 
 
-def calibrated_hours(plan: Plan, cost: Cost, *, steps: int) -> float:
+def calibrated_hours(plan: RunSpec, cost: Cost, *, steps: int) -> float:
     """Return a run's GPU hours from timed steps here: CUDA at the run's micro-batch, a CPU at a few examples."""
     cuda = torch.cuda.is_available() and plan.train.device != "cpu"
     stepper = prepare(

@@ -37,7 +37,7 @@ from tasks.detection import CenterNet, CocoSet, Detection, FashionScenes  # noqa
 from tasks.detection.detector import Objects  # noqa: E402
 from tasks.detection.targets import encode, gaussian_radius  # noqa: E402
 from tasks.detection.views import CenterNetView, SsdView, View  # noqa: E402
-from tasks.engine.records import provenance  # noqa: E402
+from tasks.engine.provenance import provenance  # noqa: E402
 
 DEFAULTS = {"pictures": "48", "rounds": "5", "threads": "1", "size": "512", "steps": "8"}
 STRIDE, CLASSES = 4, 80

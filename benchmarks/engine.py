@@ -34,10 +34,11 @@ from adamp import NormProbe  # noqa: E402
 from tasks.base import LoopState, Shard, StepContext, Task, Update  # noqa: E402
 from tasks.engine.config import Train  # noqa: E402
 from tasks.engine.distributed import World  # noqa: E402
-from tasks.engine.loop import Trainer  # noqa: E402
 from tasks.engine.phases import Phase  # noqa: E402
-from tasks.engine.records import RunRecord, git_state, hardware, provenance  # noqa: E402
+from tasks.engine.provenance import git_state, hardware, provenance  # noqa: E402
+from tasks.engine.run_record import RunRecord  # noqa: E402
 from tasks.engine.schedules import cosine  # noqa: E402
+from tasks.engine.trainer import Trainer  # noqa: E402
 from tasks.networks import resnet18  # noqa: E402
 
 DEFAULTS = {

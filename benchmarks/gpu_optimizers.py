@@ -35,7 +35,7 @@ from benchmarks.optimizers import ADAM, SGD, Result, attached, compared, contend
 from benchmarks.peers import Make  # noqa: E402
 from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.provenance import git_state, hardware, now, versions  # noqa: E402
 
 OPTIONS = {
     "rounds": "25", "sets": "resnet50,resnet18,mobilenet_v2,vit_s16", "gradients": "orthogonal,random",

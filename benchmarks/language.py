@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from scripts.options import command, parse  # noqa: E402
-from tasks.engine.records import git_state, hardware, now  # noqa: E402
+from tasks.engine.provenance import git_state, hardware, now  # noqa: E402
 from tasks.language import TransformerXL  # noqa: E402
 from tasks.language.adaptive import TiedAdaptiveSoftmax  # noqa: E402
 

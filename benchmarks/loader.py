@@ -39,7 +39,7 @@ from scripts.options import command, parse, results  # noqa: E402
 from scripts.prepare import imagenet_shards  # noqa: E402
 from tasks.base import Shard  # noqa: E402
 from tasks.data import CorruptImages, ImageFolderSet, ImageSet, ImageShardSet, train_batches  # noqa: E402
-from tasks.engine.records import provenance  # noqa: E402
+from tasks.engine.provenance import provenance  # noqa: E402
 
 DEFAULTS = {
     "images": "256", "size": "224", "batch": "32", "workers": "0,2", "rounds": "9", "quality": "90", "width": "500",

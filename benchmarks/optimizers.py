@@ -38,7 +38,7 @@ from adamp import SGDP, AdamP  # noqa: E402
 from benchmarks.peers import Make, peers  # noqa: E402
 from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from tasks.engine.records import git_state, hardware, now, versions  # noqa: E402
+from tasks.engine.provenance import git_state, hardware, now, versions  # noqa: E402
 
 OPTIONS = {
     "rounds": "9", "sets": "resnet18,resnet50,mobilenet_v2,vit_s16", "gradients": "orthogonal,random",

@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 
 from evidence.runs.run import ReadError  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from tasks.engine.records import git_state, hardware, provenance  # noqa: E402
+from tasks.engine.provenance import git_state, hardware, provenance  # noqa: E402
 
 DEFAULTS = {
     "rows": "60502", "features": "512", "classes": "11316", "ks": "1,10,100,1000", "noise": "2.2", "threads": "2",

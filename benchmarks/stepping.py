@@ -18,14 +18,14 @@ from torch.optim import Optimizer
 
 from adamp import NormProbe, scale_invariant_parameters
 from tasks.base import Batch, InputError, Shard, StepContext, Task
-from tasks.engine import probing
-from tasks.engine.checkpoint import seed_generators
 from tasks.engine.config import Train
-from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
-from tasks.engine.meters import placed
+from tasks.engine.group_overrides import convert_networks, expand_overrides, normalised_parameters
+from tasks.engine.nested import to_device
+from tasks.engine.norm_logging import VARIANT, attach_probes
 from tasks.engine.optim import build_optimizer, parameter_groups
-from tasks.engine.plan import Plan
-from tasks.engine.steps import DTYPES
+from tasks.engine.reproducibility import seed_generators
+from tasks.engine.run_spec import RunSpec
+from tasks.engine.train_step import DTYPES
 
 PARTS = ("data", "forward", "backward", "optimizer")
 
@@ -108,7 +108,7 @@ class Stepper:
         handles = [self.probes[role].attach(self._optimizer(role)) for role in self.probes] if probed else []
         laps = Laps(self.device, wall=self.wall)
         for part in range(parts):
-            self.last = placed(next(self._batches), self.device, channels_last=self.train.channels_last)
+            self.last = to_device(next(self._batches), self.device, channels_last=self.train.channels_last)
             laps.mark("data")
             self._updates(laps, apply=part == parts - 1, share=parts)
         for handle in handles:
@@ -143,10 +143,10 @@ class Stepper:
         return torch.autocast(self.device.type, dtype=DTYPES[self.train.precision])
 
     def _optimizer(self, role: str) -> Optimizer:
-        return self.optimizers[role.removesuffix(probing.VARIANT)]
+        return self.optimizers[role.removesuffix(VARIANT)]
 
 
-def prepare(plan: Plan, *, device: torch.device, examples: int | None = None, wall: bool = False) -> Stepper:
+def prepare(plan: RunSpec, *, device: torch.device, examples: int | None = None, wall: bool = False) -> Stepper:
     """Make a planned run's task, networks, optimizers and probes on a device.
 
     Args:
@@ -180,7 +180,7 @@ def prepare(plan: Plan, *, device: torch.device, examples: int | None = None, wa
     # The engine's own rule but for one thing: every matrix is probed, where a run leaves out what is not
     # scale-invariant, such as the classifier. Finding that out takes a forward pass a parameter.
     for role in task.networks if train.probe_every else ():
-        made = probing.attach({role: task.networks[role]}, optimizers, every, {})
+        made = attach_probes({role: task.networks[role]}, optimizers, every, {})
         for name, probe in made.items():
             probes[name] = probe
             if probe._handle is not None:
@@ -189,18 +189,18 @@ def prepare(plan: Plan, *, device: torch.device, examples: int | None = None, wa
     return Stepper(task, train, device, optimizers, probes, Shard(accumulation_steps=parts), wall)
 
 
-def _rules(plan: Plan, task: Task) -> Sequence[Mapping[str, Any]]:
+def _rules(plan: RunSpec, task: Task) -> Sequence[Mapping[str, Any]]:
     """Return the parameter rules, with those that the marks stand for, as the engine does."""
-    if not plan.marks:
+    if not plan.overrides_by_property:
         return plan.rules
     having: dict[str, Mapping[str, Sequence[str]]] = {"normalised": normalised_parameters(task.networks)}
     for mark, per_filter in (("scale_invariant", False), ("filter_invariant", True)):
-        if mark in plan.marks:
+        if mark in plan.overrides_by_property:
             having[mark] = {
                 role: sorted(scale_invariant_parameters(task.networks[role], inputs, per_filter=per_filter))
                 for role, inputs in task.example_inputs().items()
             }
-    return marked_rules(plan.rules, plan.marks, networks=task.networks, having=having)
+    return expand_overrides(plan.rules, plan.overrides_by_property, networks=task.networks, params_by_property=having)
 
 
 def _cut(batch_size: int, examples: int) -> int:

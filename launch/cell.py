@@ -17,7 +17,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
-    from tasks.engine.plan import Plan
+    from tasks.engine.run_spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = "launch.json"
@@ -35,7 +35,7 @@ class Cell:
 
     place: int
     overrides: tuple[str, ...]
-    plan: Plan
+    plan: RunSpec
 
     @property
     def title(self) -> str:
@@ -90,7 +90,7 @@ def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> li
             HydraConfig.instance().set_config(cfg)
             own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
             plan = train.plan(own, list(overrides))
-            if plan.draw is not None:
+            if plan.write_report is not None:
                 train.DRAWN.add((Path(cfg.paths.runs), plan.experiment, Path(cfg.paths.reports)))
             if plan.finished() is None:
                 found.setdefault(plan.folder, Cell(place, tuple(overrides), plan))

@@ -146,12 +146,12 @@ def together(processes: int) -> Finding:
     """Let processes of this machine add up a number, as GPUS=N does."""
     what = f"{processes} processes"
     try:
-        from tasks.engine.distributed import spawn
+        from tasks.engine.processes import spawn
     except Exception as error:
         return Finding(what, BAD, str(error).splitlines()[0], "make setup")
     code = (
-        "import torch; from tasks.engine.distributed import joined\n"
-        "with joined('cpu', timeout_minutes=1) as world: "
+        "import torch; from tasks.engine.distributed import process_group\n"
+        "with process_group('cpu', timeout_minutes=1) as world: "
         "ok = float(world.mean(torch.tensor([float(world.rank)]).double())) * 2 == world.size - 1\n"
         "raise SystemExit(0 if ok else 1)"
     )

@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
         whole(options, "rate")
     from benchmarks import costs
     from scripts import train
-    from tasks.engine.records import hardware
+    from tasks.engine.provenance import hardware
 
     lines, here = [], hardware(1)["machine"]
     try:

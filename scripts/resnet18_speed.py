@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
 
     from benchmarks.stepping import batch_length, prepare
     from scripts import train
-    from tasks.engine.records import provenance
+    from tasks.engine.provenance import provenance
 
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise ReadError("device=cuda: torch sees no CUDA device here")

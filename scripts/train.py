@@ -1,6 +1,6 @@
 """Train one network with one optimizer: `python scripts/train.py experiment=imagenet-resnet18 opt=sgdp`.
 
-It turns a configuration into a `Plan` and hands that to the engine; `launch/` holds the sweeper and the
+It turns a configuration into a `RunSpec` and hands that to the engine; `launch/` holds the sweeper and the
 launchers. Exit codes: 0 done or done before, 1 the run failed, 2 wrong input, 128 + n stopped by signal n (130 for
 Ctrl-C) with a checkpoint saved.
 """
@@ -39,9 +39,9 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from evidence.tables import sweeps as grids  # noqa: E402
 from tasks.base import InputError  # noqa: E402
-from tasks.engine.config import FREE_KEYS, Train, check_division  # noqa: E402
-from tasks.engine.outcomes import Diverged, RunFailed, Stopped  # noqa: E402
-from tasks.engine.plan import Plan  # noqa: E402
+from tasks.engine.config import RESULT_NEUTRAL_KEYS, Train, check_division  # noqa: E402
+from tasks.engine.errors import Diverged, RunFailed, Stopped  # noqa: E402
+from tasks.engine.run_spec import RunSpec  # noqa: E402
 
 if TYPE_CHECKING:  # torch is loaded only by a run that has something left to do
     from tasks.engine.phases import Phase
@@ -62,7 +62,7 @@ NAMELESS = (
     "figures",
     "paths",
     "hydra",
-    *(f"train.{key}" for key in FREE_KEYS),
+    *(f"train.{key}" for key in RESULT_NEUTRAL_KEYS),
 )
 
 # What a launcher needs besides the suite, and the extra that brings it.
@@ -106,7 +106,7 @@ def _number(opt: Mapping[str, Any], key: str) -> str:
     return f"{value:.12g}"
 
 
-def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
+def plan(cfg: DictConfig, overrides: Sequence[str]) -> RunSpec:
     """Turn a composed configuration into a plan; nothing is built yet.
 
     Raises:
@@ -152,12 +152,12 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
                 logging.getLogger(__name__).warning("%s could not draw %s: %s", name, folder, trouble)
         return write_run_report(folder)
 
-    return Plan(
+    return RunSpec(
         experiment=cfg.experiment_name, name=name, folder=Path(cfg.paths.runs) / cfg.experiment_name / name,
         config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
-        make_phases=make_phases, make_sinks=lambda: list(make(cfg.get("logger") or {}).values()),
-        draw=draw if cfg.pictures else None, marks=config["marks"], normalise=config["normalise"],
-        normalise_eps=config["normalise_eps"], argv=(*places(), *overrides),
+        make_phases=make_phases, make_loggers=lambda: list(make(cfg.get("logger") or {}).values()),
+        write_report=draw if cfg.pictures else None, overrides_by_property=config["marks"],
+        normalise=config["normalise"], normalise_eps=config["normalise_eps"], argv=(*places(), *overrides),
     )  # fmt: skip
 
 
@@ -181,10 +181,10 @@ def run_config(cfg: DictConfig) -> int:
         if record["status"] != "finished":
             raise Diverged.recorded(record["error"], planned.folder)
         if speaks():
-            planned.say_end(record, "was finished before")
+            planned.print_summary(record, "was finished before")
         return 0
     if cfg.gpus > 1 and "RANK" not in os.environ:
-        from tasks.engine.distributed import spawn
+        from tasks.engine.processes import spawn
 
         check_division(planned.train, cfg.gpus)
         # A sweep's name among the words must not make a grid of each process.
@@ -280,7 +280,7 @@ def sweeping() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def composed(overrides: Sequence[str]) -> Plan:
+def composed(overrides: Sequence[str]) -> RunSpec:
     """Return the plan of the run that overrides stand for, without running it; made before the next is composed."""
     with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)

@@ -25,7 +25,7 @@ from scripts.options import command, results  # noqa: E402
 from scripts.retry import PLACING, SIZING, launch  # noqa: E402
 from scripts.status import separated  # noqa: E402
 from tasks.base import InputError, Task  # noqa: E402
-from tasks.engine.plan import Plan  # noqa: E402
+from tasks.engine.run_spec import RunSpec  # noqa: E402
 
 USAGE = """
 usage: python scripts/tune.py experiment=NAME budget=16 [opts=sgd,adamp] [KEY=VALUE ...]
@@ -146,7 +146,7 @@ def validation_words(task: type[Task], given: str) -> tuple[list[str], str]:
     )
 
 
-def planned(opt: str, shared: Sequence[str]) -> Plan:
+def planned(opt: str, shared: Sequence[str]) -> RunSpec:
     """Return the plan of an optimizer at its recipe's values.
 
     Raises:
@@ -160,7 +160,7 @@ def planned(opt: str, shared: Sequence[str]) -> Plan:
         raise ReadError(train.explain(error)) from None
 
 
-def name_runs(found: Sequence[Point], plan: Plan, shared: Sequence[str]) -> None:
+def name_runs(found: Sequence[Point], plan: RunSpec, shared: Sequence[str]) -> None:
     """Give points of one optimizer their words and folders."""
     from scripts import train
 

@@ -14,8 +14,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 import scripts.train as front  # registers the schema of train.*
-from tasks.engine.config import FREE_KEYS, Train, decisive, differing_keys
-from tasks.engine.records import config_hash
+from tasks.engine.config import RESULT_NEUTRAL_KEYS, Train, config_hash, differing_keys, result_keys
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -197,11 +196,11 @@ def test_an_optimizer_without_a_row_in_the_experiment_falls_back_on_its_own(tmp_
     assert composed("experiment=imagenet-resnet18", "opt=newcomer", more, "opt.lr=0.2")["opt"]["lr"] == 0.2
 
 
-def test_decisive_leaves_out_exactly_what_changes_no_result() -> None:
+def test_result_keys_leave_out_exactly_what_changes_no_result() -> None:
     config = composed("experiment=imagenet-resnet18")
-    everything = decisive(config | {"data_root": None}).keys()
+    everything = result_keys(config | {"data_root": None}).keys()
     flat = {key for node in ("train",) for key in config[node]}
-    assert {f"train.{key}" for key in flat} - everything == {f"train.{key}" for key in FREE_KEYS}
+    assert {f"train.{key}" for key in flat} - everything == {f"train.{key}" for key in RESULT_NEUTRAL_KEYS}
     left_out = {key for key in config if not any(k == key or k.startswith(f"{key}.") for k in everything)}
     # The empty ones have nothing to decide.
     free = {"data_root", "figures", "gpus", "jobs", "paths", "pictures"}

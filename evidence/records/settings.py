@@ -11,7 +11,7 @@ from typing import Any
 
 from evidence.runs.run import Run
 from evidence.stats import mean_and_deviation as mean_and_deviation  # one place for the formula
-from tasks.engine.config import FREE_KEYS
+from tasks.engine.config import RESULT_NEUTRAL_KEYS
 
 # Keys, by first or last part, that do not change what is trained: names, places, logging, hardware.
 # Recipes are tables to look values up in; the values in force stand under `opt`.
@@ -21,7 +21,7 @@ BYSTANDER_ROOTS = frozenset({
     "pictures", "figures",
 })  # fmt: skip
 BYSTANDER_LEAVES = frozenset({
-    *FREE_KEYS, "seed", "root", "cache", "path", "folder", "device", "threads", "log_every", "probe_every",
+    *RESULT_NEUTRAL_KEYS, "seed", "root", "cache", "path", "folder", "device", "threads", "log_every", "probe_every",
     "oscillation_window",
 })  # fmt: skip
 

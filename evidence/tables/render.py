@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.engine.records import git_state, hardware, versions
+from tasks.engine.provenance import git_state, hardware, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,17 +1,20 @@
-"""The engine's own options, typed: the schema behind `train.*` on the command line."""
+"""The engine's options, typed: the schema of `train.*` on the command line."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tasks.base import InputError
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Options that change where, how fast or how talkatively a run runs, but not one bit of its result. They may
-# differ between the stored configuration of a run and the command that resumes it.
-FREE_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress", "check_every")
+# Options of placement, speed and verbosity that change no bit of a result. They may differ between the stored
+# configuration of a run and the command that resumes it.
+RESULT_NEUTRAL_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress", "check_every")
 
 
 @dataclass
@@ -20,10 +23,10 @@ class Train:
 
     Attributes:
         epochs: Passes over the training set, all phases together unless phases say otherwise.
-        batch_size: Global batch: examples an optimizer step, over all processes and micro-batches.
+        batch_size: Global batch: examples per optimizer step, over all processes and micro-batches.
         seed: Draws the initial weights, the order of examples and their augmentation.
-        accumulation: Micro-batches a step; BatchNorm then sees batch_size / (processes x accumulation) examples.
-        max_steps: Stop after so many optimizer steps, for dry runs; null for the whole schedule.
+        accumulation: Micro-batches per step; BatchNorm then sees batch_size / (processes x accumulation) examples.
+        max_steps: Stop after this many optimizer steps, for dry runs; null for the whole schedule.
         precision: "fp32", or autocast to "bf16" or "fp16" (the latter with loss scaling). Weights stay float32.
         tf32: Let CUDA matrix products and convolutions round to TF32 in fp32 runs. Off: the probes' cosines of 1e-6
             need the mantissa.
@@ -33,22 +36,22 @@ class Train:
         clip_value: Largest absolute gradient entry; null for no clipping.
         ema_decay: Also evaluate an exponential moving average of the weights; null for none.
         deterministic: Refuse operations that are not deterministic on the device.
-        nonfinite: What to do with an update whose loss or gradient is not finite: null ends the run as diverged, "skip"
-            leaves the update out, "scale" also halves a factor on the loss; see `tasks.engine.numerics.Guard`.
-        check_every: Optimizer steps between two comparisons of all processes' weights; 0 compares before saving alone.
+        nonfinite: Treatment of an update whose loss or gradient is not finite: null ends the run as diverged, "skip"
+            leaves the update out, "scale" also halves a factor on the loss; see `tasks.engine.non_finite`.
+        check_every: Optimizer steps between two comparisons of all processes' weights; 0 compares only before saving.
         device: "auto" (CUDA when there is one), "cpu" or "cuda".
         threads: CPU threads of each process; null lets torch choose.
         num_workers: Data loading processes beside each training process; 0 loads in the training process.
-        eval_epochs: Evaluate every so many epochs, and after the last one.
+        eval_epochs: Epochs between two evaluations; the last epoch is always evaluated.
         log_every: Optimizer steps between two lines of metrics.
         probe_every: Optimizer steps between two samples of norms and effective steps; 0 switches the probes off.
-        probe_variant: Also probe weights that are not scale-invariant, under "variant/..." names: how often the test
-            of an optimizer takes one of them for scale-invariant.
-        oscillation_window: Steps a window of the oscillation measure Q, one a line of metrics; 0 switches it off.
+        probe_variant: Also probe weights that are not scale-invariant, under "variant/..." names: how often an
+            optimizer's test takes one of them for scale-invariant.
+        oscillation_window: Steps per window of the oscillation measure Q, one per line of metrics; 0 switches it off.
         checkpoint_minutes: Wall-clock minutes between two checkpoints (one is also written at the end of the run,
             when a signal asks for it, and at each new best score).
-        timeout_minutes: How long a process waits for the others before it gives up.
-        progress: Show a bar or timed lines.
+        timeout_minutes: Longest wait of a process for the others.
+        progress: Show a progress bar, or timed lines where standard error is no terminal.
     """
 
     epochs: int = 100
@@ -79,13 +82,13 @@ class Train:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range, each with the value, the rule and the option."""
-        lowest = {
+        """Refuse values outside their range."""
+        minima = {
             "epochs": 1, "batch_size": 1, "seed": 0, "accumulation": 1, "max_steps": 1, "threads": 1,
             "num_workers": 0, "eval_epochs": 1, "log_every": 1, "probe_every": 0, "oscillation_window": 0,
             "checkpoint_minutes": 0, "check_every": 0,
         }  # fmt: skip
-        for name, low in lowest.items():
+        for name, low in minima.items():
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise InputError(f"train.{name} is {value}; it must be at least {low}")
@@ -105,18 +108,18 @@ class Train:
 
 def check_division(train: Train, processes: int) -> None:
     """Refuse a global batch that processes x accumulation do not divide."""
-    parts = processes * train.accumulation
-    if train.batch_size % parts:
+    pieces = processes * train.accumulation
+    if train.batch_size % pieces:
         raise InputError(
             f"train.batch_size is {train.batch_size}, which {processes} processes x {train.accumulation} micro-batches "
-            f"do not divide; choose a multiple of {parts}, or change GPUS or train.accumulation"
+            f"do not divide; choose a multiple of {pieces}, or change GPUS or train.accumulation"
         )
 
 
-def decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a resolved configuration that decides the result of a run, flat: "opt.lr" -> 0.1.
+def result_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved configuration that affects the result of a run, flat: "opt.lr" -> 0.1.
 
-    Where the data lies, who logs and who launches does not decide anything.
+    Left out are the places of data, the loggers and the launchers.
     """
     flat: dict[str, Any] = {}
 
@@ -128,18 +131,24 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
             flat[prefix] = node
 
     walk("", config)
-    free_roots = ("data_root", "logger", "launcher", "paths", "gpus", "jobs", "pictures", "figures")
+    neutral_roots = ("data_root", "logger", "launcher", "paths", "gpus", "jobs", "pictures", "figures")
     places = {f"{prefix}data.{key}" for prefix in ("", "task.") for key in ("root", "cache")}
-    free = {f"train.{key}" for key in FREE_KEYS} | places | {"task.num_workers"}
-    return {k: v for k, v in flat.items() if k.split(".")[0] not in free_roots and k not in free}
+    neutral = {f"train.{key}" for key in RESULT_NEUTRAL_KEYS} | places | {"task.num_workers"}
+    return {k: v for k, v in flat.items() if k.split(".")[0] not in neutral_roots and k not in neutral}
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return 12 hex digits of the hash of `result_keys`."""
+    text = json.dumps(result_keys(dict(config)), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def differing_keys(ours: dict[str, Any], stored: dict[str, Any]) -> list[str]:
-    """Return "opt.lr: 0.1 -> 0.2" for each decisive key in which a stored configuration differs from ours.
+    """Return "opt.lr: 0.1 -> 0.2" for each result-relevant key in which a stored configuration differs from ours.
 
-    A key that is null is as good as absent: an option that a later version brings, switched off, changes no old run.
+    A null counts as absent: an option of a later version, switched off, changes no old run.
     """
-    a, b = decisive(stored), decisive(ours)
+    a, b = result_keys(stored), result_keys(ours)
     return [
         f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
         for key in sorted(a.keys() | b.keys())

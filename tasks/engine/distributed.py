@@ -1,18 +1,13 @@
-"""Processes: joining a group, wrapping networks, agreeing on signals, gathering records in data order."""
+"""The process group of a run: collectives, gradient averaging, records in data order."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
@@ -22,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tasks.base import InputError, Shard
-from tasks.engine.faults import explained
-from tasks.engine.signals import begin_child
+from tasks.engine.errors import translate_errors
 
 T = TypeVar("T")
 
@@ -37,8 +31,8 @@ class World:
     device: torch.device
 
     @property
-    def main(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def shard(self, accumulation_steps: int = 1) -> Shard:
@@ -46,37 +40,37 @@ class World:
         return Shard(index=self.rank, count=self.size, accumulation_steps=accumulation_steps)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Wrap a network for gradient averaging. Anew at each phase: DDP fixes the trainable set when it wraps.
+        """Wrap a network for gradient averaging; once per phase, since DDP fixes the trainable set when it wraps.
 
-        Buffers are not broadcast at every forward: two forwards before one backward would fail on BatchNorm's
-        buffers, and `share_buffers` before each evaluation and save gives the same saved weights.
+        Buffers are not broadcast at every forward pass: two forward passes before one backward pass would fail on
+        BatchNorm's buffers, and `broadcast_buffers` before each evaluation gives the same saved weights.
         """
         if self.size == 1 or not any(p.requires_grad for p in network.parameters()):
             return network
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
 
-    def share_buffers(self, networks: Mapping[str, nn.Module]) -> None:
+    def broadcast_buffers(self, modules: Mapping[str, nn.Module]) -> None:
         """Give every process the buffers (BatchNorm's running statistics) of process 0."""
         if self.size == 1:
             return
-        for network in networks.values():
+        for network in modules.values():
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
 
-    def highest(self, value: int) -> int:
-        """Return the largest value over processes. A CPU collective: a GPU's queue is not drained for it."""
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest value over processes. A CPU collective, which does not wait for the GPU."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
-    def lowest(self, value: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         """Return the smallest value over processes."""
-        return -self.highest(-value)
+        return -self.all_reduce_max(-value)
 
-    def mean(self, values: Tensor) -> Tensor:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
         """Return the mean over processes of a float64 CPU vector."""
         if self.size > 1:
             dist.all_reduce(values)
@@ -87,16 +81,16 @@ class World:
         """Return the first index at which an int64 CPU vector differs between processes, or None."""
         if self.size == 1 or len(values) == 0:
             return None
-        both = torch.cat([values, ~values])  # the complement turns the order around, without an overflow
+        both = torch.cat([values, ~values])  # the complement reverses the order without overflow
         dist.all_reduce(both, op=dist.ReduceOp.MAX)
         unequal = (both[: len(values)] != ~both[len(values) :]).nonzero()
         return int(unequal[0]) if len(unequal) else None
 
-    def gather(self, value: Any) -> list[Any] | None:
+    def gather_objects(self, value: Any) -> list[Any] | None:
         """Return every process's value, in order of rank, on process 0; None elsewhere."""
         if self.size == 1:
             return [value]
-        gathered: list[Any] | None = [None] * self.size if self.main else None
+        gathered: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(value, gathered)
         return gathered
 
@@ -107,7 +101,7 @@ class World:
         gathered: Tensor = _GatherRows.apply(rows, self)  # type: ignore[no-untyped-call]
         return gathered
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Return process 0's value everywhere."""
         if self.size == 1:
             return value
@@ -115,15 +109,15 @@ class World:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def on_main(self, call: Callable[[], T]) -> T | None:
+    def run_on_rank0(self, call: Callable[[], T]) -> T | None:
         """Call on process 0 alone and return its value there, None elsewhere; its InputError is raised everywhere."""
         value, problem = None, None
-        if self.main:
+        if self.is_main:
             try:
                 value = call()
             except InputError as error:
                 problem = str(error)
-        if problem := self.share(problem):
+        if problem := self.broadcast_object(problem):
             raise InputError(problem)
         return value
 
@@ -131,21 +125,20 @@ class World:
         """Raise when a 0-d tensor differs between processes.
 
         Raises:
-            RuntimeError: Processes disagree: a forward pass went around the wrapped network, so gradients were not
-                averaged.
+            RuntimeError: They differ: a forward pass bypassed the wrapped network, so no gradients were averaged.
         """
         if self.size == 1:
             return
-        values = self.gather(float(value))
-        bad = self.share(values if values and len({v for v in values if v == v}) > 1 else None)
+        values = self.gather_objects(float(value))
+        bad = self.broadcast_object(values if values and len({v for v in values if v == v}) > 1 else None)
         if bad:
             raise RuntimeError(f"{what} differs between processes ({bad}): is a forward pass not going through `nets`?")
 
 
 class _GatherRows(torch.autograd.Function):
-    """Concatenates the rows of all processes; backward adds up what every process's loss says about one's own rows.
+    """Concatenates the rows of all processes; backward sums the gradients of every process's loss by the local rows.
 
-    With the same loss on each of n processes that sum is n times the loss's gradient, which averaging undoes. Made of
+    With the same loss on each of n processes that sum is n times the loss's gradient, which averaging undoes. Uses
     all_gather and all_reduce, which every backend has for CPU and GPU.
     """
 
@@ -170,8 +163,8 @@ def in_data_order(shards: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 @contextmanager
-def joined(device: str, *, timeout_minutes: float) -> Iterator[World]:
-    """Join the processes that the environment names (torchrun's variables), and leave them again.
+def process_group(device: str, *, timeout_minutes: float) -> Iterator[World]:
+    """Join the process group that the environment names (torchrun's variables), and leave it after the block.
 
     Args:
         device: "auto", "cpu" or "cuda".
@@ -195,85 +188,13 @@ def joined(device: str, *, timeout_minutes: float) -> Iterator[World]:
         yield World(0, 1, chosen)
         return
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    with explained():
+    with translate_errors():
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
     try:
         yield World(rank, size, chosen)
     finally:
-        # Gloo's threads drop the tensors of finished collectives, and need the interpreter's lock for it. Whoever
-        # destroys the group waits for these threads with the lock held, so a late one would hang the process for good
-        # (seen under load, in the destructor at interpreter exit): sleeping hands the lock over first.
+        # Gloo's threads need the interpreter's lock to drop the tensors of finished collectives. Destroying the group
+        # waits for these threads while it holds the lock, so a late one would deadlock the process (seen under load, in
+        # the destructor at interpreter exit). Sleeping releases the lock first.
         time.sleep(0.25)
         dist.destroy_process_group()
-
-
-def free_port() -> int:
-    """Return a TCP port that is free on this machine now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0) -> int:
-    """Run `processes` copies of a command as one group on this machine and return the first failing exit code.
-
-    torchrun does the same and prints a page of traceback around a one-line error, which is why the suite starts its
-    own processes; a command under torchrun or submitit works too, since only their variables are read.
-
-    Signals sent to this process reach every copy; when it is killed, they save and stop. When one copy fails, the
-    others get SIGTERM, and SIGKILL after `grace_seconds`.
-    """
-    port = free_port()
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    children = []
-    begin = partial(begin_child, os.getpid())
-    for rank in range(processes):
-        place = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": processes,
-            "LOCAL_WORLD_SIZE": processes,
-            "MASTER_PORT": port,
-        }
-        env = {"OMP_NUM_THREADS": threads, **os.environ, "MASTER_ADDR": "127.0.0.1"}
-        env |= {key: str(value) for key, value in place.items()}
-        # A group of its own: Ctrl-C then reaches the copies once, through this process.
-        children.append(subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=begin))
-
-    def forward(number: int, frame: Any) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    relayed = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    previous = {number: signal.signal(number, forward) for number in relayed}
-    try:
-        return _wait(children, grace_seconds)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
-    failed, deadline = 0, float("inf")
-    while any(child.poll() is None for child in children):
-        codes = [child.poll() for child in children]
-        if not failed and (failed := next((code for code in codes if code), 0)):
-            deadline = time.monotonic() + grace_seconds
-            for rank, child in enumerate(children):
-                if child.poll() is None:
-                    print(
-                        f"process {codes.index(failed)} ended with code {failed}; stopping {rank}",
-                        file=sys.stderr,
-                    )
-                    child.terminate()
-        if time.monotonic() > deadline:
-            for child in children:
-                child.kill()
-        time.sleep(0.05)
-    failed = failed or next((code for code in (child.poll() for child in children) if code), 0)
-    # A copy killed by signal n reads -n here; shells and make know 128 + n.
-    return 128 - failed if failed < 0 else failed

@@ -1,4 +1,4 @@
-"""Parameter rules, building optimizers, applying schedules."""
+"""Parameter groups, optimizers and the application of schedules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parameter_groups(name: str, network: nn.Module, rules: Sequence[Rule]) -> Pa
 
 
 def check_rules(networks: Mapping[str, nn.Module], rules: Sequence[Rule]) -> None:
-    """Refuse rules that cannot be meant: ignored in silence, a typing error would change the run.
+    """Refuse invalid rules: a typing error ignored in silence would change the run.
 
     Raises:
         InputError: A rule has no `match`, its expression is broken, or it matches no parameter.
@@ -57,25 +57,25 @@ def check_rules(networks: Mapping[str, nn.Module], rules: Sequence[Rule]) -> Non
 
 
 def build_optimizer(factory: OptimizerFactory, groups: ParamGroups) -> Optimizer:
-    """Call the optimizer, turning its complaints into the option to change, and keep each group's initial values.
+    """Build the optimizer; its errors name the option to change.
 
     Raises:
         InputError: A rate or decay that is not a finite number, or whatever the optimizer itself refuses.
     """
-    given = dict(getattr(factory, "keywords", {}))
+    keywords = dict(getattr(factory, "keywords", {}))
     for key in ("lr", "weight_decay"):
-        for value in [given.get(key), *(group.get(key) for group in groups)]:
+        for value in [keywords.get(key), *(group.get(key) for group in groups)]:
             # torch.optim checks `lr < 0`, which lets NaN through.
             if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"opt.{key} is {value}; it must be finite and at least 0")
     scales = [group.pop("lr_scale", 1.0) for group in groups]
-    kept = [(group, scale) for group, scale in zip(groups, scales, strict=True) if group["params"]]
+    filled = [(group, scale) for group, scale in zip(groups, scales, strict=True) if group["params"]]
     try:
-        optimizer = factory([group for group, _ in kept])
+        optimizer = factory([group for group, _ in filled])
     except (ValueError, TypeError) as error:
-        called = getattr(factory, "func", factory)
-        raise InputError(f"opt: {getattr(called, '__name__', called)} refuses its arguments: {error}") from None
-    for group, (_, scale) in zip(optimizer.param_groups, kept, strict=True):
+        function = getattr(factory, "func", factory)
+        raise InputError(f"opt: {getattr(function, '__name__', function)} refuses its arguments: {error}") from None
+    for group, (_, scale) in zip(optimizer.param_groups, filled, strict=True):
         group["lr"] = group["lr"] * scale
     return optimizer
 
@@ -100,14 +100,14 @@ def apply_schedules(optimizer: Optimizer, schedules: Mapping[str, Schedule], *, 
 
 
 @contextmanager
-def scaled_rates(optimizer: Optimizer, factor: float) -> Iterator[None]:
-    """Multiply every group's learning rate inside the block, and put each back bit for bit after it."""
+def scaled_learning_rates(optimizer: Optimizer, factor: float) -> Iterator[None]:
+    """Multiply every group's learning rate inside the block, and restore each bit for bit after it."""
     if factor == 1:
         yield
         return
     before = [group["lr"] for group in optimizer.param_groups]
     for group, lr in zip(optimizer.param_groups, before, strict=True):
-        group["lr"] = lr * factor  # out of place: a tensor stays what it was
+        group["lr"] = lr * factor  # out of place: a tensor rate keeps its value
     try:
         yield
     finally:
@@ -115,14 +115,14 @@ def scaled_rates(optimizer: Optimizer, factor: float) -> Iterator[None]:
             group["lr"] = lr
 
 
-def first_lr(optimizer: Optimizer) -> tuple[float, dict[str, float]]:
-    """Return the first group's learning rate, and what its decay takes off a weight, in the units of all optimizers.
+def rate_and_decay(optimizer: Optimizer) -> tuple[float, dict[str, float]]:
+    """Return the first group's learning rate, and its weight decay per step in units comparable between optimizers.
 
     Returns:
-        The rate, and these shares: `weight_decay_step`, lr x weight_decay as given; `decay/other`, what one step takes
-        off a weight in the long run, momentum included; `decay/projected`, the same of a weight that the optimizer's
-        test finds scale-invariant. The last two are left out for a decay that the optimizer rescales along with the
-        gradient (Adam, RMSprop): there the decay has no such share.
+        The rate, and these fractions of a weight: `weight_decay_step`, lr x weight_decay as given; `decay/other`, the
+        long-run decay per step, momentum included; `decay/projected`, the same for a weight that the optimizer's test
+        finds scale-invariant. The last two are left out for a decay that the optimizer rescales along with the
+        gradient (Adam, RMSprop): there the decay is no fixed fraction.
     """
     group = optimizer.param_groups[0]
     lr, decay = float(group["lr"]), float(group.get("weight_decay", 0.0))

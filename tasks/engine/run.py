@@ -1,4 +1,4 @@
-"""One run from its configuration to its last line: record, task, trainer, loggers, pictures."""
+"""One run from its specification to its last line: record, task, trainer, loggers, report."""
 
 from __future__ import annotations
 
@@ -11,148 +11,154 @@ import torch
 
 from adamp import scale_invariant_parameters
 from tasks.base import Task
-from tasks.engine import numerics
-from tasks.engine.checkpoint import seed_generators
 from tasks.engine.config import check_division
-from tasks.engine.distributed import World, joined
-from tasks.engine.faults import explained
-from tasks.engine.loop import Trainer
-from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
+from tasks.engine.distributed import World, process_group
+from tasks.engine.errors import Diverged, Stopped, translate_errors
+from tasks.engine.group_overrides import convert_networks, expand_overrides, normalised_parameters
+from tasks.engine.loggers import RunLogger
 from tasks.engine.optim import Rule
-from tasks.engine.outcomes import Diverged, Stopped
-from tasks.engine.plan import Plan
-from tasks.engine.records import RunRecord, Sink, now, usable_cores
+from tasks.engine.provenance import now, usable_cores
+from tasks.engine.record_schema import ModelFacts
+from tasks.engine.reproducibility import rounding_facts, seed_generators, set_reproducibility
+from tasks.engine.run_record import RunRecord
+from tasks.engine.run_spec import RunSpec
+from tasks.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+Names = dict[str, list[str]]  # network role -> names of some of its parameters
 
-def run(plan: Plan) -> dict[str, float]:
+
+def run(spec: RunSpec) -> dict[str, float]:
     """Run, resume or skip one run, and return its last scores.
 
     Raises:
-        InputError: Something the user gave is wrong.
+        InputError: A user's value is wrong.
         RunFailed: The loss is not finite, or the machine failed the run; recorded with the status "failed".
         Stopped: A signal asked to stop; the same call resumes.
     """
-    train = plan.train
+    train = spec.train
     if train.threads is not None:
         torch.set_num_threads(max(1, min(train.threads, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))))
-    numerics.set_policy(train)
-    with joined(train.device, timeout_minutes=train.timeout_minutes) as world:
+    set_reproducibility(train)
+    with process_group(train.device, timeout_minutes=train.timeout_minutes) as world:
         check_division(train, world.size)
-        record = world.on_main(
+        record = world.run_on_rank0(
             lambda: RunRecord(
-                plan.folder, name=plan.name, config=plan.config, processes=world.size, argv=plan.argv
+                spec.folder, name=spec.name, config=spec.config, processes=world.size, argv=spec.argv
             )
         )  # fmt: skip
         try:
-            if world.share(record is not None and record.finished):
-                scores = world.share(record.record["scores"] if record is not None else None)
+            if world.broadcast_object(record is not None and record.finished):
+                scores = world.broadcast_object(record.entries["scores"] if record is not None else None)
                 if record is not None:
-                    plan.say_end(record.record, "was finished before")
+                    spec.print_summary(record.entries, "was finished before")
                 return dict(scores)
-            with explained():
-                return _run(plan, world, record)
+            with translate_errors():
+                return _run(spec, world, record)
         finally:
             if record is not None:
                 record.close()
 
 
-def _run(plan: Plan, world: World, record: RunRecord | None) -> dict[str, float]:
-    seed_generators(plan.train.seed)  # the same weights on every process
-    task = plan.make_task()
-    convert_networks(task.networks, plan.normalise, eps=plan.normalise_eps)
-    probed = _scale_invariant(task, world, record)
+def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, float]:
+    seed_generators(spec.train.seed)  # the same weights on every process
+    task = spec.make_task()
+    convert_networks(task.networks, spec.normalise, eps=spec.normalise_eps)
+    recorded = record.entries.get("model") if record is not None else None
+    scale_invariant = _scale_invariant(task, world, recorded=recorded and recorded["scale_invariant"])
     if record is not None:
-        rounding = numerics.policy(plan.train, world.device)
-        record.update(data=task.describe(), model=_model_facts(task, probed), monitor=task.monitor, numerics=rounding)
-    sinks: Sequence[Sink] = plan.make_sinks() if record is not None else ()
+        rounding = rounding_facts(spec.train, world.device)
+        record.update(
+            data=task.describe(), model=_model_facts(task, scale_invariant), monitor=task.monitor, numerics=rounding
+        )
+    loggers: Sequence[RunLogger] = spec.make_loggers() if record is not None else ()
     trainer = Trainer(
-        task, plan.make_phases(), plan.train, _rules(plan, task, world, probed or {}), plan.folder, world,
-        name=f"{plan.experiment}/{plan.name}", record=record, sinks=sinks, probed=probed or {},
+        task, spec.make_phases(), spec.train, _rules(spec, task, world, scale_invariant), spec.folder, world,
+        name=f"{spec.experiment}/{spec.name}", record=record, loggers=loggers, probed=scale_invariant,
     )  # fmt: skip
     if record is not None:
-        for sink in sinks:
-            sink.start(record.record, plan.folder)
-        _say_start(plan, world, record.record, trainer)
+        for logger in loggers:
+            logger.start(record.entries, spec.folder)
+        _print_header(spec, world, record.entries, trainer)
     try:
-        with explained():
+        with translate_errors():
             scores = trainer.fit()
     except BaseException as error:
         if record is not None:
-            _close(plan, record, sinks, trainer, error)
+            _record_outcome(spec, record, loggers, trainer, error)
         raise
     if record is not None:
-        _close(plan, record, sinks, trainer, None)
-        plan.say_end(record.record, "finished")
+        _record_outcome(spec, record, loggers, trainer, None)
+        spec.print_summary(record.entries, "finished")
     return scores
 
 
-def _close(plan: Plan, record: RunRecord, sinks: Sequence[Sink], trainer: Trainer, error: BaseException | None) -> None:
-    """Write the last word of a run, however it ended, and draw it."""
-    status = "finished"
+def _record_outcome(
+    spec: RunSpec, record: RunRecord, loggers: Sequence[RunLogger], trainer: Trainer, error: BaseException | None
+) -> None:
+    """Record the final status, write the report and close the loggers."""
+    state, status = trainer.state, "finished"
     if error is not None:
         status = "interrupted" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
     try:
         record.update(
             status=status, ended=now(), error=None if error is None else str(error) or type(error).__name__,
-            steps=trainer.at.step, epochs=round(trainer.epoch, 4), scores=trainer.scores, best=vars(trainer.best),
+            steps=state.progress.step, epochs=round(trainer.epoch, 4), scores=state.scores, best=vars(state.best),
             checkpoint="checkpoints/last.pt", diverged_at=error.step if isinstance(error, Diverged) else None,
             notices=trainer.task.notices() if trainer.notices is None else trainer.notices,
-            refused_updates=trainer.guard.refused,
+            refused_updates=state.non_finite.skipped,
         )  # fmt: skip
-        if plan.draw is not None and trainer.at.step > 0:  # before that there is only the error to look at
-            plan.draw(plan.folder)
-    except Exception as trouble:
-        # A picture or a full disk must not hide what ended the run, nor turn a good run into a failed one.
-        log.warning("the run's last record or picture could not be written: %s", trouble)
-    for sink in sinks:
-        sink.finish(record.record, plan.folder)
+        if spec.write_report is not None and state.progress.step > 0:  # else there is nothing to draw
+            spec.write_report(spec.folder)
+    except Exception as problem:
+        # A failing report or a full disk must not hide what ended the run, nor fail a finished run
+        log.warning("the run's last record or picture could not be written: %s", problem)
+    for logger in loggers:
+        logger.finish(record.entries, spec.folder)
 
 
-def _scale_invariant(task: Task, world: World, record: RunRecord | None) -> dict[str, list[str]] | None:
-    """Return network role -> names of its scale-invariant parameters, found once a run by rescaling."""
-    known = record.record.get("model", {}).get("scale_invariant") if record is not None else None
-    if world.main and known is None:
-        inputs = task.example_inputs()
-        known = {role: sorted(scale_invariant_parameters(task.networks[role], batch)) for role, batch in inputs.items()}
-    found: dict[str, list[str]] = world.share(known)
-    return found
+def _scale_invariant(
+    task: Task, world: World, *, per_filter: bool = False, recorded: Mapping[str, list[str]] | None = None
+) -> Names:
+    """Return network role -> names of its scale-invariant parameters, found by rescaling where no record has them."""
+    names = recorded
+    if world.is_main and names is None:
+        names = {
+            role: sorted(scale_invariant_parameters(task.networks[role], inputs, per_filter=per_filter))
+            for role, inputs in task.example_inputs().items()
+        }
+    return dict(world.broadcast_object(names))
 
 
-def _rules(plan: Plan, task: Task, world: World, invariant: Mapping[str, Sequence[str]]) -> Sequence[Rule]:
-    """Return the parameter rules, with those that the marks stand for."""
-    if not plan.marks:
-        return plan.rules
-    having = {"scale_invariant": invariant, "normalised": normalised_parameters(task.networks)}
-    if "filter_invariant" in plan.marks:
-        found = None
-        if world.main:
-            inputs = task.example_inputs()
-            found = {
-                role: sorted(scale_invariant_parameters(task.networks[role], batch, per_filter=True))
-                for role, batch in inputs.items()
-            }
-        having["filter_invariant"] = world.share(found)
-    return marked_rules(plan.rules, plan.marks, networks=task.networks, having=having)
+def _rules(spec: RunSpec, task: Task, world: World, scale_invariant: Names) -> Sequence[Rule]:
+    """Return the parameter rules, overrides by property included."""
+    if not spec.overrides_by_property:
+        return spec.rules
+    params_by_property = {"scale_invariant": scale_invariant, "normalised": normalised_parameters(task.networks)}
+    if "filter_invariant" in spec.overrides_by_property:
+        params_by_property["filter_invariant"] = _scale_invariant(task, world, per_filter=True)
+    return expand_overrides(
+        spec.rules, spec.overrides_by_property, networks=task.networks, params_by_property=params_by_property
+    )
 
 
-def _model_facts(task: Task, probed: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
+def _model_facts(task: Task, scale_invariant: Names) -> ModelFacts:
     sizes = {role: {n: p.numel() for n, p in net.named_parameters()} for role, net in task.networks.items()}
     total = sum(sum(named.values()) for named in sizes.values())
     share = None
-    if probed:
-        share = sum(sizes[role][name] for role, names in probed.items() for name in names) / total
-    return {"parameters": total, "scale_invariant_share": share, "scale_invariant": dict(probed or {})}
+    if scale_invariant:
+        share = sum(sizes[role][name] for role, names in scale_invariant.items() for name in names) / total
+    return {"parameters": total, "scale_invariant_share": share, "scale_invariant": scale_invariant}
 
 
-def _say_start(plan: Plan, world: World, record: Mapping[str, Any], trainer: Trainer) -> None:
+def _print_header(spec: RunSpec, world: World, record: Mapping[str, Any], trainer: Trainer) -> None:
     data, model = record["data"], record["model"]
     share = model["scale_invariant_share"]
-    print(f"run      {plan.experiment}/{plan.name}")
-    print(f"folder   {plan.folder}")
-    many = f"{world.size} processes" if world.size > 1 else "1 process"
-    print(f"device   {world.device.type}, {many}; {record['hardware']['machine']}")
+    print(f"run      {spec.experiment}/{spec.name}")
+    print(f"folder   {spec.folder}")
+    processes = f"{world.size} processes" if world.size > 1 else "1 process"
+    print(f"device   {world.device.type}, {processes}; {record['hardware']['machine']}")
     sizes = f"{data.get('train_examples', '?')} training and {data.get('val_examples', '?')} validation examples"
     print(f"data     {data.get('name', '?')}: {sizes}")
     if "baseline" in data:
@@ -161,6 +167,6 @@ def _say_start(plan: Plan, world: World, record: Mapping[str, Any], trainer: Tra
     print(f"network  {model['parameters']:,} parameters{invariant}")
     epochs = sum(phase.epochs for phase in trainer.phases)
     print(
-        f"length   {epochs} epochs x {trainer.epoch_steps} steps of {plan.train.batch_size} examples",
+        f"length   {epochs} epochs x {trainer.epoch_steps} steps of {spec.train.batch_size} examples",
         flush=True,
     )

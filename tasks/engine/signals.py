@@ -1,4 +1,4 @@
-"""Signals turned into requests that the loop answers between two steps."""
+"""Signals as requests that the training loop handles between two steps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 NOTHING, SAVE, STOP = 0, 1, 2  # ordered: the largest request of all processes wins
 
 
-class Requests:
-    """What signals have asked for so far.
+class SignalRequests:
+    """Pending requests of signals.
 
-    Two flags rather than one level: a stop that arrives while a save is being answered must outlive the answer.
+    Two flags rather than one level: a stop that arrives during a requested save must not be lost.
 
     Attributes:
-        saving: A save was asked for and not yet answered.
-        stopping: A stop was asked for.
-        number: Signal that asked to stop.
+        saving: A save is requested and not yet done.
+        stopping: A stop is requested.
+        number: Signal that requested the stop.
     """
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class Requests:
     def ask_to_stop(self, number: int, frame: Any = None) -> None:
         """SIGINT, SIGTERM, SIGUSR2: save and stop. A second Ctrl-C stops at once, without saving.
 
-        SIGUSR2 is how a cluster announces preemption or the end of the time limit. It may send SIGTERM along, and
-        whichever is first, the run must know that it will be continued.
+        With SIGUSR2 a cluster announces preemption or the end of the time limit. It wins over a SIGTERM that comes
+        along, in either order, since it tells that the run will be continued.
         """
         if self.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -47,43 +47,42 @@ class Requests:
         self.stopping = True
 
     def ask_to_save(self, number: int, frame: Any = None) -> None:
-        """SIGUSR1: save and go on."""
+        """SIGUSR1: save and continue."""
         self.saving = True
 
 
 def begin_child(parent: int) -> None:
-    """Ready a run between fork and exec: `preexec_fn=partial(begin_child, os.getpid())`.
+    """Set up a run's process between fork and exec: `preexec_fn=partial(begin_child, os.getpid())`.
 
-    Linux sends it SIGTERM when its launcher dies, even by kill -9: it saves and gives up the folder. SIGUSR1, which
-    asks for a checkpoint, does not end it while it still loads. SIGINT reaches it even if the launcher blocks that, as
-    Ray's workers do.
+    Linux sends it SIGTERM when its launcher dies, even by kill -9: it saves and releases the folder. SIGUSR1, a request
+    to save, does not end it while it loads. SIGINT reaches it even if the launcher blocks that, as Ray's workers do.
 
     Args:
-        parent: The launcher's process.
+        parent: Process id of the launcher.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before it was watched
+        if os.getppid() != parent:  # it died before prctl
             os._exit(128 + signal.SIGTERM)
 
 
 @contextmanager
-def requests() -> Iterator[Requests]:
-    """Listen to SIGINT, SIGTERM and SIGUSR1, 2 while the block runs; the handlers before are put back after it."""
-    asked = Requests()
+def listen() -> Iterator[SignalRequests]:
+    """Collect SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 during the block, and restore the handlers after it."""
+    requests = SignalRequests()
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # Python lets only the main thread set handlers
+        yield requests  # Python lets only the main thread set handlers
         return
     handlers = {
-        signal.SIGINT: asked.ask_to_stop, signal.SIGTERM: asked.ask_to_stop, signal.SIGUSR1: asked.ask_to_save,
-        signal.SIGUSR2: asked.ask_to_stop,
+        signal.SIGINT: requests.ask_to_stop, signal.SIGTERM: requests.ask_to_stop, signal.SIGUSR1: requests.ask_to_save,
+        signal.SIGUSR2: requests.ask_to_stop,
     }  # fmt: skip
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield requests
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

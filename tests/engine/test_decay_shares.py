@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 import adamp
-from tasks.engine.optim import first_lr
+from tasks.engine.optim import rate_and_decay
 
 LR, DECAY, ON = 0.1, 0.01, {"scale_invariant": True}
 
@@ -44,13 +44,13 @@ CASES: dict[str, tuple[Callable[..., Optimizer], str]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_logged_share_is_what_weights_lose(name: str) -> None:
     make, kind = CASES[name]
-    _, shares = first_lr(make([torch.nn.Parameter(torch.ones(1, 2))]))
+    _, shares = rate_and_decay(make([torch.nn.Parameter(torch.ones(1, 2))]))
     # SGD's momentum settles on a little more than the limit of small rates.
     assert shares[f"decay/{kind}"] == pytest.approx(shrunk(make), rel=5e-3)
 
 
 def test_projected_weights_lose_wd_ratio_of_it() -> None:
-    _, shares = first_lr(adamp.SGDP([torch.nn.Parameter(torch.ones(1, 2))], 0.1, momentum=0.9, weight_decay=1e-4))
+    _, shares = rate_and_decay(adamp.SGDP([torch.nn.Parameter(torch.ones(1, 2))], 0.1, momentum=0.9, weight_decay=1e-4))
     assert shares["decay/other"] == pytest.approx(1e-4)  # lr x weight_decay / (1 - momentum)
     assert shares["decay/projected"] == pytest.approx(1e-5)
     assert shares["weight_decay_step"] == pytest.approx(1e-5)
@@ -62,11 +62,11 @@ def test_the_papers_decays_are_those_of_its_captions_in_these_units() -> None:
         "adamw": torch.optim.AdamW(weight, 1e-3, weight_decay=0.1),
         "adamp": adamp.AdamP(weight, 1e-3, weight_decay=1e-2),
     }
-    shares = {name: first_lr(optimizer)[1]["decay/projected"] for name, optimizer in made.items()}
+    shares = {name: rate_and_decay(optimizer)[1]["decay/projected"] for name, optimizer in made.items()}
     assert shares == {"adamw": pytest.approx(1e-4), "adamp": pytest.approx(1e-6)}
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.RMSprop])
 def test_a_decay_that_is_rescaled_with_the_gradient_has_no_share(make: Callable[..., Optimizer]) -> None:
-    _, shares = first_lr(make([torch.nn.Parameter(torch.ones(1, 2))], lr=1e-3, weight_decay=1e-4))
+    _, shares = rate_and_decay(make([torch.nn.Parameter(torch.ones(1, 2))], lr=1e-3, weight_decay=1e-4))
     assert set(shares) == {"weight_decay_step"}

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.engine.distributed import World, in_data_order, joined, spawn
-from tasks.engine.outcomes import Stopped
+from tasks.engine.distributed import World, in_data_order, process_group
+from tasks.engine.errors import Stopped
+from tasks.engine.processes import spawn
 from tasks.engine.signals import begin_child
 from tests.engine import toys
 
@@ -39,7 +40,7 @@ def pairs() -> toys.Toy:
 def run_pair(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run `main` below in two processes."""
     code = (
-        "import sys; from tasks.engine.distributed import spawn; "
+        "import sys; from tasks.engine.processes import spawn; "
         f"sys.exit(spawn([sys.executable, '-m', 'tests.engine.test_distributed', {str(folder)!r}], 2))"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -47,13 +48,13 @@ def run_pair(folder: Path) -> subprocess.CompletedProcess[str]:
 
 def main(folder: Path) -> None:
     """What each process of a pair does."""
-    with joined("cpu", timeout_minutes=1) as world:
+    with process_group("cpu", timeout_minutes=1) as world:
         fit(world, folder / "equal", plain)
         fit(world, folder / "pairs", pairs)
         check_gathering(world)
         whole = fit(world, folder / "whole", toys.Attack, accumulation=2)
         stopping = toys.Attack()
-        if world.main:  # the other process learns of it from the first
+        if world.is_main:  # the other process learns of it from the first
             stopping.before_step = toys.kill_at(9, signal.SIGTERM)  # step 5 of 12
         try:
             fit(world, folder / "stopped", lambda: stopping, accumulation=2)
@@ -63,7 +64,7 @@ def main(folder: Path) -> None:
             raise AssertionError("did not stop")
         resumed = fit(world, folder / "stopped", toys.Attack, accumulation=2)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-        if world.main:
+        if world.is_main:
             lines = [(folder / name / "metrics.jsonl").read_bytes() for name in ("whole", "stopped")]
             assert lines[0] == lines[1]
         check_bypass(world, folder / "bypass")
@@ -85,7 +86,7 @@ def check_gathering(world: World) -> None:
     transposed = x.T.contiguous().T  # strided, as a channels-last output is
     assert torch.equal(world.gather_rows(transposed[mine]), x)
     expected = gradient(x @ weight)
-    averaged = world.mean(gradient(world.gather_rows(x[mine] @ weight)))
+    averaged = world.all_reduce_mean(gradient(world.gather_rows(x[mine] @ weight)))
     torch.testing.assert_close(averaged, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tasks.engine.distributed import World
-from tasks.engine.signals import STOP
 from tests import commands
 from tests.engine import toys
 
@@ -39,7 +38,7 @@ def test_stopping_and_resuming_on_the_device_changes_no_bit(tmp_path: Path, valu
         nonlocal seen
         seen += 1
         if seen == 7:
-            made.asked.pending = STOP
+            made.signals.stopping = True
 
     task.before_step = stop
     with pytest.raises(Exception, match="stopped"):

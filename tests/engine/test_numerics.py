@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from tasks.base import InputError, StepContext, Update
-from tasks.engine import numerics
 from tasks.engine.config import Train
-from tasks.engine.distributed import World, joined
-from tasks.engine.faults import explained
-from tasks.engine.outcomes import Diverged, RunFailed, Stopped
+from tasks.engine.distributed import World, process_group
+from tasks.engine.errors import Diverged, RunFailed, Stopped, translate_errors
+from tasks.engine.reproducibility import checksums, rounding_facts, set_reproducibility
 from tests.engine import toys
 
 
@@ -60,11 +59,11 @@ def fitted(folder: Path, task: toys.Toy, **values: Any) -> tuple[Any, list[dict[
 @pytest.mark.parametrize("policy", ["skip", "scale"])
 def test_updates_that_are_not_finite_are_left_out_and_counted(tmp_path: Path, policy: str) -> None:
     made, lines = fitted(tmp_path, Faulty(losses=(3,), inputs=(5,), grads=(8,)), nonfinite=policy)
-    assert made.guard.refused == 3
+    assert made.state.non_finite.skipped == 3
     assert [line["train/refused"] for line in lines if "train/refused" in line][-1] == 3
     assert all(torch.isfinite(value.float()).all() for value in toys.weights(made).values())
     assert all(value is not None for line in lines for key, value in line.items() if key.startswith("train/"))
-    assert made.guard.factor == (1.0 if policy == "skip" else 2.0**-3)
+    assert made.state.non_finite.factor == (1.0 if policy == "skip" else 2.0**-3)
 
 
 def test_a_refused_step_leaves_weights_buffers_and_memory_as_they_were(tmp_path: Path) -> None:
@@ -72,10 +71,10 @@ def test_a_refused_step_leaves_weights_buffers_and_memory_as_they_were(tmp_path:
     made = toys.trainer(task, tmp_path, nonfinite="skip", max_steps=1)
     made.fit()
     toys.close(made)
-    before, memory = toys.weights(made), made.loop_states[0]["memory"].clone()
+    before, memory = toys.weights(made), made.state.loop_states[0]["memory"].clone()
     made, _ = fitted(tmp_path / "two", Faulty(inputs=(2,)), nonfinite="skip", max_steps=2)
     assert all(torch.equal(value, before[name]) for name, value in toys.weights(made).items())
-    assert torch.equal(made.loop_states[0]["memory"], memory)
+    assert torch.equal(made.state.loop_states[0]["memory"], memory)
 
 
 @pytest.mark.parametrize("policy", ["skip", "scale"])
@@ -107,18 +106,18 @@ def test_counts_and_factor_survive_a_stop(tmp_path: Path) -> None:
         fitted(tmp_path / "parts", task, nonfinite="scale")
     again, resumed = fitted(tmp_path / "parts", Faulty(**bad), nonfinite="scale")
     assert resumed == lines
-    assert again.guard.state() == whole.guard.state()
+    assert again.state.non_finite.state_dict() == whole.state.non_finite.state_dict()
     assert all(torch.equal(value, toys.weights(whole)[name]) for name, value in toys.weights(again).items())
 
 
 def test_checksums_notice_one_changed_bit_and_need_no_order() -> None:
     net = nn.ModuleDict({"a": nn.Linear(5, 3), "b": nn.BatchNorm1d(3)}).to(torch.bfloat16)
     net["a"].float()
-    names, before = numerics.checksums({"model": net})
+    names, before = checksums({"model": net})
     assert names[0] == "model.a.weight" and len(names) == len(before) == 4
     with torch.no_grad():
         net["a"].weight.view(torch.int32)[1, 2] += 1
-    changed = (numerics.checksums({"model": net})[1] != before).nonzero().flatten().tolist()
+    changed = (checksums({"model": net})[1] != before).nonzero().flatten().tolist()
     assert changed == [0]
 
 
@@ -129,28 +128,28 @@ def test_a_policy_that_is_not_known_is_refused() -> None:
 
 def test_determinism_raises_on_an_operation_that_has_no_deterministic_form() -> None:
     try:
-        numerics.set_policy(Train(deterministic=True))
-        assert numerics.policy(Train(deterministic=True), torch.device("cpu"))["deterministic"]
+        set_reproducibility(Train(deterministic=True))
+        assert rounding_facts(Train(deterministic=True), torch.device("cpu"))["deterministic"]
         with (
             pytest.raises(RunFailed, match=r"train\.deterministic=true refuses an operation: put_") as error,
-            explained(),
+            translate_errors(),
         ):
             torch.zeros(4).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
         assert len(str(error.value).splitlines()) == 2
     finally:
-        numerics.set_policy(Train())
+        set_reproducibility(Train())
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_record_says_how_a_run_rounds() -> None:
-    found = numerics.policy(Train(precision="bf16"), torch.device("cpu"))
+    found = rounding_facts(Train(precision="bf16"), torch.device("cpu"))
     assert found["precision"] == "bf16" and found["nonfinite"] == "stop"
     assert found["tf32"] == {"matmul": False, "convolution": False}
     try:
-        numerics.set_policy(Train(tf32=True))
-        assert numerics.policy(Train(tf32=True), torch.device("cpu"))["tf32"] == {"matmul": True, "convolution": True}
+        set_reproducibility(Train(tf32=True))
+        assert rounding_facts(Train(tf32=True), torch.device("cpu"))["tf32"] == {"matmul": True, "convolution": True}
     finally:
-        numerics.set_policy(Train())
+        set_reproducibility(Train())
     json.dumps(found)
 
 
@@ -175,16 +174,16 @@ def drift(world: World, folder: Path) -> None:
 
 def refuse(world: World, folder: Path) -> None:
     """Spoil the loss of process 0 alone: both leave the update out, and their weights stay the same."""
-    task = Faulty(losses=(3,) if world.main else ())
+    task = Faulty(losses=(3,) if world.is_main else ())
     made = toys.trainer(task, folder / "refuse", world=world, nonfinite="skip", check_every=1)
     made.fit()
     toys.close(made)
-    assert made.guard.refused == 1
+    assert made.state.non_finite.skipped == 1
 
 
 def test_two_processes_refuse_together_and_one_bit_of_drift_is_noticed(tmp_path: Path) -> None:
     code = (
-        "import sys; from tasks.engine.distributed import spawn; "
+        "import sys; from tasks.engine.processes import spawn; "
         f"sys.exit(spawn([sys.executable, '-m', 'tests.engine.test_numerics', {str(tmp_path)!r}], 2))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -192,6 +191,6 @@ def test_two_processes_refuse_together_and_one_bit_of_drift_is_noticed(tmp_path:
 
 
 if __name__ == "__main__":
-    with joined("cpu", timeout_minutes=1) as pair:
+    with process_group("cpu", timeout_minutes=1) as pair:
         refuse(pair, Path(sys.argv[1]))
         drift(pair, Path(sys.argv[1]))

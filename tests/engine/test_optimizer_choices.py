@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import scripts.train  # noqa: F401  registers the schema of train.*
-from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
+from tasks.engine.group_overrides import convert_networks, expand_overrides, normalised_parameters
 from tasks.engine.optim import build_optimizer, parameter_groups
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -39,7 +39,7 @@ def made(cfg: Any) -> tuple[nn.Module, Optimizer]:
     networks = {"model": model}
     convert_networks(networks, cfg.normalise)
     having = {"scale_invariant": {"model": ["0.weight", "3.weight"]}, "normalised": normalised_parameters(networks)}
-    rules = marked_rules([], cfg.marks, networks=networks, having=having)
+    rules = expand_overrides([], cfg.marks, networks=networks, params_by_property=having)
     factory = hydra.utils.instantiate(cfg.opt, _convert_="all")
     return model, build_optimizer(factory, parameter_groups("model", model, rules))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tasks.base import InputError, Task
-from tasks.engine import state
-from tasks.engine.outcomes import Stopped
+from tasks.engine.checkpointing import Checkpoints
+from tasks.engine.errors import Stopped
 from tests.engine import toys
 
 CASES: dict[str, tuple[Callable[[], Task], dict[str, Any]]] = {
@@ -160,21 +160,21 @@ def test_a_stop_that_arrives_while_a_checkpoint_is_being_written_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, metrics = run("plain", tmp_path / "whole")
-    save, saves = state.save, 0
+    save_last, saves = Checkpoints.save_last, 0
 
-    def interrupted(made: toys.Trainer, kind: str) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
         nonlocal saves
-        saves += kind == "last"
-        if saves == 1 and kind == "last":
+        saves += 1
+        if saves == 1:
             signal.raise_signal(signal.SIGTERM)
-        save(made, kind)
+        save_last(*args, **kwargs)
 
-    monkeypatch.setattr(state, "save", interrupted)
+    monkeypatch.setattr(Checkpoints, "save_last", interrupted)
     made = toys.trainer(toys.Toy(), tmp_path / "stopped", checkpoint_minutes=0)
     with pytest.raises(Stopped):
         made.fit()
     toys.close(made)
-    assert made.at.step == 2  # asked for during the save after step 1
+    assert made.state.progress.step == 2  # asked for during the save after step 1
     resumed, lines = run("plain", tmp_path / "stopped")
     assert lines == metrics
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)

@@ -16,10 +16,10 @@ import adamp
 from tasks.base import LoopState, Shard, StepContext, Task, Update
 from tasks.engine.config import Train
 from tasks.engine.distributed import World
-from tasks.engine.loop import Trainer
 from tasks.engine.phases import Phase
-from tasks.engine.records import RunRecord
+from tasks.engine.run_record import RunRecord
 from tasks.engine.schedules import cosine
+from tasks.engine.trainer import Trainer
 
 EXAMPLES, D, K = 48, 8, 3
 CPU = World(0, 1, torch.device("cpu"))
@@ -178,14 +178,14 @@ def trainer(
     task: Task, folder: Path, *, phases: list[Phase] | None = None, world: World = CPU, rules: Any = (), **values: Any
 ) -> Trainer:
     record = None
-    if world.main:
+    if world.is_main:
         record = RunRecord(folder, name="toy", config={"experiment_name": "toys"}, processes=world.size)
         OPEN.append(record)
     return Trainer(task, phases or one_phase(), options(**values), rules, folder, world, name="toys/toy", record=record)
 
 
 def weights(made: Trainer) -> dict[str, Tensor]:
-    nets = {**made.bare, **{f"{role}_ema": net for role, net in made.averages.items()}}
+    nets = {**made.state.modules, **{f"{role}_ema": net for role, net in made.state.averages.items()}}
     return {f"{role}.{name}": value.clone() for role, net in nets.items() for name, value in net.state_dict().items()}
 
 

@@ -125,7 +125,8 @@ TOY = """
 import os, sys
 from pathlib import Path
 import torch, torch._dynamo
-from tasks.engine.distributed import free_port, joined
+from tasks.engine.distributed import process_group
+from tasks.engine.processes import free_port
 from tests.engine import toys
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -134,11 +135,11 @@ os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), WORLD_S
 
 def member(rank):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    with joined("cpu", timeout_minutes=30) as world:
+    with process_group("cpu", timeout_minutes=30) as world:
         task = toys.Toy(examples=2 * world.size, batch_size=2 * world.size)
         made = toys.trainer(task, folder / "run", world=world, batch_size=task.batch_size)
         made.fit()
-        ranks = world.share(world.gather(world.rank))
+        ranks = world.broadcast_object(world.gather_objects(world.rank))
         toys.close(made)
     return int(ranks != list(range(count)))
 
@@ -208,7 +209,7 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps({name: found[name]}, indent=1), flush=True)
     if not found:
         raise options.ReadError("nothing to do; say cells=1000, lines=10000000 or processes=64")
-    from tasks.engine.records import provenance  # it loads torch: not before memory has been measured
+    from tasks.engine.provenance import provenance  # it loads torch: not before memory has been measured
 
     out = Path(values["out"])
     out.parent.mkdir(parents=True, exist_ok=True)

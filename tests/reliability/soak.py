@@ -302,7 +302,7 @@ def main(argv: Sequence[str]) -> int:
         (soak.folder / "watcher" / "sitecustomize.py").write_text(WATCHER)
         soak_runs.prepare(soak.folder / "data")
         soaked(soak, pairs, kills=int(values["kills"]))
-    from tasks.engine.records import provenance
+    from tasks.engine.provenance import provenance
 
     summary = {
         "where": provenance(ROOT),

@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from tasks.base import LoopState, Shard
-from tasks.engine.distributed import joined
-from tasks.engine.faults import explained, read
-from tasks.engine.outcomes import RunFailed
+from tasks.engine.distributed import process_group
+from tasks.engine.dead_workers import read_batches
+from tasks.engine.errors import RunFailed, translate_errors
 from tests.engine import toys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def test_a_worker_killed_at_any_moment_is_said_the_same_and_the_run_resumes(
 
     monkeypatch.setattr(torch, "save", disturbed_save)
     made = toys.trainer(task, tmp_path / "r", checkpoint_minutes=0)
-    with pytest.raises(RunFailed, match=KILLED), explained():
+    with pytest.raises(RunFailed, match=KILLED), translate_errors():
         made.fit()
     toys.close(made)
     again, whole = (toys.trainer(toys.Toy(), tmp_path / name) for name in ("r", "whole"))
@@ -142,7 +142,7 @@ def disturbed_answer(fails: Callable[[], None]) -> None:
     batches = iter(loaded)
     next(batches)
     try:
-        with explained():
+        with translate_errors():
             fails()
     finally:
         loaded.kill()
@@ -160,8 +160,8 @@ def test_a_worker_that_dies_while_an_error_is_answered_does_not_replace_the_answ
 
 def test_a_death_that_was_heard_while_nothing_was_read_is_said_at_the_next_batch() -> None:
     loaded = Loaded(range(8), waits_at=1)
-    batches = read(loaded)
-    with pytest.raises(RunFailed, match=KILLED), explained():
+    batches = read_batches(loaded)
+    with pytest.raises(RunFailed, match=KILLED), translate_errors():
         next(batches)
         loaded.kill()
         assert threading.active_count()  # a line of the run
@@ -169,13 +169,13 @@ def test_a_death_that_was_heard_while_nothing_was_read_is_said_at_the_next_batch
 
 
 def test_workers_of_a_pass_that_is_over_disturb_no_other() -> None:
-    with explained():
+    with translate_errors():
         loaded = Loaded(range(8), waits_at=1)
-        first = read(loaded)
+        first = read_batches(loaded)
         next(first)
         loaded.kill()
         first.close()  # type: ignore[attr-defined]
-        assert len(list(read(Loaded(range(8))))) == 8
+        assert len(list(read_batches(Loaded(range(8))))) == 8
 
 
 @pytest.mark.parametrize(
@@ -191,17 +191,17 @@ def test_a_broken_connection_to_a_worker_is_said_as_its_death(
 
     batches = iter(DataLoader(range(8), num_workers=1))  # type: ignore[arg-type]
     monkeypatch.setattr(batches._data_queue, "get", get)  # type: ignore[attr-defined]
-    with pytest.raises(RunFailed, match=KILLED), explained():
-        next(read(batches))
+    with pytest.raises(RunFailed, match=KILLED), translate_errors():
+        next(read_batches(batches))
     batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def main(folder: Path) -> None:
     """What each of two processes does; the second loses its worker. Ends as `scripts/train.py` would."""
-    with joined("cpu", timeout_minutes=5) as world:
+    with process_group("cpu", timeout_minutes=5) as world:
         made = toys.trainer(Disturbed("reading" if world.rank == 1 else "never"), folder, world=world)
         try:
-            with explained():
+            with translate_errors():
                 made.fit()
         except RunFailed as error:
             print(f"process {world.rank} failed: {error}", file=sys.stderr, flush=True)

@@ -20,11 +20,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tasks.base import InputError
-from tasks.engine import records
-from tasks.engine.distributed import World, free_port, joined
-from tasks.engine.faults import explained
-from tasks.engine.outcomes import RunFailed
-from tasks.engine.records import RunRecord
+from tasks.engine import provenance
+from tasks.engine.distributed import World, process_group
+from tasks.engine.errors import RunFailed, translate_errors
+from tasks.engine.processes import free_port
+from tasks.engine.run_record import RunRecord
 from tests import commands
 from tests.engine import toys
 
@@ -51,9 +51,9 @@ def test_a_killed_data_worker_is_said_in_a_line_or_two() -> None:
     # In a process of its own: torch may raise a second time, anywhere, when it hears of the death.
     code = (
         "from torch.utils.data import DataLoader\n"
-        "from tasks.engine.faults import explained\n"
+        "from tasks.engine.errors import translate_errors\n"
         "from tests.reliability.test_faults import Deadly\n"
-        "with explained():\n"
+        "with translate_errors():\n"
         "    list(DataLoader(Deadly(), num_workers=1, batch_size=1))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -74,23 +74,23 @@ def test_a_killed_data_worker_is_not_taken_for_another_process_of_the_run(
 
     batches = iter(DataLoader(Deadly(), num_workers=1, batch_size=1))
     monkeypatch.setattr(batches._data_queue, "get", get)  # type: ignore[attr-defined]
-    with pytest.raises(RunFailed, match=WORKER_KILLED), explained():
+    with pytest.raises(RunFailed, match=WORKER_KILLED), translate_errors():
         next(batches)
     batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def test_memory_that_ends_is_said_with_what_to_change() -> None:
-    with pytest.raises(RunFailed, match=r"out of memory: .*\nLower train\.batch_size"), explained():
+    with pytest.raises(RunFailed, match=r"out of memory: .*\nLower train\.batch_size"), translate_errors():
         torch.empty(2**55)
-    with pytest.raises(RunFailed, match="out of memory"), explained():
+    with pytest.raises(RunFailed, match="out of memory"), translate_errors():
         bytearray(2**62)
 
 
 def test_errors_of_the_code_keep_their_traceback() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error, explained():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error, translate_errors():
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not isinstance(error.value, RunFailed)
-    with pytest.raises(InputError), explained():
+    with pytest.raises(InputError), translate_errors():
         raise InputError("timed out")
 
 
@@ -128,7 +128,7 @@ def test_a_clock_that_goes_back_changes_neither_times_nor_results(
             cls.hours += 1
             return datetime(2026, 1, 1, 23 - cls.hours % 20, tzinfo=UTC)
 
-    monkeypatch.setattr(records, "datetime", Backwards)
+    monkeypatch.setattr(provenance, "datetime", Backwards)
     monkeypatch.setattr(time, "time", lambda: 1.0)
     again = toys.trainer(toys.Toy(), tmp_path / "back", checkpoint_minutes=0)
     again.fit()
@@ -216,7 +216,7 @@ def lose(world: World, folder: Path, how: str) -> None:
 
     task.before_step = hook
     made = toys.trainer(task, folder, world=world)
-    with explained():
+    with translate_errors():
         made.fit()
 
 
@@ -224,9 +224,9 @@ def main(folder: Path, how: str) -> int:
     """What each process of a pair does; ends as `scripts/train.py` would."""
     try:
         if how == "comes late":
-            with joined("cpu", timeout_minutes=0.02):
+            with process_group("cpu", timeout_minutes=0.02):
                 return 0
-        with joined("cpu", timeout_minutes=10) as world:
+        with process_group("cpu", timeout_minutes=10) as world:
             if how == "stops":  # joining may take long on a busy machine, a step must not
                 torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=20))
             lose(world, folder, how)

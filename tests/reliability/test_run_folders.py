@@ -13,8 +13,8 @@ import pytest
 from evidence.runs import run as runs
 from tasks.base import InputError
 from tasks.engine import checkpoint
-from tasks.engine.plan import Plan
-from tasks.engine.records import RunRecord
+from tasks.engine.run_record import RunRecord
+from tasks.engine.run_spec import RunSpec
 from tests.engine import toys
 from tests.reliability import spoil
 
@@ -35,7 +35,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     made.fit()
     record.update(
-        status="interrupted", scores=made.scores, best=vars(made.best), data={"name": "toy"}, monitor="val/top1"
+        status="interrupted",
+        scores=made.state.scores,
+        best=vars(made.state.best),
+        data={"name": "toy"},
+        monitor="val/top1",
     )
     record.close()
     return folder
@@ -71,8 +75,16 @@ def looked_at(folder: Path) -> None:
 
 def resumed(folder: Path) -> str | None:
     """Begin the run again, as `make` would; return what it refuses with."""
-    plan = Plan(
-        "toys", "r", folder, CONFIG, toys.options(), (), make_task=toys.Toy, make_phases=toys.one_phase, make_sinks=list
+    plan = RunSpec(
+        "toys",
+        "r",
+        folder,
+        CONFIG,
+        toys.options(),
+        (),
+        make_task=toys.Toy,
+        make_phases=toys.one_phase,
+        make_loggers=list,
     )
     plan.finished()
     try:

@@ -17,7 +17,7 @@ def place(base: Path, name: str) -> Path:
     folder = base / name / "runs" / "toys" / "r"
     made = toys.trainer(toys.Toy(), folder)
     made.fit()
-    made.record.update(status="finished", scores=made.scores)  # type: ignore[union-attr]
+    made.record.update(status="finished", scores=made.state.scores)  # type: ignore[union-attr]
     toys.close(made)
     return base / name
 

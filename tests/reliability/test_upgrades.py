@@ -20,8 +20,8 @@ import pytest
 from evidence.runs import run as runs
 from scripts import restore
 from tasks.engine import checkpoint
-from tasks.engine.outcomes import Stopped
-from tasks.engine.records import RunRecord
+from tasks.engine.errors import Stopped
+from tasks.engine.run_record import RunRecord
 from tests.engine import toys
 
 FIRST = Path(__file__).parent / "first"

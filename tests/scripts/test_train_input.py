@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tasks.engine import checkpoint
-from tasks.engine.records import RunRecord
+from tasks.engine.run_record import RunRecord
 from tests import commands
 from tests.tasks.data.pictures import write_image_folder
 
@@ -123,7 +123,7 @@ def test_processes_are_started_with_the_callers_own_folder_of_configurations(
     text = (commands.ROOT / "configs" / "opt" / "sgdp.yaml").read_text().replace("sgdp", "newcomer")
     (tmp_path / "opt" / "newcomer.yaml").write_text(text)
     started: list[list[str]] = []
-    monkeypatch.setattr("tasks.engine.distributed.spawn", lambda words, processes: started.append(words) or 0)
+    monkeypatch.setattr("tasks.engine.processes.spawn", lambda words, processes: started.append(words) or 0)
     words = [word.format(tmp_path), *commands.options(tmp_path, "opt=newcomer", "gpus=2")]
     assert commands.call(*words).code == 0
     assert set(words) <= set(started[0])

@@ -12,8 +12,8 @@ from torch import nn
 
 from tasks.adversarial import Adversarial
 from tasks.data import Synthetic
-from tasks.engine.distributed import joined
-from tasks.engine.outcomes import Diverged, Stopped
+from tasks.engine.distributed import process_group
+from tasks.engine.errors import Diverged, Stopped
 from tasks.wide_resnet import WideResNet
 from tests import commands
 from tests.engine import toys
@@ -109,15 +109,15 @@ def test_a_network_that_diverges_ends_the_run_in_the_engines_words(tmp_path):
 
 def main(folder):
     """What each process of a pair does."""
-    with joined("cpu", timeout_minutes=1) as world:
+    with process_group("cpu", timeout_minutes=1) as world:
         weights, scores = fit(folder / "pair", Plain, world=world)
-        if world.main:
+        if world.is_main:
             torch.save((weights, scores), folder / "pair.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
     code = (
-        "import sys; from tasks.engine.distributed import spawn; "
+        "import sys; from tasks.engine.processes import spawn; "
         f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.test_adversarial_runs', {str(tmp_path)!r}], 2))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)

@@ -12,8 +12,8 @@ import torch
 
 from tasks.audio import AudioClassifier, HarmonicCnn, official_set
 from tasks.base import InputError, Shard, StepContext
-from tasks.engine.distributed import World, joined
-from tasks.engine.outcomes import Stopped
+from tasks.engine.distributed import World, process_group
+from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import step as step_schedule
 from tests.engine import toys
@@ -167,14 +167,14 @@ def sgd(groups):
 def main(folder: Path) -> None:
     """What each process of a pair does."""
     data = official_set("mtat", str(folder / "mtat"), num_tags=5, cache=str(folder / "cache"))
-    with joined("cpu", timeout_minutes=1) as world:
+    with process_group("cpu", timeout_minutes=1) as world:
         fit(folder / "two", make(data, norm=False, **SHORT), world=world, opt=sgd)
 
 
 def test_two_processes_equal_one_and_gather_predictions(tmp_path):
     root = layouts.mtat(tmp_path)
     code = (
-        "import sys; from tasks.engine.distributed import spawn; "
+        "import sys; from tasks.engine.processes import spawn; "
         f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.audio.test_task', {str(tmp_path)!r}], 2))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
@@ -209,7 +209,7 @@ def test_the_mixture_goes_back_to_the_best_weights_at_the_switch(tmp_path, keywo
     assert all(torch.equal(first[0][name], ends[0][name]) for name in first[0])
     moved = [name for name in first[0] if not torch.equal(first[0][name], ends[2][name])]
     assert len(moved) > 20
-    assert isinstance(made.optimizers["model"], torch.optim.SGD)
+    assert isinstance(made.state.optimizers["model"], torch.optim.SGD)
 
 
 def phases(opt):

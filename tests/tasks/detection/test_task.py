@@ -15,8 +15,8 @@ from torch import nn
 from adamp import scale_invariant_parameters
 from tasks.base import InputError, Shard, StepContext
 from tasks.detection import CenterNet, CocoSet, Detection, Ssd
-from tasks.engine.distributed import World, in_data_order, joined
-from tasks.engine.outcomes import Stopped
+from tasks.engine.distributed import World, in_data_order, process_group
+from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tests.engine import toys
 from tests.tasks.detection import layouts
@@ -244,13 +244,13 @@ def test_a_stopped_run_of_ssd_goes_on_without_a_changed_bit(root, tmp_path):
 def main(root: Path, folder: Path) -> None:
     """What each process of a pair does."""
     torch.set_num_threads(1)
-    with joined("cpu", timeout_minutes=1) as world:
+    with process_group("cpu", timeout_minutes=1) as world:
         fit(make(root, without_norm), folder, world=world)
 
 
 def test_two_processes_equal_one(root, tmp_path):
     words = [sys.executable, "-m", "tests.tasks.detection.test_task", str(root), str(tmp_path / "two")]
-    code = f"import sys; from tasks.engine.distributed import spawn; sys.exit(spawn({words!r}, 2))"
+    code = f"import sys; from tasks.engine.processes import spawn; sys.exit(spawn({words!r}, 2))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     fit(make(root, without_norm), tmp_path / "one")

@@ -9,7 +9,7 @@ import torch
 
 import adamp
 from tasks.base import InputError, Shard, StepContext
-from tasks.engine.outcomes import Stopped
+from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import cosine
 from tasks.language import Corpus, DropoutLstm, LanguageModel, TransformerXL
@@ -47,8 +47,8 @@ def fit(task: LanguageModel, folder: Path, *, epochs: int = 2, **options: Any) -
 
 def test_training_beats_guessing_by_frequency(corpus: Corpus, tmp_path: Path) -> None:
     made = fit(make(corpus), tmp_path, epochs=4)
-    assert made.scores["val/ppl"] == pytest.approx(math.exp(made.scores["val/loss"]))
-    assert made.scores["test/loss"] < corpus.unigram_loss("test") - 0.02
+    assert made.state.scores["val/ppl"] == pytest.approx(math.exp(made.state.scores["val/loss"]))
+    assert made.state.scores["test/loss"] < corpus.unigram_loss("test") - 0.02
 
 
 @pytest.mark.parametrize("case", ["txl", "lstm", "micro-batches"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.engine.distributed import World, joined
-from tasks.engine.outcomes import Stopped
+from tasks.engine.distributed import World, process_group
+from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tests.engine import toys
 from tests.tasks.rebias.sets import biased_mnist, without_norm
@@ -63,14 +63,14 @@ def test_both_networks_are_probed_under_their_own_names(tmp_path):
 
 def main(folder: Path) -> None:
     """What each process of a pair does."""
-    with joined("cpu", timeout_minutes=1) as world:
+    with process_group("cpu", timeout_minutes=1) as world:
         for sigma in (1.0, "median"):
             fit(folder / f"{sigma}", biased_mnist(**PLAIN, sigma=sigma), world=world)
 
 
 def test_two_processes_equal_one(tmp_path):
     code = (
-        "import sys; from tasks.engine.distributed import spawn; "
+        "import sys; from tasks.engine.processes import spawn; "
         f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.rebias.test_training', {str(tmp_path)!r}], 2))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

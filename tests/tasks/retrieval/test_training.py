@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.engine.distributed import World, joined
+from tasks.engine.distributed import World, process_group
+from tasks.engine.errors import Stopped
 from tasks.engine.optim import build_optimizer, parameter_groups
-from tasks.engine.outcomes import Stopped
 from tasks.retrieval import EmojiDesigns, OfficialSet
 from tests.engine import toys
 from tests.tasks.retrieval import layouts
@@ -29,7 +29,9 @@ def test_the_warm_up_trains_the_head_alone_and_the_proxies_keep_a_hundred_times_
     warm = {name: p.detach().clone() for name, p in net.named_parameters()}
     for rate in (5e-4, 2.5e-4):
         next(epochs)
-        assert [group["lr"] for group in made.optimizers["model"].param_groups] == pytest.approx([rate, 100 * rate])
+        assert [group["lr"] for group in made.state.optimizers["model"].param_groups] == pytest.approx(
+            [rate, 100 * rate]
+        )
     after = net.state_dict()
     assert not torch.equal(after["backbone.conv1.weight"], warm["backbone.conv1.weight"])
     assert not torch.equal(after["backbone.bn1.weight"], warm["backbone.bn1.weight"])
@@ -69,7 +71,7 @@ def test_resuming_changes_no_bit_on_either_side_of_the_warm_up(emoji, tmp_path, 
 def test_triplets_train_under_every_phase_even_when_a_batch_has_none(tmp_path):
     data = EmojiDesigns(num_classes=80, image_size=32)  # 40 classes: most batches of 4 have no pair
     made = fit(make(data, batch_size=4, loss="triplet"), tmp_path, rules=(), batch_size=4, max_steps=4)
-    assert made.at.step == 4
+    assert made.state.progress.step == 4
 
 
 def test_unreadable_pictures_are_replaced_in_training_and_left_out_of_the_search(tmp_path, caplog):
@@ -92,13 +94,13 @@ def pair_task(loss):
 def both_losses(world: World, folder: Path) -> None:
     for loss, rules in (("proxy_anchor", RULES), ("triplet", ())):
         made = fit(pair_task(loss), folder / loss, world=world, rules=rules)
-        if world.main:
+        if world.is_main:
             torch.save(toys.weights(made), folder / f"{loss}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
     code = (
-        "import sys; from tasks.engine.distributed import spawn; "
+        "import sys; from tasks.engine.processes import spawn; "
         f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.retrieval.test_training', {str(tmp_path / 'two')!r}], 2))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -113,5 +115,5 @@ def test_two_processes_equal_one(tmp_path):
 
 
 if __name__ == "__main__":
-    with joined("cpu", timeout_minutes=5) as here:
+    with process_group("cpu", timeout_minutes=5) as here:
         both_losses(here, Path(sys.argv[1]))

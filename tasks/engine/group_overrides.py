@@ -1,7 +1,7 @@
-"""Entries of parameter groups that follow from what a parameter is, not from its name.
+"""Overrides of parameter groups by a property of the parameters, not by their names: the option `marks`.
 
-AdaRem-S must be told which weights are scale-invariant, AWS which are normalised. Regular expressions over names could
-say so for each network by hand; here the networks themselves are asked.
+AdaRem-S must know which weights are scale-invariant, AWS which are normalised. Both are found in the networks, which
+saves a regular expression over names for each network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tasks.base import InputError
 from tasks.engine.optim import Rule, check_rules
 
 Names = Mapping[str, Sequence[str]]  # network role -> names of some of its parameters
-Marks = Mapping[str, Mapping[str, Any]]  # property -> entries for the groups of the parameters that have it
+Overrides = Mapping[str, Mapping[str, Any]]  # property -> group entries for the parameters that have it
 
 NORMALISED = (layers.WNConv2d, layers.WSConv2d, layers.WNLinear, layers.WSLinear)
 MISSING = {
@@ -37,14 +37,14 @@ def convert_networks(networks: Mapping[str, nn.Module], kind: str | None, *, eps
         return
     if kind not in ("wn", "ws"):
         raise InputError(f"normalise is {kind!r}; choose wn, ws or null")
-    chosen = [
+    convertible = [
         net
         for net in networks.values()
         if any(type(m) is nn.Conv2d and m.bias is None and m is not net for m in net.modules())
     ]
-    if not chosen:
+    if not convertible:
         raise InputError(f"normalise is {kind}, but this task's networks have no convolution without bias to convert")
-    for net in chosen:
+    for net in convertible:
         try:
             layers.convert(net, "wn" if kind == "wn" else "ws", eps=eps)
         except ValueError as error:
@@ -59,39 +59,46 @@ def normalised_parameters(networks: Mapping[str, nn.Module]) -> dict[str, list[s
     }
 
 
-def marked_rules(
-    rules: Sequence[Rule], marks: Marks, *, networks: Mapping[str, nn.Module], having: Mapping[str, Names]
+def expand_overrides(
+    rules: Sequence[Rule],
+    overrides_by_property: Overrides,
+    *,
+    networks: Mapping[str, nn.Module],
+    params_by_property: Mapping[str, Names],
 ) -> list[Rule]:
-    """Return the parameter rules with the marks worked in: rules for the marked parameters, then the given ones.
+    """Return rules for the parameters with a property, followed by the given rules.
 
-    A marked parameter keeps the entries of the rule that it matches; these win over a mark's where both say something.
+    Such a parameter keeps the entries of the rule that it matches; they win over an override of the same entry.
 
     Args:
         rules: Parameter rules, see `tasks.engine.optim.parameter_groups`.
-        marks: Property -> entries, e.g. `{"normalised": {"shrink": True}}`.
+        overrides_by_property: Property -> entries, e.g. `{"normalised": {"shrink": True}}`.
         networks: The networks, by role.
-        having: Property -> the parameters that have it; a property that is left out has none.
+        params_by_property: Property -> the parameters that have it; a property that is left out has none.
 
     Raises:
         InputError: A property is not known or no parameter has it, its entries are no mapping, or a rule is broken.
     """
     check_rules(networks, rules)
-    entries: dict[str, dict[str, Any]] = {}  # "network.parameter" -> what it is marked with
-    for kind, given in marks.items():
+    # Entries of each parameter "network.parameter", over all its properties
+    entries: dict[str, dict[str, Any]] = {}
+    for kind, overrides in overrides_by_property.items():
         if kind not in MISSING:
             raise InputError(f"marks: {kind!r} is no property; choose among {', '.join(MISSING)}")
-        if not isinstance(given, Mapping) or not given:
-            raise InputError(f"marks.{kind} is {given!r}; it must hold entries, e.g. {{scale_invariant: true}}")
-        names = [f"{role}.{name}" for role, found in having.get(kind, {}).items() for name in found]
+        if not isinstance(overrides, Mapping) or not overrides:
+            raise InputError(f"marks.{kind} is {overrides!r}; it must hold entries, e.g. {{scale_invariant: true}}")
+        params = params_by_property.get(kind, {})
+        names = [f"{role}.{name}" for role, role_names in params.items() for name in role_names]
         if not names:
             raise InputError(f"marks.{kind}: {MISSING[kind]}")
         for name in names:
-            entries.setdefault(name, {}).update(given)
-    together: dict[tuple[int, str], tuple[Rule, list[str]]] = {}  # one group a rule and mark
-    for name, mark in entries.items():
+            entries.setdefault(name, {}).update(overrides)
+    # One group per combination of rule and entries
+    groups: dict[tuple[int, str], tuple[Rule, list[str]]] = {}
+    for name, overrides in entries.items():
         hits = (i for i, rule in enumerate(rules) if re.search(rule["match"], name))
         index = next(hits, len(rules))
-        own = rules[index] if index < len(rules) else {}
-        together.setdefault((index, repr(mark)), ({**mark, **own}, []))[1].append(name)
-    exact = [{**rule, "match": f"^({'|'.join(map(re.escape, names))})$"} for rule, names in together.values()]
+        rule = rules[index] if index < len(rules) else {}
+        groups.setdefault((index, repr(overrides)), ({**overrides, **rule}, []))[1].append(name)
+    exact = [{**rule, "match": f"^({'|'.join(map(re.escape, names))})$"} for rule, names in groups.values()]
     return [*exact, *rules]

@@ -1,4 +1,4 @@
-"""What a person sees while a run runs: a bar in a terminal, timed plain lines in a log file."""
+"""Progress of a run on standard error: a bar in a terminal, timed plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 LINE_SECONDS = 30.0  # between two plain lines when standard error is not a terminal
 
 
-class Progress:
+class ProgressBar:
     """Progress over all optimizer steps of a run, on process 0.
 
     Args:
@@ -23,8 +23,8 @@ class Progress:
 
     def __init__(self, total: int, *, done: int, batch_size: int, shown: bool) -> None:
         self.total, self.batch_size, self.shown = total, batch_size, shown
-        self.first, self.begun = done, time.monotonic()
-        self.last_line = self.begun
+        self.first_step, self.started = done, time.monotonic()
+        self.last_line = self.started
         self.bar: Any = None
         if shown and sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, mininterval=0.5, smoothing=0.05)
@@ -35,26 +35,26 @@ class Progress:
             self.bar.update(1)
 
     def rate(self, step: int) -> float:
-        """Return examples a second since this process started."""
-        return (step - self.first) * self.batch_size / max(time.monotonic() - self.begun, 1e-9)
+        """Return examples per second since this process started."""
+        return (step - self.first_step) * self.batch_size / max(time.monotonic() - self.started, 1e-9)
 
     def seconds(self) -> float:
         """Return seconds since this process started."""
-        return time.monotonic() - self.begun
+        return time.monotonic() - self.started
 
     def show(self, step: int, *, epoch: float, loss: float | None, lr: float) -> None:
-        """Show loss, rate and throughput: on the bar, or as a line when the last one is long enough ago."""
+        """Show loss, learning rate and throughput: on the bar, or as a line every `LINE_SECONDS`."""
         if not self.shown:
             return
-        words = {"lr": f"{lr:.2g}", "examples/s": f"{self.rate(step):.0f}"}
+        values = {"lr": f"{lr:.2g}", "examples/s": f"{self.rate(step):.0f}"}
         if loss is not None:
-            words = {"loss": f"{loss:.3f}", **words}
+            values = {"loss": f"{loss:.3f}", **values}
         if self.bar is not None:
-            self.bar.set_postfix(words, refresh=False)
+            self.bar.set_postfix(values, refresh=False)
         elif time.monotonic() - self.last_line >= LINE_SECONDS:
             self.last_line = time.monotonic()
-            left = self.seconds() / max(step - self.first, 1) * (self.total - step)
-            text = "  ".join(f"{key} {value}" for key, value in words.items())
+            left = self.seconds() / max(step - self.first_step, 1) * (self.total - step)
+            text = "  ".join(f"{key} {value}" for key, value in values.items())
             self.say(f"step {step}/{self.total}  epoch {epoch:.2f}  {text}  {_clock(left)} left")
 
     def say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Norm probes on the optimizers of a run."""
+"""Logging of weight norms and effective steps: norm probes on the optimizers of a run."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from torch.optim import Optimizer
 from adamp import NormProbe
 from tasks.engine.config import Train
 
-VARIANT = ":variant"  # behind a role: the probe of its weights that are not scale-invariant
+VARIANT = ":variant"  # suffix of a role: the probe of its weights that are not scale-invariant
 
 
-def attach(
-    networks: Mapping[str, nn.Module],
+def attach_probes(
+    modules: Mapping[str, nn.Module],
     optimizers: Mapping[str, Optimizer],
     train: Train,
-    chosen: Mapping[str, Sequence[str]],
+    probed: Mapping[str, Sequence[str]],
 ) -> dict[str, NormProbe]:
-    """Attach a probe to each network's optimizer, at the cadence of the options.
+    """Attach a probe to each network's optimizer, sampling as the options say.
 
     Args:
-        networks: Role -> network, not wrapped.
+        modules: Role -> network, not wrapped.
         optimizers: Role -> its optimizer.
         train: Options; `probe_every=0` attaches none.
-        chosen: Role -> names of the parameters to probe; a role left out probes every weight of two or more dimensions.
+        probed: Role -> names of the parameters to probe; a role left out probes every weight of two or more dimensions.
 
     Returns:
-        Role -> probe; a network without any weight to probe is left out. With `probe_variant` a second probe a network
-        follows the weights that are not chosen, under the role and `VARIANT`.
+        Role -> probe; a network without any weight to probe is left out. With `probe_variant` a second probe
+        per network follows the other weights, under the role and `VARIANT`.
     """
     probes: dict[str, NormProbe] = {}
-    for role, net in networks.items() if train.probe_every else ():
+    for role, net in modules.items() if train.probe_every else ():
         named = dict(net.named_parameters())
-        pairs = [(name, named[name]) for name in chosen.get(role) or [n for n, p in named.items() if p.ndim > 1]]
+        pairs = [(name, named[name]) for name in probed.get(role) or [n for n, p in named.items() if p.ndim > 1]]
         if pairs:
             window = train.oscillation_window
             probes[role] = NormProbe(pairs, every=train.probe_every, oscillation_window=window)
@@ -46,8 +46,8 @@ def attach(
     return probes
 
 
-def read(probes: Mapping[str, NormProbe], *, layers: bool) -> dict[str, float]:
-    """Return what the probes measured since they were last read; with several networks under "<role>/..." names."""
+def read_probes(probes: Mapping[str, NormProbe], *, layers: bool) -> dict[str, float]:
+    """Return the measurements since the last read; with several networks under "<role>/..." names."""
     values: dict[str, float] = {}
     roles = {role.removesuffix(VARIANT) for role in probes}
     for key, probe in probes.items():

@@ -11,7 +11,7 @@ from torch import nn
 
 from adamp import layers, scale_invariant_parameters
 from tasks.base import InputError
-from tasks.engine.marks import convert_networks, marked_rules, normalised_parameters
+from tasks.engine.group_overrides import convert_networks, expand_overrides, normalised_parameters
 from tasks.engine.optim import build_optimizer, parameter_groups
 from tests import commands
 
@@ -30,7 +30,7 @@ FOUND = {"scale_invariant": {"model": ["0.weight", "3.weight"]}}
 def entries(rules: Any, marks: Any, having: Any = None) -> dict[str, dict[str, Any]]:
     """Return parameter name -> its group's entries, as the optimizer gets them."""
     model = net()
-    made = marked_rules(rules, marks, networks={"model": model}, having=having or FOUND)
+    made = expand_overrides(rules, marks, networks={"model": model}, params_by_property=having or FOUND)
     names = {p: name for name, p in model.named_parameters()}
     optimizer = build_optimizer(lambda groups: torch.optim.SGD(groups, lr=1.0), parameter_groups("model", model, made))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
@@ -60,15 +60,15 @@ def test_a_parameter_may_have_two_properties_and_names_are_taken_literally() -> 
     assert [(found[name].get("a"), found[name].get("b")) for name in ("0.weight", "3.weight", "6.weight")] == [
         (1, 2), (None, 2), (None, None),
     ]  # fmt: skip
-    (rule,) = marked_rules(
-        [], {"normalised": {"b": 2}}, networks={"model": net()}, having={"normalised": {"m": ["a.b"]}}
+    (rule,) = expand_overrides(
+        [], {"normalised": {"b": 2}}, networks={"model": net()}, params_by_property={"normalised": {"m": ["a.b"]}}
     )
     assert rule["match"] == r"^(m\.a\.b)$"
 
 
 def test_without_marks_the_rules_are_as_given() -> None:
     rules = [{"match": "bias", "weight_decay": 0}]
-    assert marked_rules(rules, {}, networks={"model": net()}, having={}) == rules
+    assert expand_overrides(rules, {}, networks={"model": net()}, params_by_property={}) == rules
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_without_marks_the_rules_are_as_given() -> None:
 )
 def test_marks_that_cannot_be_meant_are_refused(rules: Any, marks: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        marked_rules(rules, marks, networks={"model": net()}, having=FOUND)
+        expand_overrides(rules, marks, networks={"model": net()}, params_by_property=FOUND)
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("wn", layers.WNConv2d), ("ws", layers.WSConv2d)])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tasks.base import InputError
-from tasks.engine.config import decisive, differing_keys
-from tasks.engine.records import RunRecord, config_hash
+from tasks.engine.config import config_hash, differing_keys, result_keys
+from tasks.engine.run_record import RunRecord
 
 CONFIG: dict[str, Any] = {
     "experiment_name": "e", "opt_name": "sgd", "scale_name": "mini", "opt": {"lr": 0.1}, "data_root": "/a",
@@ -116,7 +116,7 @@ def test_a_checkpoint_before_the_first_line_of_a_resumed_run_knows_how_long_the_
 
 
 def test_what_decides_a_result_leaves_out_where_and_how_fast() -> None:
-    keys = decisive(CONFIG).keys()
+    keys = result_keys(CONFIG).keys()
     assert "opt.lr" in keys and "train.seed" in keys
     assert not keys & {"data_root", "data.root", "train.num_workers"}
     assert differing_keys({**CONFIG, "train": {"seed": 3, "num_workers": 8}}, CONFIG) == []

@@ -10,11 +10,11 @@ from torch import nn
 
 from tasks.base import InputError
 from tasks.engine import checkpoint
-from tasks.engine.loop import Trainer
-from tasks.engine.optim import scaled_rates
-from tasks.engine.outcomes import RunFailed
+from tasks.engine.errors import RunFailed
+from tasks.engine.optim import scaled_learning_rates
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import cosine
+from tasks.engine.trainer import Trainer
 from tests.engine import toys
 
 
@@ -45,7 +45,7 @@ def test_the_loss_falls_and_the_scores_are_those_of_the_last_epoch(tmp_path: Pat
     made = fitted(tmp_path, phases=toys.one_phase(10), epochs=10)
     losses = [line["val/loss"] for line in lines(tmp_path) if "val/loss" in line]
     assert losses[-1] < 0.7 * losses[0]
-    assert made.scores["val/loss"] == losses[-1]
+    assert made.state.scores["val/loss"] == losses[-1]
 
 
 def test_metrics_begin_with_the_norms_at_step_0_and_count_epochs(tmp_path: Path) -> None:
@@ -80,12 +80,15 @@ def test_schedules_keep_the_ratio_between_groups(tmp_path: Path) -> None:
     made = toys.trainer(toys.Toy(), tmp_path, rules=[{"match": r"\.4\.", "lr_scale": 100, "weight_decay": 0.0}])
     ratios = set()
     made.task.before_step = lambda: ratios.add(  # type: ignore[attr-defined]
-        round(made.optimizers["model"].param_groups[1]["lr"] / made.optimizers["model"].param_groups[0]["lr"], 6)
+        round(
+            made.state.optimizers["model"].param_groups[1]["lr"] / made.state.optimizers["model"].param_groups[0]["lr"],
+            6,
+        )
     )
     made.fit()
     toys.close(made)
     assert ratios == {100.0}
-    assert made.optimizers["model"].param_groups[1]["weight_decay"] == 0.0
+    assert made.state.optimizers["model"].param_groups[1]["weight_decay"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -103,11 +106,11 @@ def test_a_rule_that_cannot_be_meant_is_refused(tmp_path: Path, rule: dict[str, 
 
 def test_the_moving_average_is_evaluated_and_picks_the_best(tmp_path: Path) -> None:
     made = fitted(tmp_path, ema_decay=0.5)
-    assert {"val/top1", "val_ema/top1"} <= made.scores.keys()
-    average = made.averages["model"].module
+    assert {"val/top1", "val_ema/top1"} <= made.state.scores.keys()
+    average = made.state.averages["model"].module
     assert isinstance(average, nn.Sequential)
-    assert not torch.equal(average[0].weight, made.bare["model"][0].weight)  # type: ignore[index]
-    assert made.best.score is not None
+    assert not torch.equal(average[0].weight, made.state.modules["model"][0].weight)  # type: ignore[index]
+    assert made.state.best.score is not None
 
 
 def test_a_monitor_with_a_minus_keeps_the_lowest_score_and_the_test_split_is_scored_once_with_its_weights(
@@ -115,16 +118,16 @@ def test_a_monitor_with_a_minus_keeps_the_lowest_score_and_the_test_split_is_sco
 ) -> None:
     made = fitted(tmp_path, task=toys.Tested(), phases=toys.one_phase(6), epochs=6)
     losses = [line["val/loss"] for line in lines(tmp_path) if "val/loss" in line]
-    assert made.best.score == min(losses)
+    assert made.state.best.score == min(losses)
     tested = [line for line in lines(tmp_path) if "test/loss" in line]
     assert len(tested) == 1 and tested[0]["test/loss"] == min(losses)  # the split is the same as "val"
-    assert made.scores["test/loss"] == min(losses) and made.scores["val/loss"] == losses[-1]
+    assert made.state.scores["test/loss"] == min(losses) and made.state.scores["val/loss"] == losses[-1]
 
 
 def test_each_micro_batch_carries_its_own_state(tmp_path: Path) -> None:
     made = fitted(tmp_path, task=toys.Memory(norm=False, dropout=0.0), accumulation=2)
-    assert [list(state) for state in made.loop_states] == [["memory"], ["memory"]]
-    assert not torch.equal(made.loop_states[0]["memory"], made.loop_states[1]["memory"])
+    assert [list(state) for state in made.state.loop_states] == [["memory"], ["memory"]]
+    assert not torch.equal(made.state.loop_states[0]["memory"], made.state.loop_states[1]["memory"])
 
 
 def test_a_step_at_a_scaled_rate_leaves_the_rates_as_they_were() -> None:
@@ -132,7 +135,7 @@ def test_a_step_at_a_scaled_rate_leaves_the_rates_as_they_were() -> None:
     optimizer = torch.optim.SGD([{"params": [weight], "lr": torch.tensor(0.25)}], lr=0.1)
     rate = optimizer.param_groups[0]["lr"]
     weight.grad = torch.ones(2)
-    with scaled_rates(optimizer, 0.5):
+    with scaled_learning_rates(optimizer, 0.5):
         optimizer.step()
     assert optimizer.param_groups[0]["lr"] is rate and rate == 0.25
     torch.testing.assert_close(weight.detach(), torch.full((2,), 0.875))
@@ -166,7 +169,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None
 
 def test_max_steps_ends_the_run_inside_an_epoch_with_its_scores(tmp_path: Path) -> None:
     made = fitted(tmp_path, max_steps=6)
-    assert made.at.step == 6
+    assert made.state.progress.step == 6
     assert lines(tmp_path)[-1]["step"] == 6 and "val/top1" in lines(tmp_path)[-1]
 
 
@@ -178,7 +181,7 @@ def test_probes_do_not_change_training(tmp_path: Path) -> None:
 
 def test_channels_last_and_compile_are_options_of_the_same_loop(tmp_path: Path) -> None:
     made = fitted(tmp_path, channels_last=True)
-    assert made.scores
+    assert made.state.scores
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.engine.wandb_sink import WandbSink
+from tasks.engine.loggers import WandbLogger
 from tests.engine.wandb_file import records
 
 RECORD: dict[str, Any] = {
@@ -26,7 +26,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default")  # W&B's own dependencies warn
 def test_without_a_key_the_run_is_logged_offline_beside_the_run(tmp_path: Path) -> None:
-    sink = WandbSink()
+    sink = WandbLogger()
     sink.start(RECORD, tmp_path)
     assert sink.run is not None and sink.run.settings.mode == "offline"
     assert set(sink.run.tags) == {"sgd", "toys", "mini", "toy_data", "seed=0"} and sink.run.group == "toys"
@@ -34,7 +34,7 @@ def test_without_a_key_the_run_is_logged_offline_beside_the_run(tmp_path: Path) 
     sink.log({"step": 1, "epoch": 0.1, "train/loss": 1.0, "norm/mean": 1.2})
     sink.finish(RECORD, tmp_path)
     assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 1
-    again = WandbSink()
+    again = WandbLogger()
     again.start(RECORD, tmp_path)
     assert again.run is not None and again.run.id == identity  # a resumed run is one run there too
     again.finish(RECORD, tmp_path)
@@ -45,7 +45,7 @@ def test_without_a_key_the_run_is_logged_offline_beside_the_run(tmp_path: Path) 
 def test_the_file_of_an_offline_run_holds_what_was_logged(tmp_path: Path, monitor: str, key: str, best: str) -> None:
     record = {**RECORD, "monitor": monitor}
     lines = [{"step": k, "epoch": k / 2, key: 1.0 / k, "train/loss": 2.0 / k} for k in (1, 2, 3)]
-    sink = WandbSink("a-project", group="table-1", tags=("more",))
+    sink = WandbLogger("a-project", group="table-1", tags=("more",))
     sink.start(record, tmp_path)
     for line in lines:
         sink.log(line)
@@ -70,7 +70,7 @@ def test_the_file_of_an_offline_run_holds_what_was_logged(tmp_path: Path, monito
 
 
 def test_a_logger_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sink = WandbSink()
+    sink = WandbLogger()
     monkeypatch.setattr(sink, "_init", lambda *args: 1 / 0)
     sink.start(RECORD, tmp_path)
     sink.log({"step": 1})

@@ -1,0 +1,156 @@
+"""Saving and restoring a `TrainState`: the contents of checkpoints, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tasks.base import InputError, LoopState
+from tasks.engine import checkpoint
+from tasks.engine.distributed import World
+from tasks.engine.nested import map_tensors
+from tasks.engine.reproducibility import generator_states, set_generator_states
+from tasks.engine.train_state import Best, Progress, TrainState
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run: last.pt, everything to go on from, and best.pt, weights alone.
+
+    Attributes:
+        folder: Where they are.
+        run: Identity of the run; a checkpoint of another run is refused.
+        world: The processes.
+    """
+
+    folder: Path
+    run: str
+    world: World
+
+    def save_last(self, state: TrainState, *, metrics_offset: int) -> None:
+        """Write last.pt. Collective.
+
+        Args:
+            state: The state.
+            metrics_offset: Bytes of metrics.jsonl that belong to it.
+
+        Raises:
+            InputError: The file cannot be written; raised on every process, so that none waits for another.
+        """
+        # Each process's own part
+        process_state = {
+            "generators": generator_states(self.world.device),
+            "carry": map_tensors(Tensor.cpu, [dict(loop_state) for loop_state in state.loop_states]),
+            "meter": state.meter.state_dict(),
+            # Running statistics differ between processes; a task may read them in training (an attack in eval mode).
+            "buffers": {role: {k: v.cpu() for k, v in net.named_buffers()} for role, net in state.modules.items()},
+        }
+        contents: checkpoint.Contents = {
+            **self._weights(state),
+            "at": vars(state.progress).copy(),
+            "optimizers": {role: optimizer.state_dict() for role, optimizer in state.optimizers.items()},
+            "probes": {role: probe.state_dict() for role, probe in state.probes.items()},
+            "scaler": state.scaler.state_dict(),
+            **({"guard": state.non_finite.state_dict()} if state.non_finite.mode else {}),
+            "processes": self.world.gather_objects(process_state),
+            "metrics_offset": metrics_offset,
+        }
+        self.world.run_on_rank0(lambda: checkpoint.save(self.folder / "last.pt", contents))
+
+    def save_best(self, state: TrainState) -> None:
+        """Write best.pt; collective, with the errors of `save_last`."""
+        contents = self._weights(state)
+        self.world.run_on_rank0(lambda: checkpoint.save(self.folder / "best.pt", contents))
+
+    def _weights(self, state: TrainState) -> checkpoint.Contents:
+        return {
+            "run": self.run,
+            "step": state.progress.step,
+            "networks": {role: net.state_dict() for role, net in state.modules.items()},
+            "averages": {role: net.state_dict() for role, net in state.averages.items()},
+            "best": vars(state.best).copy(),
+            "scores": dict(state.scores),
+        }
+
+    def load_latest(self) -> checkpoint.Contents | None:
+        """Read the last checkpoint on every process, process 0 first: only it may set a broken file aside."""
+        path = self.world.broadcast_object(checkpoint.latest(self.folder))
+        if path is None:
+            return None
+        contents = self.world.run_on_rank0(lambda: checkpoint.load(path, run=self.run))
+        return contents if contents is not None else checkpoint.load(path, run=self.run)
+
+    def restore_best(self, state: TrainState) -> None:
+        """Load the best weights so far into the state.
+
+        Raises:
+            InputError: There are none yet: the phase before has not been evaluated.
+        """
+        path = self.folder / "best.pt"
+        if not path.exists():
+            raise InputError(f"a phase starts from the best checkpoint, and {path} does not exist")
+        _load_weights(state, checkpoint.load(path, run=self.run))
+
+
+def restore(state: TrainState, contents: checkpoint.Contents, world: World) -> None:
+    """Restore everything that exists before a phase makes its optimizers: position, weights, counts, loop states.
+
+    Raises:
+        InputError: The checkpoint holds loop states of another number of processes.
+    """
+    state.progress, state.best, state.scores = Progress(**contents["at"]), Best(**contents["best"]), contents["scores"]
+    _load_weights(state, contents)
+    state.scaler.load_state_dict(contents["scaler"])
+    if "guard" in contents:
+        state.non_finite.load_state_dict(contents["guard"])
+    processes = contents["processes"]
+    if has_same_processes(contents, world):
+        buffers = processes[world.rank]["buffers"]
+        for role, net in state.modules.items():
+            for name, buffer in net.named_buffers():
+                buffer.copy_(buffers[role][name])
+    elif any(any(_loop_states(process)) for process in processes):
+        raise InputError(
+            f"the checkpoint carries state of {len(processes)} processes; resume with GPUS={len(processes)}, "
+            f"not {world.size}"
+        )
+    process = _process_state(contents, world)
+    state.loop_states = map_tensors(lambda t: t.to(world.device), _loop_states(process))
+    state.meter.load_state_dict(process["meter"], world.device)
+
+
+def restore_optimizers_and_rng(state: TrainState, contents: checkpoint.Contents, world: World) -> None:
+    """Restore optimizers, probes and, last, the random generators: wrapping and compiling may draw numbers."""
+    for role, optimizer in state.optimizers.items():
+        optimizer.load_state_dict(contents["optimizers"][role])
+    for role, probe in state.probes.items():
+        probe.load_state_dict(contents["probes"][role])
+    set_generator_states(_process_state(contents, world)["generators"], world.device)
+
+
+def has_same_processes(contents: checkpoint.Contents, world: World) -> bool:
+    """Return whether as many processes saved as resume now; else resuming is exact in the data, not bitwise."""
+    return len(contents["processes"]) == world.size
+
+
+def _process_state(contents: checkpoint.Contents, world: World) -> Mapping[str, Any]:
+    index = world.rank if has_same_processes(contents, world) else 0
+    process: Mapping[str, Any] = contents["processes"][index]
+    return process
+
+
+def _loop_states(process: Mapping[str, Any]) -> list[LoopState]:
+    """Return one process's loop states, one per micro-batch; checkpoints of version 0.1 hold a single dict."""
+    loop_states = process["carry"]
+    return loop_states if isinstance(loop_states, list) else [loop_states]
+
+
+def _load_weights(state: TrainState, contents: checkpoint.Contents) -> None:
+    for role, net in state.modules.items():
+        net.load_state_dict(contents["networks"][role])
+    for role, average in state.averages.items():
+        average.load_state_dict(contents["averages"][role])

@@ -1,0 +1,90 @@
+"""Provenance of a measurement: time, commit, versions, hardware, peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from tasks.engine.record_schema import GitState, Hardware
+
+PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pillow", "adamp")
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def git_state(folder: Path) -> GitState:
+    """Return {"commit", "dirty"} of the checkout that holds `folder`, results/ aside; nulls outside one."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # Runs write into results/; that changes no code
+    status = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware(processes: int) -> Hardware:
+    """Return CPU, usable cores, memory, GPUs and processes of a run, and one short line of it all."""
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    cores = usable_cores()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    machine = f"{cores} cores {cpu}, " + (f"{len(gpus)} x {gpus[0]}" if gpus else "no GPU")
+    return {
+        "machine": machine, "cpu": cpu, "cores": cores, "gpus": gpus, "memory_gib": round(memory, 1),
+        "processes": processes,
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that affect numbers."""
+    installed = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    if torch.version.cuda and torch.cuda.is_available():
+        installed["cuda"] = torch.version.cuda
+    return installed
+
+
+def provenance(folder: Path) -> str:
+    """Return time, commit and machine of a measurement, in one line.
+
+    Args:
+        folder: A folder of the checkout; a + after the commit marks uncommitted changes.
+    """
+    git = git_state(folder)
+    commit = f"{git['commit']}{'+' if git['dirty'] else ''}"
+    return f"{now()}, commit {commit}, {hardware(1)['machine']}, torch {versions()['torch']}"
+
+
+def peak_memory_mib() -> float:
+    """Return the peak memory of this process in MiB: the GPU's if it uses one, else the resident set."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    unit = 2**10 if sys.platform != "darwin" else 2**20  # Linux counts KiB, macOS bytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

@@ -1,0 +1,92 @@
+"""The entries of run.json, and their validation when they are read back. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+
+class GitState(TypedDict):
+    """A checkout's commit, and whether it has uncommitted changes; nulls outside a checkout."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+class Hardware(TypedDict):
+    """The machine of a run, its memory in GiB."""
+
+    machine: str
+    cpu: str
+    cores: int
+    gpus: list[str]
+    memory_gib: float
+    processes: int
+
+
+class ModelFacts(TypedDict):
+    """Number of parameters, and the scale-invariant ones: role -> names, and their share of all entries."""
+
+    parameters: int
+    scale_invariant_share: float | None
+    scale_invariant: dict[str, list[str]]
+
+
+class RunEntries(TypedDict, total=False):
+    """The contents of run.json. Times are UTC, ISO 8601; `status` is running, interrupted, failed or finished."""
+
+    # Identity
+    name: str
+    experiment: str | None
+    opt_name: str | None
+    seed: int | None
+    scale: str | None
+    config: dict[str, Any]
+    config_hash: str
+    # Provenance
+    command: str
+    argv: list[str]
+    log: str | None
+    git: GitState
+    versions: dict[str, str]
+    hardware: Hardware
+    numerics: dict[str, Any]
+    data: dict[str, Any]
+    model: ModelFacts
+    monitor: str
+    # Course and outcome
+    status: str
+    error: str | None
+    started: str
+    ended: str | None
+    resumed_from: list[int]
+    wall_time_s: float
+    peak_memory_mib: float
+    steps: int
+    epochs: float
+    scores: dict[str, float]
+    best: dict[str, Any]
+    checkpoint: str
+    diverged_at: int | None
+    notices: dict[str, int]
+    refused_updates: int
+
+
+# Entries that are read back, and their JSON types
+TYPES: Mapping[str, tuple[type, ...]] = {
+    "status": (str,), "config": (dict,), "scores": (dict,), "model": (dict,), "data": (dict,), "resumed_from": (list,),
+    "wall_time_s": (int, float), "best": (dict, type(None)), "peak_memory_mib": (int, float, type(None)),
+    "error": (str, type(None)),
+}  # fmt: skip
+
+
+def wrong_entry(record: Mapping[str, Any]) -> str | None:
+    """Return the first error in a record read from run.json, e.g. one edited by hand; None if it is valid."""
+    for key, types in TYPES.items():
+        if key in record and (not isinstance(record[key], types) or isinstance(record[key], bool)):
+            return f"its {key} is {record[key]!r}"[:80]
+    if not 0 <= float(record.get("wall_time_s", 0)) < float("inf"):
+        return f"its wall_time_s is {record['wall_time_s']}"
+    if not all(isinstance(value, int | float) for value in record.get("scores", {}).values()):
+        return "a score is no number"
+    return None

@@ -1,0 +1,214 @@
+"""The files of a run: run.json, metrics.jsonl, timing.jsonl.
+
+`metrics.jsonl` holds deterministic values only: a run that was stopped and resumed leaves, byte for byte, the file of
+the undisturbed run. Clock readings go to `timing.jsonl`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Unpack, cast
+
+from tasks.base import InputError
+from tasks.engine.config import config_hash, differing_keys
+from tasks.engine.provenance import git_state, hardware, now, peak_memory_mib, versions
+from tasks.engine.record_schema import RunEntries, wrong_entry
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON beside `path`, then rename it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    temporary.replace(path)
+
+
+class RunRecord:
+    """The files of one run. Only process 0 makes one.
+
+    Args:
+        folder: The run's folder; its path under results/runs is the run's identity.
+        name: The run's name, unique within its experiment.
+        config: The resolved configuration as plain containers.
+        processes: How many processes run it.
+        argv: Arguments of `scripts/train.py` that repeat it.
+
+    Attributes:
+        entries: Contents of run.json.
+
+    Raises:
+        InputError: Another process is running in the folder, or it holds a run with another configuration.
+    """
+
+    def __init__(
+        self, folder: Path, *, name: str, config: Mapping[str, Any], processes: int = 1, argv: Sequence[str] = ()
+    ) -> None:
+        self.folder, self.path = folder, folder / "run.json"
+        self._make_folder()
+        self._lock = self._take_lock()
+        self._metrics: IO[bytes] | None = None
+        self._timing: IO[bytes] | None = None
+        try:
+            self._begin(name, config, processes, argv)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, name: str, config: Mapping[str, Any], processes: int, argv: Sequence[str]) -> None:
+        stored, folder = self._read(), self.folder
+        if stored and stored.get("status") != "finished" and not any((folder / "checkpoints").glob("*.pt")):
+            stored = None  # no checkpoint: start anew
+        if stored and (changed := differing_keys(dict(config), stored.get("config", {}))):
+            listed = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+            raise InputError(
+                f"{folder} holds a {stored.get('status')} run with another configuration ({listed})\n"
+                "Give the new one a name of its own with tag=NAME, or move the folder away."
+            )
+        self.entries: RunEntries = {"name": name, "started": now(), "resumed_from": [], "wall_time_s": 0.0}
+        if stored:
+            self.entries.update(stored)
+        if self.finished:
+            return
+        entries: RunEntries = {
+            "experiment": config.get("experiment_name"), "status": "running", "error": None,
+            "opt_name": config.get("opt_name"), "seed": config.get("train", {}).get("seed"),
+            "scale": config.get("scale_name"), "config": dict(config), "config_hash": config_hash(config),
+            "command": " ".join(sys.argv), "git": git_state(Path(__file__).parent), "versions": versions(),
+            "hardware": hardware(processes), "ended": None, "argv": list(argv),
+            "log": os.environ.get("ADAMP_LOG"),  # where a launcher sends the run's output
+        }  # fmt: skip
+        self.entries.update(entries)
+        self._wall_before = float(self.entries["wall_time_s"])
+        self._begun = time.monotonic()  # the wall clock may be set back during the run
+
+    @property
+    def finished(self) -> bool:
+        """Whether this configuration has been run to its end before."""
+        return bool(self.entries.get("status") == "finished")
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run's folder {self.folder}: {error.strerror}; set paths.runs") from None
+
+    def _take_lock(self) -> IO[str]:
+        # flock ends with the process, so a killed run leaves no stale lock
+        try:
+            lock = (self.folder / ".lock").open("a+")
+        except OSError as error:
+            raise InputError(f"cannot write in {self.folder}: {error.strerror}; set paths.runs") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise InputError(
+                f"{self.folder} is being run by process {holder} now; wait for it, or use tag=NAME"
+            ) from None
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # closing flushes, which fails again
+                lock.close()
+            raise InputError(f"cannot write in {self.folder}: {error.strerror}; set paths.runs") from None
+        return lock
+
+    def _read(self) -> RunEntries | None:
+        if not self.path.exists() and not self.path.is_symlink():
+            return None
+        try:
+            stored = json.loads(self.path.read_text())
+            if not isinstance(stored, dict):
+                raise ValueError
+            wrong = wrong_entry(stored)
+        except (ValueError, OSError, RecursionError, OverflowError, MemoryError):
+            raise InputError(f"{self.path} is not readable JSON; move the folder away or repair it") from None
+        if wrong is not None:
+            raise InputError(f"{self.path}: {wrong}; move the folder away or repair it")
+        return cast(RunEntries, stored)
+
+    def update(self, **values: Unpack[RunEntries]) -> None:
+        """Change entries of run.json and write it.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        self.entries.update(values)
+        self.entries["wall_time_s"] = round(self._wall_before + time.monotonic() - self._begun, 1)
+        self.entries["peak_memory_mib"] = max(self.entries.get("peak_memory_mib") or 0.0, peak_memory_mib())
+        try:
+            write_json(self.path, self.entries)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from None
+
+    def open_metrics(self, offset: int) -> None:
+        """Open the metrics for appending, without the lines after the checkpoint that is resumed.
+
+        Args:
+            offset: Bytes of metrics.jsonl at that checkpoint; 0 starts anew. The steps after it are repeated and leave
+                the same lines.
+
+        Raises:
+            InputError: The file is shorter than at the checkpoint: lines were lost.
+        """
+        path = self.folder / "metrics.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        if size < offset:
+            raise InputError(
+                f"{path} holds {size} bytes, its checkpoint knows {offset}: lines were lost\n"
+                "Restore the file, or move the run's folder away to start over."
+            )
+        self._metrics = path.open("ab")
+        self._metrics.truncate(offset)
+        self._timing = (self.folder / "timing.jsonl").open("ab")
+
+    def log_metrics(self, values: Mapping[str, float]) -> None:
+        """Append one line of metrics and flush it. Non-finite numbers become null, as JSON has none."""
+        assert self._metrics is not None
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._append(self._metrics, finite)
+
+    def log_timing(self, values: Mapping[str, float]) -> None:
+        """Append one line of clock readings."""
+        assert self._timing is not None
+        self._append(self._timing, values)
+
+    def _append(self, file: IO[bytes], values: Mapping[str, Any]) -> None:
+        try:
+            file.write(json.dumps(values, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {file.name}: {error.strerror}; run again to resume") from None
+
+    def metrics_offset(self) -> int:
+        """Return the bytes of metrics written, synced to disk: a checkpoint relies on them."""
+        assert self._metrics is not None
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self._metrics.name}: {error.strerror}; run again to resume") from None
+        # Not tell(): until the first write it is the end of the file before it was truncated
+        return os.fstat(self._metrics.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the files and release the folder; a folder in which nothing was written is removed."""
+        for file in (self._metrics, self._timing):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+        if not self.path.exists():
+            with contextlib.suppress(OSError):
+                (self.folder / ".lock").unlink()
+                self.folder.rmdir()
+        self._lock.close()
