@@ -22,7 +22,7 @@ def record(folder: Path, config: dict[str, Any] = CONFIG) -> RunRecord:
 
 def finish(folder: Path) -> None:
     made = record(folder)
-    made.open(0)
+    made.open_metrics(0)
     made.update(status="finished", scores={"val/top1": 1.0}, data={"name": "x"})
     made.close()
 
@@ -87,16 +87,16 @@ def test_a_broken_record_is_named_and_kept(tmp_path: Path) -> None:
 
 def test_lines_are_readable_while_the_run_runs_and_hold_no_nan(tmp_path: Path) -> None:
     made = record(tmp_path / "r")
-    made.open(0)
-    made.log({"step": 1, "train/loss": float("nan"), "lr": 0.1})
+    made.open_metrics(0)
+    made.log_metrics({"step": 1, "train/loss": float("nan"), "lr": 0.1})
     line = json.loads((tmp_path / "r" / "metrics.jsonl").read_text())
     assert line == {"step": 1, "train/loss": None, "lr": 0.1}
-    offset = made.offset()
-    made.log({"step": 2})
+    offset = made.metrics_offset()
+    made.log_metrics({"step": 2})
     made.close()
     again = record(tmp_path / "r")
-    again.open(offset)
-    again.log({"step": 2, "again": 1})
+    again.open_metrics(offset)
+    again.log_metrics({"step": 2, "again": 1})
     again.close()
     lines = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2] and "again" in lines[1]
@@ -104,14 +104,14 @@ def test_lines_are_readable_while_the_run_runs_and_hold_no_nan(tmp_path: Path) -
 
 def test_a_checkpoint_before_the_first_line_of_a_resumed_run_knows_how_long_the_file_is(tmp_path: Path) -> None:
     made = record(tmp_path / "r")
-    made.open(0)
-    made.log({"step": 1})
-    offset = made.offset()
-    made.log({"step": 2})
+    made.open_metrics(0)
+    made.log_metrics({"step": 1})
+    offset = made.metrics_offset()
+    made.log_metrics({"step": 2})
     made.close()
     again = record(tmp_path / "r")
-    again.open(offset)
-    assert again.offset() == offset == (tmp_path / "r" / "metrics.jsonl").stat().st_size
+    again.open_metrics(offset)
+    assert again.metrics_offset() == offset == (tmp_path / "r" / "metrics.jsonl").stat().st_size
     again.close()
 
 

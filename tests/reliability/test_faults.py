@@ -143,15 +143,15 @@ def test_a_clock_that_goes_back_changes_neither_times_nor_results(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_the_metrics_is_said_and_no_line_is_lost(tmp_path: Path) -> None:
     made = RunRecord(tmp_path / "r", name="r", config=CONFIG)
-    made.open(0)
-    made.log({"step": 1, "epoch": 0.5})
+    made.open_metrics(0)
+    made.log_metrics({"step": 1, "epoch": 0.5})
     kept = made._metrics
     full = Path("/dev/full").open("ab")  # noqa: SIM115
     made._metrics = full
     with pytest.raises(InputError, match="No space left on device; run again to resume"):
-        made.log({"step": 2, "epoch": 1.0})
+        made.log_metrics({"step": 2, "epoch": 1.0})
     with pytest.raises(InputError, match="run again to resume"):
-        made.offset()
+        made.metrics_offset()
     made._metrics = kept
     made.close()
     with pytest.raises(OSError, match="No space left"):

@@ -52,8 +52,8 @@ def write(base: Path) -> None:
         stopped.fit()
     except Stopped as error:
         stopped.record.update(  # type: ignore[union-attr]
-            status="interrupted", error=str(error), command="", data={"name": "toy"}, scores=stopped.scores,
-            best=vars(stopped.best), monitor="val/top1",
+            status="interrupted", error=str(error), command="", data={"name": "toy"}, scores=stopped.state.scores,
+            best=vars(stopped.state.best), monitor="val/top1",
         )  # fmt: skip
     toys.close(stopped)
     (base / "whole.jsonl").write_bytes((base / "whole" / "stopped" / "metrics.jsonl").read_bytes())
