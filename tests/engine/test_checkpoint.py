@@ -80,15 +80,3 @@ def test_a_disk_that_refuses_leaves_the_old_checkpoint_valid(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.load(path, run="e/r")["step"] == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt"]
-
-
-def test_generator_states_continue_all_three_streams() -> None:
-    import random
-
-    import numpy as np
-
-    checkpoint.seed_generators(5, 1)
-    states = checkpoint.generator_states(torch.device("cpu"))
-    drawn = (random.random(), np.random.rand(), float(torch.rand(())))
-    checkpoint.set_generator_states(states, torch.device("cpu"))
-    assert (random.random(), np.random.rand(), float(torch.rand(()))) == drawn
