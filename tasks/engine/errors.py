@@ -59,13 +59,13 @@ class Diverged(RunFailed):
 
 
 RESUMES = "the same command goes on from the last checkpoint"
-WORKER_KILLED = (
+WORKER_DIED = (
     f"a data loading process was killed; {RESUMES}\n"
     "If it comes back: too little memory or shared memory (make doctor); lower train.num_workers"
 )
 # Pattern of torch's message -> message for the user; the first match wins
 TRANSLATIONS = {
-    r"DataLoader worker.*(exited unexpectedly|is killed by signal)|Pin memory thread exited unexpectedly": WORKER_KILLED,
+    r"DataLoader worker.*(exited unexpectedly|is killed by signal)|Pin memory thread exited unexpectedly": WORKER_DIED,
     r"unable to (open|allocate|resize|mmap).*shared memory|unable to open shared memory|No space left.*torch_": (
         f"the shared memory is full; {RESUMES}\nGive the container more (--shm-size=8g), or set train.num_workers=0"
     ),
@@ -104,7 +104,7 @@ def machine_failure(error: BaseException) -> str | None:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return OUT_OF_MEMORY.format(first=first)
     if is_from_worker(error):
-        return WORKER_KILLED
+        return WORKER_DIED
     if not isinstance(error, RuntimeError | OSError) or isinstance(error, RunFailed):
         return None
     if re.search(r"can't allocate memory|Cannot allocate memory|out of memory", str(error)):

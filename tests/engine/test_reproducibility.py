@@ -60,7 +60,6 @@ def test_the_record_says_how_a_run_rounds() -> None:
 
 def test_generator_states_continue_all_three_streams() -> None:
 
-
     seed_generators(5, 1)
     states = generator_states(torch.device("cpu"))
     drawn = (random.random(), np.random.rand(), float(torch.rand(())))

@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from tasks.base import LoopState, Shard
-from tasks.engine.distributed import process_group
 from tasks.engine.dead_workers import read_batches
+from tasks.engine.distributed import process_group
 from tasks.engine.errors import RunFailed, translate_errors
 from tests.engine import toys
 
