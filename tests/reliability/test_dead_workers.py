@@ -128,7 +128,7 @@ def test_a_worker_killed_at_any_moment_is_said_the_same_and_the_run_resumes(
 
 def test_the_process_whose_worker_is_killed_says_so_and_the_other_that_a_process_has_ended(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.reliability.test_dead_workers", str(tmp_path)]
-    code = f"import sys; from tasks.engine.distributed import spawn; sys.exit(spawn({words!r}, 2))"
+    code = f"import sys; from tasks.engine.processes import spawn; sys.exit(spawn({words!r}, 2))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "process 1 failed: a data loading process was killed" in done.stderr, done.stderr
