@@ -152,7 +152,7 @@ def together(processes: int) -> Finding:
     code = (
         "import torch; from tasks.engine.distributed import process_group\n"
         "with process_group('cpu', timeout_minutes=1) as world: "
-        "ok = float(world.mean(torch.tensor([float(world.rank)]).double())) * 2 == world.size - 1\n"
+        "ok = float(world.all_reduce_mean(torch.tensor([float(world.rank)]).double())) * 2 == world.size - 1\n"
         "raise SystemExit(0 if ok else 1)"
     )
     before = os.environ.get("PYTHONPATH")
