@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,14 @@ def build(source: Path, out: Path, *options: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [*command, str(source), str(out)], capture_output=True, text=True, env={**os.environ, **threads}
     )
+
+
+def test_drawings_of_the_architecture_show_the_imports_of_the_code() -> None:
+    drawings = runpy.run_path(str(ROOT / "docs" / "architecture.py"))["drawings"]()
+    assert len(drawings) > 2
+    wrong = [path.name for path, text in drawings.items() if not path.exists() or path.read_text() != text]
+    assert not wrong, "run python docs/architecture.py"
+    assert sorted((ROOT / "docs" / "architecture").iterdir()) == sorted(drawings), "a drawing of nothing"
 
 
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_outside(tmp_path: Path) -> None:
