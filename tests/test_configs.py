@@ -82,6 +82,20 @@ def test_every_experiment_composes_with_its_optimizers_at_every_scale(experiment
     Train(**config["train"])
 
 
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_an_experiment_leaves_the_data_to_its_scale(experiment: str) -> None:
+    # The scale's file comes after the experiment's, so an entry under data would be lost in silence.
+    assert "data" not in OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml")
+
+
+@pytest.mark.parametrize("scale", ["mini", "full"])
+def test_every_task_names_its_data_at_both_scales_and_the_command_line_another(scale: str) -> None:
+    assert names(f"scale/{scale}") == [task for task in names("task") if task != "none"]
+    words = ["experiment=coco-ssd300", f"scale={scale}", "data_root=/data"]
+    assert composed(*words)["data"]["_target_"].endswith({"mini": "FashionScenes", "full": "CocoSet"}[scale])
+    assert composed(*words, "data=tree_crowns")["data"]["_target_"].endswith("TreeCrowns")
+
+
 @pytest.mark.parametrize(
     "override",
     [f"{group}={name}" for group in ("data", "model", "schedule", "logger") for name in names(group) if name != "none"],
@@ -118,6 +132,7 @@ DEPARTURES = {
 
 
 FILE_DEPARTURES = {
+    "coco_with_boxes.yaml": {"keep_empty": False},
     "language_ptb.yaml": {"random_lengths": True},
     "penn_treebank.yaml": {"order": "appearance"},
     "shakespeare_chars.yaml": {"unit": "char"},

@@ -15,7 +15,7 @@ from tests import commands
 DOCUMENT = commands.ROOT / "CONTRIBUTING.md"
 FILES = {
     "adamp/signsgd.py", "configs/opt/signsgd.yaml", "tasks/spirals.py", "configs/task/spirals.yaml",
-    "configs/data/mini/spirals.yaml", "configs/experiment/spirals.yaml",
+    "configs/data/spirals.yaml", "configs/scale/mini/spirals.yaml", "configs/experiment/spirals.yaml",
 }  # fmt: skip
 
 

@@ -214,13 +214,17 @@ def composed(*choices, **values):
 
 
 @pytest.mark.parametrize(
-    ("scale", "name", "target"), [("mini", "fashion_mnist_10k", "FashionMnist"), ("full", "imagenet", "ImageFolderSet")]
+    ("scale", "name", "target", "sizes"),
+    [
+        ("mini", "fashion_mnist_10k", "FashionMnist", {"image_size", "model_depth", "warmup_epochs"}),
+        ("full", "imagenet", "ImageFolderSet", set()),
+    ],
 )
-def test_each_scale_brings_its_data_into_the_same_place(scale, name, target):
-    config = composed(f"data={scale}/imagenet", "model=resnet18", data_root="/somewhere")
+def test_each_scale_brings_its_data_into_the_same_place(scale, name, target, sizes):
+    config = composed("model=resnet18", f"scale/{scale}@_global_=imagenet", data_root="/somewhere")
     assert config.data.name == name
     assert config.data._target_.endswith(target)
-    assert set(config) == {"data", "data_root", "model", "task", "train"}
+    assert set(config) == {"data", "data_root", "model", "task", "train"} | sizes
 
 
 def test_a_task_is_built_from_its_configuration():
