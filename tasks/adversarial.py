@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from tasks.attacks import PRESETS, Attack, NonFiniteLossError, as_length, pgd_attack, random_perturbation
 from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
-from tasks.data import CorruptImages, ImageSet, eval_batches, train_batches
+from tasks.checks import check_at_least
+from tasks.data import ImageSet
+from tasks.data.image_batches import ImageBatches
 from tasks.data.loader import derive_seed
 
 __all__ = ["PRESETS", "Adversarial", "pgd_attack"]
@@ -46,8 +48,7 @@ class Adversarial(Task):
         strong_images: Validation pictures that AutoAttack gets, the first ones of the set.
         num_workers: Decoding processes beside each training process; 0 decodes in it.
         eval_batch_size: Pictures in one evaluation batch of one process.
-        validation: Share of the training pictures that are scored in the place of the published validation split, for
-            choosing hyperparameters; null scores the published one. See `ImageSet.hold_out`.
+        validation: As in `ImageNet`.
 
     Raises:
         InputError: if an option is out of its range, or AutoAttack is asked for and cannot run.
@@ -73,16 +74,8 @@ class Adversarial(Task):
         eval_batch_size: int = 250,
         validation: float | None = None,
     ) -> None:
-        _check_least(
-            {
-                "train.batch_size": (batch_size, 1),
-                "task.train_steps": (train_steps, 0),
-                "task.eval_steps": (eval_steps, 1),
-                "task.strong_images": (strong_images, 1),
-                "task.eval_batch_size": (eval_batch_size, 1),
-                "train.num_workers": (num_workers, 0),
-            }
-        )
+        check_at_least(0, {"task.train_steps": train_steps})
+        check_at_least(1, {"task.eval_steps": eval_steps, "task.strong_images": strong_images})
         if evaluation not in EVALUATIONS:
             raise InputError(f"eval={evaluation}: must be one of {', '.join(EVALUATIONS)}")
         if evaluation == "strong":
@@ -91,25 +84,17 @@ class Adversarial(Task):
         if validation is not None:
             data.hold_out(validation)
         self.data = data
+        self.batches = ImageBatches(
+            data, batch_size=batch_size, seed=seed, num_workers=num_workers, eval_batch_size=eval_batch_size
+        )
         self.networks = {"model": model(num_classes=data.num_classes)}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.train_steps, self.eval_steps = train_steps, eval_steps
         self.evaluation, self.strong_images = evaluation, strong_images
-        self._corrupt = CorruptImages(data)
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
         """Return (pictures, labels, (seed of the step's random starts, place of the first picture in the step))."""
-        batches = train_batches(
-            self.data,
-            shard,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            start=start,
-            corrupt=self._corrupt,
-            num_workers=self.num_workers,
-        )
+        batches = self.batches.train(epoch, shard, start)
         size = self.batch_size // (shard.count * shard.accumulation_steps)
 
         def origin(number: int) -> tuple[int, int]:
@@ -129,13 +114,7 @@ class Adversarial(Task):
 
     def _eval_split(self, split: str, shard: Shard, num_images: int) -> Sequence[Batch]:
         """Return (pictures, labels, (split, number of the batch)) of the batches that hold so many pictures."""
-        batches = eval_batches(
-            self.data,
-            shard,
-            batch_size=self.eval_batch_size,
-            corrupt=self._corrupt,
-            num_workers=self.num_workers,
-        )
+        batches = self.batches.evaluation(shard)
         whole = -(-min(num_images, self.data.num_examples["val"]) // self.eval_batch_size)
         count = len(range(shard.index, whole, shard.count))
         return _Marked(batches, lambda number: (split, shard.index + number * shard.count), count=count)
@@ -186,21 +165,14 @@ class Adversarial(Task):
         return scores
 
     def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
-        """Return up to eight clean training pictures in [0, 1], the same ones whatever the batch size."""
-        num = min(8, self.data.num_examples["train"])
-        corrupt = CorruptImages(self.data)  # its own count: this is no part of a run
-        batches = train_batches(
-            self.data, Shard(), batch_size=num, seed=0, epoch=0, start=0, corrupt=corrupt, num_workers=0
-        )
-        images, _ = next(iter(batches))
-        return {"model": (as_unit_range(images),)}
+        return {"model": (as_unit_range(self.batches.examples()),)}
 
     def describe(self) -> dict[str, Any]:
         attack = dataclasses.asdict(self.attack) | {"train_steps": self.train_steps, "eval_steps": self.eval_steps}
         return {**self.data.describe(), "attack": attack}
 
     def notices(self) -> dict[str, int]:
-        return {"corrupt_images": self._corrupt.count} if self._corrupt.count else {}
+        return self.batches.notices()
 
     def _attacked(self, net: nn.Module, x: Tensor, labels: Tensor, *, steps: int, start: Tensor | None) -> Tensor:
         return pgd_attack(
@@ -280,12 +252,6 @@ def _chosen(name: str, *, epsilon: float | str | None, step_size: float | str | 
     given = {"epsilon": epsilon, "step_size": step_size}
     lengths = {key: as_length(value, option=f"task.{key}") for key, value in given.items() if value is not None}
     return dataclasses.replace(PRESETS[name], **lengths)
-
-
-def _check_least(values: Mapping[str, tuple[int, int]]) -> None:
-    for option, (value, least) in values.items():
-        if not value >= least:
-            raise InputError(f"{option}={value}: must be at least {least}")
 
 
 def _check_strong(data: ImageSet) -> None:

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
-from tasks.data import CorruptImages, ImageSet, eval_batches, train_batches
+from tasks.checks import check_fractions
+from tasks.data import ImageSet
+from tasks.data.image_batches import ChannelNormaliser, ImageBatches
 from tasks.data.loader import Augment, Mix
 
 
@@ -52,49 +53,24 @@ class ImageNet(Task):
         eval_batch_size: int = 250,
         validation: float | None = None,
     ) -> None:
-        for option, value in (("train.batch_size", batch_size), ("task.eval_batch_size", eval_batch_size)):
-            if not value >= 1:
-                raise InputError(f"{option}={value}: must be at least 1")
-        if not num_workers >= 0:
-            raise InputError(f"train.num_workers={num_workers}: must be 0 or more")
-        if not 0 <= label_smoothing < 1:
-            raise InputError(f"task.label_smoothing={label_smoothing}: must be at least 0 and below 1")
+        check_fractions({"task.label_smoothing": label_smoothing})
         if validation is not None:
             data.hold_out(validation)
         self.data = data
+        self.batches = ImageBatches(
+            data, batch_size=batch_size, seed=seed, num_workers=num_workers, eval_batch_size=eval_batch_size
+        )
+        self.normalise = ChannelNormaliser(data.mean, data.std)
         self.networks = {"model": model(num_classes=data.num_classes)}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
         self.label_smoothing = label_smoothing
         self._augment = augment and augment(data.image_size, data.mean, std=data.std)
         self._mix = mix
-        self._corrupt = CorruptImages(data)
-        self._mean = 255 * torch.tensor(data.mean).view(1, 3, 1, 1)
-        self._std = 255 * torch.tensor(data.std).view(1, 3, 1, 1)
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
-        return train_batches(
-            self.data,
-            shard,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            start=start,
-            corrupt=self._corrupt,
-            num_workers=self.num_workers,
-            augment=self._augment,
-            mix=self._mix,
-        )
+        return self.batches.train(epoch, shard, start, augment=self._augment, mix=self._mix)
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
-        batches = eval_batches(
-            self.data,
-            shard,
-            batch_size=self.eval_batch_size,
-            corrupt=self._corrupt,
-            num_workers=self.num_workers,
-        )
-        return {"val": batches}
+        return {"val": self.batches.evaluation(shard)}
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels, *mixed = batch  # (B, 3, S, S) uint8, (B,), and (B,), () from a mix
@@ -134,26 +110,11 @@ class ImageNet(Task):
             scores[f"{split}/top5"] = 100 * sum(int(five.sum()) for _, _, five in records) / len(losses)
         return scores
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Turn (B, 3, S, S) uint8 into float32 of mean 0 and deviation 1 a channel, on the same device."""
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        # In place, on a copy: two temporaries of a batch cost more than the arithmetic.
-        return images.to(torch.float32, copy=True).sub_(self._mean).div_(self._std)
-
     def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
-        """Return up to eight normalised training pictures, the same ones whatever the batch size."""
-        num = min(8, self.data.num_examples["train"])
-        corrupt = CorruptImages(self.data)  # its own count: this is no part of a run
-        shard = Shard()
-        batches = train_batches(
-            self.data, shard, batch_size=num, seed=0, epoch=0, start=0, corrupt=corrupt, num_workers=0
-        )
-        images, _ = next(iter(batches))
-        return {"model": (self.normalise(images.cpu()),)}
+        return {"model": (self.normalise(self.batches.examples()),)}
 
     def describe(self) -> dict[str, Any]:
         return self.data.describe()
 
     def notices(self) -> dict[str, int]:
-        return {"corrupt_images": self._corrupt.count} if self._corrupt.count else {}
+        return self.batches.notices()

@@ -20,13 +20,13 @@ from torch import nn
 from torchvision.models import vgg16
 
 from tasks.base import InputError, Shard
+from tasks.data.files import existing_folder
 from tasks.data.imagenet9 import (
     CLASS_OF,
     NUM_CLUSTERINGS,
     PUBLISHED_CLUSTERS,
     SYNSETS,
     SynsetPictures,
-    folder_of,
     read_clusters,
 )
 from tasks.data.loader import CorruptImages, eval_batches
@@ -101,7 +101,7 @@ def grams_of(data: SynsetPictures, features: nn.Module) -> NDArray[np.float32]:
 
 def make(options: dict[str, str]) -> str:
     """Write clusters of all validation pictures and return a line about them."""
-    folder = folder_of("data_root", options["data_root"], "the folder that holds val/<synset>/*.JPEG") / "val"
+    folder = existing_folder("data_root", options["data_root"], "the folder that holds val/<synset>/*.JPEG") / "val"
     features = vgg_features(options["weights"], int(options["layer"]))
     data = SynsetPictures(
         {"val": folder}, name="imagenet9", image_size=224, resize_ratio=256 / 224, crop_scale=(0.08, 1.0), mean=MEAN,

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tasks.audio.clips import ClipSet
-from tasks.base import InputError, Shard
-from tasks.data.loader import derive_seed, ignore_signals
+from tasks.base import Shard
+from tasks.data.loader import MicroBatches, batch_loader, check_batch_size, derive_seed
 
 
 def crop(data: ClipSet, split: str, index: int, *, samples: int, seed: int) -> Tensor:
@@ -50,29 +50,20 @@ def chunk(data: ClipSet, split: str, index: int, *, samples: int, chunks: int) -
     return torch.stack([wave[i * hop : i * hop + samples] for i in range(chunks)])
 
 
-class _TrainBatches(Dataset[Any]):
-    """Item i: micro-batch i % parts of this process's share of step i // parts."""
+class _TrainBatches(MicroBatches):
+    """Training micro-batches: random crops of clips, and their targets."""
 
     def __init__(self, data: ClipSet, shard: Shard, *, samples: int, batch_size: int, seed: int, epoch: int) -> None:
-        self._data, self._shard, self._samples = data, shard, samples
-        self._seed, self._epoch, self._batch_size = seed, epoch, batch_size
-        self._micro = batch_size // (shard.count * shard.accumulation_steps)
-        num = data.num("train")
-        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-        self._order = torch.randperm(num, generator=generator)[: num - num % batch_size].tolist()
-
-    def __len__(self) -> int:
-        return len(self._order) // self._batch_size * self._shard.accumulation_steps
+        super().__init__(data.num("train"), batch_size=batch_size, seed=seed, epoch=epoch, shard=shard)
+        self._data, self._samples = data, samples
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        step, part = divmod(number, self._shard.accumulation_steps)
-        first = step * self._batch_size + (self._shard.index * self._shard.accumulation_steps + part) * self._micro
-        numbers = self._order[first : first + self._micro]
+        _, indices = self.locate(number)
         waves = [
             crop(self._data, "train", i, samples=self._samples, seed=derive_seed(self._seed, self._epoch, i))
-            for i in numbers
+            for i in indices
         ]
-        return torch.stack(waves), self._data.targets("train", numbers)
+        return torch.stack(waves), self._data.targets("train", indices)
 
 
 class _EvalBatches(Dataset[Any]):
@@ -103,17 +94,7 @@ class Batches:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Any]:
-        yield from DataLoader(
-            self._source,
-            batch_size=None,
-            sampler=self._numbers,
-            num_workers=self._num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=ignore_signals,
-            # Without a generator of its own, starting a pass would draw from torch's global one.
-            generator=torch.Generator().manual_seed(0),
-        )
+        yield from batch_loader(self._source, self._numbers, self._num_workers)
 
 
 def train_batches(
@@ -124,18 +105,9 @@ def train_batches(
     Raises:
         InputError: The batch does not divide evenly, or exceeds the training split.
     """
-    pieces = shard.count * shard.accumulation_steps
-    if batch_size % pieces:
-        raise InputError(
-            f"train.batch_size={batch_size}: must divide by processes x micro-batches "
-            f"({shard.count} x {shard.accumulation_steps})"
-        )
-    if batch_size > data.num("train"):
-        raise InputError(
-            f"train.batch_size={batch_size}: exceeds the {data.num('train')} training clips of {data.name}"
-        )
+    check_batch_size(batch_size, shard, data.num("train"), of=f"clips of {data.name}")
     source = _TrainBatches(data, shard, samples=samples, batch_size=batch_size, seed=seed, epoch=epoch)
-    return Batches(source, range(start * shard.accumulation_steps, len(source)), num_workers)
+    return Batches(source, source.from_step(start), num_workers)
 
 
 def eval_batches(
@@ -152,7 +124,3 @@ def mean_by_clip(values: Tensor, counts: Tensor) -> Tensor:
     # As a product of matrices the order of the sum is fixed, which index_add does not promise on a GPU.
     belongs = (torch.repeat_interleave(clips, counts) == clips.unsqueeze(1)).to(values.dtype)  # (B, M)
     return belongs @ values / counts.unsqueeze(1)
-
-
-def _as_it_is(loaded: Any) -> Any:
-    return loaded

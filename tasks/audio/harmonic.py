@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import InputError
+from tasks.checks import check_at_least
 
 SLOPE, OFFSET = 0.1079, 24.7  # Hz per Hz and Hz: the equivalent rectangular bandwidth of hearing, Won et al. eq. 3
 LOWEST_NOTE = 24  # MIDI number of C1
@@ -73,9 +74,7 @@ class HarmonicSpectrogram(nn.Module):
         super().__init__()
         if not n_fft >= 4:
             raise InputError(f"model.n_fft={n_fft}: must be at least 4 samples")
-        for option, value in (("num_harmonics", num_harmonics), ("semitone_scale", semitone_scale)):
-            if not value >= 1:
-                raise InputError(f"model.{option}={value}: must be at least 1")
+        check_at_least(1, {"model.num_harmonics": num_harmonics, "model.semitone_scale": semitone_scale})
         centres = centre_frequencies(sample_rate, num_harmonics=num_harmonics, semitone_scale=semitone_scale)
         self.num_harmonics, self.num_levels = num_harmonics, len(centres) // num_harmonics
         self.n_fft, self.hop = n_fft, n_fft // 2

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tasks.audio.harmonic import HarmonicSpectrogram
 from tasks.base import InputError
+from tasks.checks import check_fractions
 
 CHANNELS = 128  # of the published network's first four stages
 
@@ -74,8 +75,7 @@ class HarmonicCnn(nn.Module):
         super().__init__()
         if not (width > 0 and math.isfinite(width)):
             raise InputError(f"model.width={width}: must be positive and finite")
-        if not 0 <= dropout < 1:
-            raise InputError(f"model.dropout={dropout}: must be at least 0 and below 1")
+        check_fractions({"model.dropout": dropout})
         if len(time_pools) != 7 or not all(pool >= 1 for pool in time_pools):
             raise InputError(f"model.time_pools={list(time_pools)}: must be seven numbers of at least 1")
         self.front = HarmonicSpectrogram(

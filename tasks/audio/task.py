@@ -15,6 +15,7 @@ from tasks.audio.batches import chunk, eval_batches, mean_by_clip, train_batches
 from tasks.audio.clips import ClipSet
 from tasks.audio.scores import tagging_scores
 from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.checks import check_at_least, check_fractions
 
 
 class AudioClassifier(Task):
@@ -52,16 +53,11 @@ class AudioClassifier(Task):
         threshold: float | None = None,
         num_workers: int = 0,
     ) -> None:
-        lowest = {
-            "train.batch_size": (batch_size, 1), "task.input_length": (input_length, 1), "task.chunks": (chunks, 1),
-            "task.select_after": (select_after, 0), "train.num_workers": (num_workers, 0),
-            "task.eval_batch_size": (eval_batch_size, 1),
-        }  # fmt: skip
-        for option, (value, low) in lowest.items():
-            if not value >= low:
-                raise InputError(f"{option}={value}: must be at least {low}")
-        if threshold is not None and not 0 <= threshold < 1:
-            raise InputError(f"task.threshold={threshold}: must be at least 0 and below 1")
+        check_at_least(1, {"train.batch_size": batch_size, "task.eval_batch_size": eval_batch_size})
+        check_at_least(1, {"task.input_length": input_length, "task.chunks": chunks})
+        check_at_least(0, {"task.select_after": select_after, "train.num_workers": num_workers})
+        if threshold is not None:
+            check_fractions({"task.threshold": threshold})
         if select not in ("loss", "f1") or (select == "f1" and (threshold is None or not data.multi_label)):
             raise InputError(f"task.select={select}: must be loss, or f1 for a set of several labels with a threshold")
         self.data, self.batch_size, self.seed = data, batch_size, seed

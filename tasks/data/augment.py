@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tasks.base import InputError
+from tasks.checks import check_at_least
 
 Triple = tuple[float, float, float]
 
@@ -49,10 +50,7 @@ class RandAugment:
     ) -> None:
         if not 0 <= magnitude <= 10:
             raise InputError(f"task.augment.magnitude={magnitude}: must lie in 0 to 10")
-        if not magnitude_std >= 0:
-            raise InputError(f"task.augment.magnitude_std={magnitude_std}: must be at least 0")
-        if not num_ops >= 0:
-            raise InputError(f"task.augment.num_ops={num_ops}: must be 0 or more")
+        check_at_least(0, {"task.augment.magnitude_std": magnitude_std, "task.augment.num_ops": num_ops})
         if not 0 <= erase_prob <= 1:
             raise InputError(f"task.augment.erase_prob={erase_prob}: must lie in 0 to 1")
         from timm.data.auto_augment import rand_augment_transform  # seconds to import, and few runs need it

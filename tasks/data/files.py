@@ -13,6 +13,26 @@ from tasks.base import InputError
 LARGEST = 2**34  # bytes of a file that is read whole; the largest of a published set, COCO's boxes, has 2**29
 
 
+def existing_folder(option: str, value: str | None, what: str, *, example: str = "/path") -> Path:
+    """Return the folder that an option names.
+
+    Args:
+        option: The option, for messages.
+        value: What the user gave; "~" is expanded.
+        what: What the folder holds, for the message of an option that is not set.
+        example: A value for that message.
+
+    Raises:
+        InputError: The option is not set, or names no folder.
+    """
+    if not value:
+        raise InputError(f"{option} is not set: give {what}, {option}={example}")
+    path = Path(value).expanduser()
+    if not path.is_dir():
+        raise InputError(f"{option}={value}: {'not a folder' if path.exists() else 'does not exist'}")
+    return path
+
+
 def read_whole(path: Path) -> bytes:
     """Return a file's content.
 

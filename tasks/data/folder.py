@@ -7,17 +7,16 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
 from tasks.base import InputError
-from tasks.data.images import INTERPOLATIONS, ImageSet, RandomView, Split, UnreadableImageError
+from tasks.data.files import existing_folder
+from tasks.data.images import CroppedImageSet, Split, UnreadableImageError
 
 # What Pillow raises for damaged files of the formats that ImageFolder accepts.
 DECODE_ERRORS = (
@@ -41,7 +40,7 @@ class Listing(Protocol):
         """Return what Pillow opens; OSError where it cannot be read."""
 
 
-class ImageFolderSet(ImageSet):
+class ImageFolderSet(CroppedImageSet):
     """Pictures in class folders, seen as ImageNet is: random crop for training, centre crop for validation.
 
     The class number is the position of the folder's name in sorted order; pictures are numbered in the order
@@ -77,38 +76,13 @@ class ImageFolderSet(ImageSet):
         interpolation: str = "bilinear",
         max_corrupt: int | None = None,
     ) -> None:
-        if not image_size >= 1:
-            raise InputError(f"data.image_size={image_size}: must be at least 1")
-        if not resize_ratio >= 1:
-            raise InputError(f"data.resize_ratio={resize_ratio}: must be at least 1")
-        if interpolation not in INTERPOLATIONS:
-            raise InputError(f"data.interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
-        if max_corrupt is not None and not max_corrupt >= 0:
-            raise InputError(f"data.max_corrupt={max_corrupt}: must be 0 or more")
-        self.name = name
-        self.image_size = image_size
-        self.mean, self.std = mean, std
-        self.licence = licence
-        self.max_corrupt = max_corrupt
-        self._interpolation = INTERPOLATIONS[interpolation]
-        self._view = RandomView(image_size, crop_scale, interpolation=self._interpolation)
-        self._described = f"{interpolation}, antialiased (Pillow)"
-        self._short_side = round(image_size * resize_ratio)
+        super().__init__(
+            image_size=image_size, resize_ratio=resize_ratio, crop_scale=crop_scale, interpolation=interpolation,
+            max_corrupt=max_corrupt,
+        )  # fmt: skip
+        self.name, self.mean, self.std, self.licence = name, mean, std, licence
         self.root, self.classes, self._splits = self._open(root)
         self.num_examples = {split: len(listing.labels) for split, listing in self._splits.items()}
-
-    def train_example(self, index: int) -> tuple[Tensor, int]:
-        return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self._label("train", index)
-
-    def eval_example(self, index: int) -> tuple[Tensor, int]:
-        image = v2.functional.resize(
-            self._decode("val", index), [self._short_side], self._interpolation, antialias=True
-        )
-        image = v2.functional.center_crop(image, [self.image_size, self.image_size])
-        return v2.functional.pil_to_tensor(image), self._label("val", index)
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "interpolation": self._described}
 
     def location(self, split: Split, index: int) -> str:
         return self._splits[split].location(index)
@@ -123,7 +97,7 @@ class ImageFolderSet(ImageSet):
         whole = self._splits["train"]
         self._splits = {"train": _Part(whole, kept), "val": _Part(whole, held)}
 
-    def _label(self, split: Split, index: int) -> int:
+    def label(self, split: Split, index: int) -> int:
         return int(self._splits[split].labels[index])
 
     def _decode(self, split: Split, index: int) -> Image.Image:
@@ -197,13 +171,7 @@ def list_images(folder: Path) -> list[str]:
 
 def check_root(root: str | None) -> Path:
     """Return the data folder as a path, or raise InputError saying how to name it."""
-    if not root:
-        raise InputError(
-            "data_root is not set: give the folder that holds train/ and val/, data_root=/path/to/imagenet"
-        )
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        raise InputError(f"data_root={root}: {'not a folder' if path.exists() else 'does not exist'}")
+    path = existing_folder("data_root", root, "the folder that holds train/ and val/", example="/path/to/imagenet")
     for split in ("train", "val"):
         if not (path / split).is_dir():
             raise InputError(

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms import v2
 
 from tasks.base import InputError
-from tasks.data.files import read_whole
+from tasks.data.files import existing_folder, read_whole
 from tasks.data.folder import DECODE_ERRORS, list_images
-from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, UnreadableImageError
+from tasks.data.images import SPLITS, CroppedImageSet, ImageSet, Split, UnreadableImageError
 
 # Class -> synsets. A class's number is its place here.
 SYNSETS: dict[str, tuple[str, ...]] = {
@@ -54,60 +52,39 @@ class TexturedSet(ImageSet):
     hard: ImageSet | None = None
 
 
-class SynsetPictures(ImageSet):
+class SynsetPictures(CroppedImageSet):
     """Pictures in synset folders of the 42, labelled by group; other folders are left alone.
 
     Args:
         folders: Split -> the folder that holds <synset>/*; a split left out is empty.
         name: What records call the set.
-        image_size: Side of the pictures handed out, in pixels.
-        resize_ratio: Short side after resizing for evaluation, over `image_size`.
-        crop_scale: Area fractions of the random training crop.
         mean: Channel means, in [0, 1].
-        std: Channel standard deviations.
+        std: Channel standard deviations, in [0, 1].
         licence: Terms of the pictures.
-        max_corrupt: As `ImageFolderSet`.
+        view: Options of `CroppedImageSet`.
 
     Raises:
         InputError: if a split has none of the synsets.
     """
-
-    INTERPOLATION = "bilinear, antialiased (Pillow)"
 
     def __init__(
         self,
         folders: Mapping[Split, Path],
         *,
         name: str,
-        image_size: int,
-        resize_ratio: float,
-        crop_scale: tuple[float, float],
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         licence: str,
-        max_corrupt: int | None,
+        **view: Any,
     ) -> None:
-        if not image_size >= 1:
-            raise InputError(f"data.image_size={image_size}: must be at least 1")
-        if not resize_ratio >= 1:
-            raise InputError(f"data.resize_ratio={resize_ratio}: must be at least 1")
-        self.name, self.classes, self.image_size = name, tuple(SYNSETS), image_size
-        self.mean, self.std, self.licence, self.max_corrupt = mean, std, licence, max_corrupt
-        self._view, self._short_side = RandomView(image_size, crop_scale), round(image_size * resize_ratio)
+        super().__init__(**view)
+        self.name, self.classes = name, tuple(SYNSETS)
+        self.mean, self.std, self.licence = mean, std, licence
         self._folders = dict(folders)
         self._names: dict[Split, list[str]] = {split: list_synsets(folder) for split, folder in folders.items()}
-        self.num_examples = {split: len(self._names.get(split, ())) for split in ("train", "val")}  # type: ignore[call-overload]
-
-    def train_example(self, index: int) -> tuple[Tensor, int]:
-        return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self.label("train", index)
-
-    def eval_example(self, index: int) -> tuple[Tensor, int]:
-        image = v2.functional.resize(self._decode("val", index), [self._short_side], BILINEAR, antialias=True)
-        image = v2.functional.center_crop(image, [self.image_size, self.image_size])
-        return v2.functional.pil_to_tensor(image), self.label("val", index)
+        self.num_examples = {split: len(self._names.get(split, ())) for split in SPLITS}
 
     def label(self, split: Split, index: int) -> int:
-        """Return the class of a picture."""
         return CLASS_OF[self._names[split][index].partition("/")[0]]
 
     def names(self, split: Split) -> list[str]:
@@ -165,7 +142,7 @@ class ImageNet9(SynsetPictures, TexturedSet):
             "image_size": image_size, "resize_ratio": resize_ratio, "crop_scale": crop_scale, "mean": mean,
             "std": std, "licence": licence, "max_corrupt": max_corrupt,
         }  # fmt: skip
-        base = folder_of("data_root", root, "the folder that holds train/ and val/")
+        base = existing_folder("data_root", root, "the folder that holds train/ and val/")
         folders: dict[Split, Path] = {"train": base / "train", "val": base / "val"}
         for split, folder in folders.items():
             missing = [synset for synset in CLASS_OF if not (folder / synset).is_dir()]
@@ -179,7 +156,7 @@ class ImageNet9(SynsetPictures, TexturedSet):
         self.clusterings, self._clusters_published = read_clusters(clusters, self.names("val"))
         self.hard = None
         if imagenet_a is not None:
-            hard = folder_of("data.imagenet_a", imagenet_a, "the folder that holds ImageNet-A's synset folders")
+            hard = existing_folder("data.imagenet_a", imagenet_a, "the folder that holds ImageNet-A's synset folders")
             self.hard = SynsetPictures({"val": hard}, name="imagenet_a", **views)
 
     def describe(self) -> dict[str, Any]:
@@ -200,16 +177,6 @@ def list_synsets(folder: Path) -> list[str]:
     if empty:
         raise InputError(f"{folder / empty[0]}: holds no pictures")
     return [f"{synset}/{name}" for synset, names in found.items() for name in names]
-
-
-def folder_of(option: str, value: str | None, what: str) -> Path:
-    """Return an existing folder, or raise InputError naming the option."""
-    if not value:
-        raise InputError(f"{option} is not set: give {what}, {option}=/path")
-    path = Path(value).expanduser()
-    if not path.is_dir():
-        raise InputError(f"{option}={value}: {'not a folder' if path.exists() else 'does not exist'}")
-    return path
 
 
 def read_clusters(path: str | None, names: list[str]) -> tuple[tuple[NDArray[np.int64], ...], bool]:

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop, v2
 
 from tasks.base import InputError
+from tasks.checks import check_at_least
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 BILINEAR = v2.InterpolationMode.BILINEAR
 INTERPOLATIONS = {"bilinear": BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
@@ -145,14 +148,10 @@ class Synthetic(ImageSet):
         val_examples: int = 50_000,
     ) -> None:
         sizes = {
-            "image_size": image_size,
-            "num_classes": num_classes,
-            "train_examples": train_examples,
+            "image_size": image_size, "num_classes": num_classes, "train_examples": train_examples,
             "val_examples": val_examples,
-        }
-        for option, value in sizes.items():
-            if not value >= 1:
-                raise InputError(f"data.{option}={value}: must be at least 1")
+        }  # fmt: skip
+        check_at_least(1, {f"data.{option}": value for option, value in sizes.items()})
         self.name = "synthetic"
         self.classes = tuple(f"class {k}" for k in range(num_classes))
         self.image_size = image_size
@@ -201,6 +200,62 @@ class RandomView:
             image, *box, size=self.size, interpolation=self._interpolation, antialias=True
         )
         return v2.functional.horizontal_flip(image) if random.random() < 0.5 else image
+
+
+class CroppedImageSet(ImageSet):
+    """Stored pictures, seen as ImageNet is: random crop for training, resized short side and centre crop otherwise.
+
+    Resizing is Pillow's, with antialiasing.
+
+    Args:
+        image_size: Side of the pictures handed out, in pixels.
+        resize_ratio: Short side after resizing for evaluation, over `image_size`; 256/224 in the papers.
+        crop_scale: Area fractions of the random training crop.
+        interpolation: "bilinear" or "bicubic", for both views.
+        max_corrupt: Unreadable pictures a run may meet in each split; None allows 0.1 % of it, at least 10.
+
+    Raises:
+        InputError: An option is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        resize_ratio: float,
+        crop_scale: tuple[float, float],
+        interpolation: str = "bilinear",
+        max_corrupt: int | None,
+    ) -> None:
+        check_at_least(1, {"data.image_size": image_size, "data.resize_ratio": resize_ratio})
+        if interpolation not in INTERPOLATIONS:
+            raise InputError(f"data.interpolation={interpolation}: must be one of {', '.join(INTERPOLATIONS)}")
+        if max_corrupt is not None:
+            check_at_least(0, {"data.max_corrupt": max_corrupt})
+        self.image_size, self.max_corrupt = image_size, max_corrupt
+        self._interpolation_name, self._interpolation = interpolation, INTERPOLATIONS[interpolation]
+        self._view = RandomView(image_size, crop_scale, interpolation=self._interpolation)
+        self._short_side = round(image_size * resize_ratio)
+
+    @abstractmethod
+    def label(self, split: Split, index: int) -> int:
+        """Return what a picture is labelled with: its class, or its number where a task looks the class up."""
+
+    @abstractmethod
+    def _decode(self, split: Split, index: int) -> Image.Image:
+        """Return a stored picture as RGB, or raise UnreadableImageError."""
+
+    def train_example(self, index: int) -> tuple[Tensor, int]:
+        return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self.label("train", index)
+
+    def eval_example(self, index: int) -> tuple[Tensor, int]:
+        image = self._decode("val", index)
+        image = v2.functional.resize(image, [self._short_side], self._interpolation, antialias=True)
+        image = v2.functional.center_crop(image, [self.image_size, self.image_size])
+        return v2.functional.pil_to_tensor(image), self.label("val", index)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "interpolation": f"{self._interpolation_name}, antialiased (Pillow)"}
 
 
 def divided(

@@ -27,7 +27,7 @@ _logger = logging.getLogger("tasks.data")
 
 # What a worker sends: (number, reason) of unreadable pictures, and the batch: images (B, 3, S, S) uint8, labels (B,)
 # int64, and what a mix adds to them.
-_Loaded = tuple[list[tuple[int, str]], tuple[Tensor, ...]]
+Loaded = tuple[list[tuple[int, str]], tuple[Tensor, ...]]
 Augment = Callable[[Tensor], Tensor]  # a picture (3, S, S) uint8 to another
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, ...]]  # images and labels to these, mixed, and more
 
@@ -53,7 +53,8 @@ def forked_generators() -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
-def _seed_generators(seed: int) -> None:
+def seed_generators(seed: int) -> None:
+    """Seed the global CPU generators of python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -103,8 +104,42 @@ class CorruptImages:
             )
 
 
-class _TrainBatches(Dataset[_Loaded]):
-    """Item i: micro-batch i % parts of this process's share of step i // parts."""
+class MicroBatches(Dataset[Any]):
+    """Which examples each training micro-batch of an epoch holds, for the sets of all tasks.
+
+    Item i is micro-batch i % accumulation_steps of this process's share of step i // accumulation_steps.
+
+    Args:
+        num_examples: Examples in the training split; the last incomplete global batch is dropped.
+        batch_size: Size of a global batch, over all processes and micro-batches.
+        seed: With `epoch` it fixes the order.
+        epoch: Counted from 0.
+        shard: This process's share: a contiguous slice of every global batch.
+    """
+
+    def __init__(self, num_examples: int, *, batch_size: int, seed: int, epoch: int, shard: Shard) -> None:
+        self._seed, self._epoch, self._shard, self._batch_size = seed, epoch, shard, batch_size
+        self._micro_size = batch_size // (shard.count * shard.accumulation_steps)
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        self._order = torch.randperm(num_examples, generator=generator)[: num_examples - num_examples % batch_size]
+
+    def __len__(self) -> int:
+        return len(self._order) // self._batch_size * self._shard.accumulation_steps
+
+    def locate(self, number: int) -> tuple[int, list[int]]:
+        """Return a micro-batch's step and the numbers of its examples."""
+        step, part = divmod(number, self._shard.accumulation_steps)
+        slot = self._shard.index * self._shard.accumulation_steps + part
+        first = step * self._batch_size + slot * self._micro_size
+        return step, self._order[first : first + self._micro_size].tolist()
+
+    def from_step(self, start: int) -> range:
+        """Return the numbers of the micro-batches from a step on."""
+        return range(start * self._shard.accumulation_steps, len(self))
+
+
+class _TrainBatches(MicroBatches):
+    """Training micro-batches of an image set, augmented and mixed."""
 
     def __init__(
         self,
@@ -118,32 +153,22 @@ class _TrainBatches(Dataset[_Loaded]):
         augment: Augment | None = None,
         mix: Mix | None = None,
     ) -> None:
-        self._data, self._patience = data, patience
-        self._augment, self._mix = augment, mix
-        self._seed, self._epoch, self._shard = seed, epoch, shard
-        self._batch_size = batch_size
-        self._micro_size = batch_size // (shard.count * shard.accumulation_steps)
-        num = data.num_examples["train"]
-        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-        self._order = torch.randperm(num, generator=generator)[: num - num % batch_size]
+        super().__init__(data.num_examples["train"], batch_size=batch_size, seed=seed, epoch=epoch, shard=shard)
+        self._data, self._patience, self._augment, self._mix = data, patience, augment, mix
 
-    def __len__(self) -> int:
-        return len(self._order) // self._batch_size * self._shard.accumulation_steps
-
-    def __getitem__(self, number: int) -> _Loaded:
-        step, part = divmod(number, self._shard.accumulation_steps)
-        first = step * self._batch_size + (self._shard.index * self._shard.accumulation_steps + part) * self._micro_size
+    def __getitem__(self, number: int) -> Loaded:
+        step, indices = self.locate(number)
         images: list[Tensor] = []
         labels: list[int] = []
         unreadable: list[tuple[int, str]] = []
         with forked_generators():
-            for index in self._order[first : first + self._micro_size].tolist():
+            for index in indices:
                 image, label = self._load(index, unreadable)
                 images.append(image)
                 labels.append(label)
             batch: tuple[Tensor, ...] = (torch.stack(images), torch.tensor(labels))
             if self._mix is not None:  # every share of a step draws the same
-                _seed_generators(derive_seed(self._seed, self._epoch, step, 1))
+                seed_generators(derive_seed(self._seed, self._epoch, step, 1))
                 batch = self._mix(*batch)
         return unreadable, batch
 
@@ -152,7 +177,7 @@ class _TrainBatches(Dataset[_Loaded]):
         num = self._data.num_examples["train"]
         for attempt in range(min(self._patience + 1, num)):
             candidate = (index + attempt) % num
-            _seed_generators(derive_seed(self._seed, self._epoch, index))
+            seed_generators(derive_seed(self._seed, self._epoch, index))
             try:
                 image, label = self._data.train_example(candidate)
             except UnreadableImageError as error:
@@ -164,7 +189,7 @@ class _TrainBatches(Dataset[_Loaded]):
         return torch.zeros(3, size, size, dtype=torch.uint8), 0
 
 
-class _EvalBatches(Dataset[_Loaded]):
+class _EvalBatches(Dataset[Loaded]):
     """Item i: validation batch i, in the order of the set, without the pictures that cannot be read."""
 
     def __init__(self, data: ImageSet, *, batch_size: int) -> None:
@@ -173,7 +198,7 @@ class _EvalBatches(Dataset[_Loaded]):
     def __len__(self) -> int:
         return -(-self._data.num_examples["val"] // self._batch_size)
 
-    def __getitem__(self, number: int) -> _Loaded:
+    def __getitem__(self, number: int) -> Loaded:
         size = self._data.image_size
         first = number * self._batch_size
         images = [torch.empty(0, 3, size, size, dtype=torch.uint8)]
@@ -199,7 +224,7 @@ class Batches:
 
     def __init__(
         self,
-        source: Dataset[_Loaded],
+        source: Dataset[Loaded],
         numbers: range,
         *,
         split: Split,
@@ -213,18 +238,7 @@ class Batches:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        loader = DataLoader(
-            self._source,
-            batch_size=None,
-            sampler=self._numbers,
-            num_workers=self._num_workers,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=ignore_signals,
-            # Without a generator of its own, starting a pass would draw from torch's global one.
-            generator=torch.Generator().manual_seed(0),
-        )
-        for unreadable, batch in loader:
+        for unreadable, batch in batch_loader(self._source, self._numbers, self._num_workers):
             self._corrupt.report(self._split, unreadable)
             yield batch
 
@@ -260,15 +274,7 @@ def train_batches(
     Raises:
         InputError: if the batch does not divide evenly or exceeds the training split.
     """
-    pieces = shard.count * shard.accumulation_steps
-    if batch_size % pieces:
-        raise InputError(
-            f"train.batch_size={batch_size}: must divide by processes x micro-batches "
-            f"({shard.count} x {shard.accumulation_steps})"
-        )
-    num = data.num_examples["train"]
-    if batch_size > num:
-        raise InputError(f"train.batch_size={batch_size}: exceeds the {num} training images of {data.name}")
+    check_batch_size(batch_size, shard, data.num_examples["train"], of=f"images of {data.name}")
     source = _TrainBatches(
         data,
         batch_size=batch_size,
@@ -279,8 +285,43 @@ def train_batches(
         augment=augment,
         mix=mix,
     )
-    numbers = range(start * shard.accumulation_steps, len(source))
-    return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=num_workers)
+    return Batches(source, source.from_step(start), split="train", corrupt=corrupt, num_workers=num_workers)
+
+
+def check_batch_size(batch_size: int, shard: Shard, num_examples: int, *, of: str) -> None:
+    """Refuse a global batch that does not divide evenly or exceeds the training split.
+
+    Args:
+        batch_size: Size of a global batch.
+        shard: This process's share.
+        num_examples: Examples in the training split.
+        of: Their kind and set, for the message.
+
+    Raises:
+        InputError: The batch does not divide evenly or exceeds the training split.
+    """
+    if batch_size % (shard.count * shard.accumulation_steps):
+        raise InputError(
+            f"train.batch_size={batch_size}: must divide by processes x micro-batches "
+            f"({shard.count} x {shard.accumulation_steps})"
+        )
+    if batch_size > num_examples:
+        raise InputError(f"train.batch_size={batch_size}: exceeds the {num_examples} training {of}")
+
+
+def batch_loader(source: Dataset[Any], numbers: range, num_workers: int) -> DataLoader[Any]:
+    """Return a loader of the batches with these numbers, whose items are whole batches."""
+    return DataLoader(
+        source,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=num_workers,
+        collate_fn=_identity,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
+        # Without a generator of its own, starting a pass would draw from torch's global one.
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def eval_batches(data: ImageSet, shard: Shard, *, batch_size: int, corrupt: CorruptImages, num_workers: int) -> Batches:
@@ -300,5 +341,5 @@ def ignore_signals(worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _as_it_is(loaded: Any) -> Any:
+def _identity(loaded: Any) -> Any:
     return loaded

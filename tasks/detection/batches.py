@@ -11,18 +11,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.base import InputError, Shard
+from tasks.base import Shard
 from tasks.data.images import UnreadableImageError
-from tasks.data.loader import Batches, CorruptImages, _seed_generators, derive_seed, forked_generators
+from tasks.data.loader import (
+    Batches,
+    CorruptImages,
+    Loaded,
+    MicroBatches,
+    check_batch_size,
+    derive_seed,
+    forked_generators,
+    seed_generators,
+)
 from tasks.detection.coco import CocoSet
 from tasks.detection.views import View
 
-# What a loader's item is: (number, reason) of unreadable pictures, and the batch.
-_Loaded = tuple[list[tuple[int, str]], tuple[Tensor, ...]]
 
-
-class _TrainBatches(Dataset[_Loaded]):
-    """Item i: micro-batch i % parts of this process's share of step i // parts.
+class _TrainBatches(MicroBatches):
+    """Training micro-batches of augmented views.
 
     Images (B, 3, S, S) uint8, boxes (N, 4), labels (N,), and the picture in the batch that each belongs to (N,).
     """
@@ -30,23 +36,15 @@ class _TrainBatches(Dataset[_Loaded]):
     def __init__(
         self, data: CocoSet, view: View, *, batch_size: int, seed: int, epoch: int, shard: Shard, patience: int
     ) -> None:
+        super().__init__(data.num_examples["train"], batch_size=batch_size, seed=seed, epoch=epoch, shard=shard)
         self._data, self._view, self._patience = data, view, patience
-        self._seed, self._epoch, self._shard, self._batch_size = seed, epoch, shard, batch_size
-        self._micro_size = batch_size // (shard.count * shard.accumulation_steps)
-        num = data.num_examples["train"]
-        order = torch.randperm(num, generator=torch.Generator().manual_seed(derive_seed(seed, epoch)))
-        self._order = order[: num - num % batch_size]
 
-    def __len__(self) -> int:
-        return len(self._order) // self._batch_size * self._shard.accumulation_steps
-
-    def __getitem__(self, number: int) -> _Loaded:
-        step, part = divmod(number, self._shard.accumulation_steps)
-        first = step * self._batch_size + (self._shard.index * self._shard.accumulation_steps + part) * self._micro_size
+    def __getitem__(self, number: int) -> Loaded:
+        _, indices = self.locate(number)
         unreadable: list[tuple[int, str]] = []
         with forked_generators():
-            found = [self._load(i, unreadable) for i in self._order[first : first + self._micro_size].tolist()]
-        images, boxes, labels = zip(*found, strict=True)
+            views = [self._load(index, unreadable) for index in indices]
+        images, boxes, labels = zip(*views, strict=True)
         counts = torch.tensor([len(each) for each in labels])
         owner = torch.arange(len(images)).repeat_interleave(counts)
         return unreadable, (torch.stack(images), torch.cat(boxes), torch.cat(labels), owner)
@@ -56,7 +54,7 @@ class _TrainBatches(Dataset[_Loaded]):
         num = self._data.num_examples["train"]
         for attempt in range(min(self._patience + 1, num)):
             candidate = (index + attempt) % num
-            _seed_generators(derive_seed(self._seed, self._epoch, index))
+            seed_generators(derive_seed(self._seed, self._epoch, index))
             try:
                 image = self._data.image("train", candidate)
             except UnreadableImageError as error:
@@ -70,7 +68,7 @@ class _TrainBatches(Dataset[_Loaded]):
         return torch.zeros(3, size, size, dtype=torch.uint8), torch.empty(0, 4), torch.empty(0, dtype=torch.int64)
 
 
-class _EvalBatches(Dataset[_Loaded]):
+class _EvalBatches(Dataset[Loaded]):
     """Item i: validation batch i, without the pictures that cannot be read.
 
     Images (B, 3, H, W) uint8, their numbers in the split (B,), and what maps boxes back to the stored picture (B, 4).
@@ -82,19 +80,19 @@ class _EvalBatches(Dataset[_Loaded]):
     def __len__(self) -> int:
         return -(-self._data.num_examples["val"] // self._batch_size)
 
-    def __getitem__(self, number: int) -> _Loaded:
+    def __getitem__(self, number: int) -> Loaded:
         unreadable: list[tuple[int, str]] = []
-        found: list[tuple[Tensor, int, Tensor]] = []
+        views: list[tuple[Tensor, int, Tensor]] = []
         first = number * self._batch_size
         for index in range(first, min(first + self._batch_size, self._data.num_examples["val"])):
             try:
                 view, back = self._view.test(self._data.image("val", index))
-                found.append((view, index, back))
+                views.append((view, index, back))
             except UnreadableImageError as error:
                 unreadable.append((index, str(error)))
-        if not found:
+        if not views:
             return unreadable, (torch.zeros(0, 3, 32, 32), torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
-        images, numbers, backs = zip(*found, strict=True)
+        images, numbers, backs = zip(*views, strict=True)
         return unreadable, (torch.stack(images), torch.tensor(numbers), torch.stack(backs))
 
 
@@ -112,21 +110,13 @@ def train_batches(data: CocoSet, view: View, *, batch_size: int, shard: Shard, s
     Raises:
         InputError: The batch does not divide evenly, or exceeds the training split.
     """
-    pieces = shard.count * shard.accumulation_steps
-    if batch_size % pieces:
-        raise InputError(
-            f"train.batch_size={batch_size}: must divide by processes x micro-batches "
-            f"({shard.count} x {shard.accumulation_steps})"
-        )
-    if batch_size > (num := data.num_examples["train"]):
-        raise InputError(f"train.batch_size={batch_size}: exceeds the {num} training images of {data.name}")
+    check_batch_size(batch_size, shard, data.num_examples["train"], of=f"images of {data.name}")
     corrupt: CorruptImages = more["corrupt"]
     source = _TrainBatches(
         data, view, batch_size=batch_size, seed=more["seed"], epoch=more["epoch"], shard=shard,
         patience=corrupt.limit("train"),
     )  # fmt: skip
-    numbers = range(start * shard.accumulation_steps, len(source))
-    return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=more["num_workers"])
+    return Batches(source, source.from_step(start), split="train", corrupt=corrupt, num_workers=more["num_workers"])
 
 
 def eval_batches(

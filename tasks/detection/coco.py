@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.base import InputError
+from tasks.data.files import existing_folder
 from tasks.data.images import Split, UnreadableImageError
 from tasks.detection.annotations import COCO, Annotations, read_annotations
 
@@ -158,13 +159,8 @@ class CocoSet:
 
 def _check_root(root: str | None, folders: Mapping[Split, str]) -> Path:
     inside = ", ".join(f"{folder}/" for folder in folders.values())
-    if not root:
-        raise InputError(
-            f"data_root is not set: give the folder that holds {inside} and annotations/, data_root=/data/coco"
-        )
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        raise InputError(f"data_root={root}: {'not a folder' if path.exists() else 'does not exist'}")
+    what = f"the folder that holds {inside} and annotations/"
+    path = existing_folder("data_root", root, what, example="/data/coco")
     for folder in (*folders.values(), "annotations"):
         if not (path / folder).is_dir():
             raise InputError(f"data_root={root}: has no folder {folder}/; expected {inside} and annotations/")

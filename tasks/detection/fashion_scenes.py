@@ -23,6 +23,7 @@ from PIL import Image
 from scipy import ndimage
 
 from tasks.base import InputError
+from tasks.checks import check_at_least
 from tasks.data.cache import cache_folder, locked
 from tasks.data.fashion_mnist import CLASSES, EMBEDDED, read_manifest, read_split
 from tasks.data.images import Split
@@ -50,9 +51,7 @@ class FashionScenes(CocoSet):
     """
 
     def __init__(self, root: str | None = None, *, train_examples: int = 800, val_examples: int = 160) -> None:
-        for option, value in (("train_examples", train_examples), ("val_examples", val_examples)):
-            if not value >= 1:
-                raise InputError(f"data.{option}={value}: must be at least 1")
+        check_at_least(1, {"data.train_examples": train_examples, "data.val_examples": val_examples})
         cache = Path(root).expanduser() if root else cache_folder()
         folder = prepare(cache, train_examples=train_examples, val_examples=val_examples)
         super().__init__(

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.checks import check_at_least
 from tasks.data import CorruptImages
+from tasks.data.image_batches import ChannelNormaliser
 from tasks.detection.batches import eval_batches, train_batches
 from tasks.detection.coco import CocoSet
 from tasks.detection.detector import Detector, Objects
@@ -61,14 +63,11 @@ class Detection(Task):
         num_workers: int = 0,
         eval_batch_size: int = 32,
     ) -> None:
-        for option, value in (("train.batch_size", batch_size), ("task.eval_batch_size", eval_batch_size)):
-            if not value >= 1:
-                raise InputError(f"{option}={value}: must be at least 1")
-        if not num_workers >= 0:
-            raise InputError(f"train.num_workers={num_workers}: must be 0 or more")
-        for option, given, known in (("colours", colours, COLOURS), ("evaluator", evaluator, EVALUATORS)):
-            if given not in known:
-                raise InputError(f"task.{option}={given}: choose one of {', '.join(known)}")
+        check_at_least(1, {"train.batch_size": batch_size, "task.eval_batch_size": eval_batch_size})
+        check_at_least(0, {"train.num_workers": num_workers})
+        for option, value, known in (("colours", colours, COLOURS), ("evaluator", evaluator, EVALUATORS)):
+            if value not in known:
+                raise InputError(f"task.{option}={value}: choose one of {', '.join(known)}")
         net = model(num_classes=data.num_classes)
         if flip_test and not net.MERGES:
             raise InputError("task.flip_test=true: only CenterNet's maps can be averaged with those of mirror images")
@@ -78,8 +77,7 @@ class Detection(Task):
         self.flip_test, self.evaluator = flip_test, evaluator
         self._corrupt = CorruptImages(data)  # type: ignore[arg-type]
         self._bgr = colours == "centernet_bgr"
-        mean, std = CENTERNET_BGR if self._bgr else (data.mean, data.std)
-        self._mean, self._std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        self._normalise = ChannelNormaliser(*(CENTERNET_BGR if self._bgr else (data.mean, data.std)))
         _logger.info("network starts from %s", net.origin)
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
@@ -134,12 +132,8 @@ class Detection(Task):
         return {f"{split}/{name}": value for name, value in found.items()}
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn (B, 3, H, W) uint8 into float32 of mean 0 and deviation 1 a channel, on the same device."""
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        if self._bgr:
-            images = images.flip(1)
-        return (images.float() - self._mean) / self._std
+        """Return (B, 3, H, W) float32 of mean 0 and standard deviation 1 per channel, in the order of `colours`."""
+        return self._normalise(images.flip(1) if self._bgr else images)
 
     def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
         """Return the middle of a few normalised training pictures, the same ones whatever the batch size."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tasks.base import InputError
+from tasks.checks import check_at_least, check_fractions
 
 State = list[Tensor]  # h and c of each layer in turn, (1, B, width of the layer), detached
 
@@ -58,11 +58,8 @@ class DropoutLstm(nn.Module):
             "dropout": dropout, "input_dropout": input_dropout, "hidden_dropout": hidden_dropout,
             "word_dropout": word_dropout, "weight_dropout": weight_dropout,
         }  # fmt: skip
-        for name, rate in rates.items():
-            if not 0 <= rate < 1:
-                raise InputError(f"model.{name}={rate}: must be at least 0 and below 1")
-        if not layers >= 1:
-            raise InputError(f"model.layers={layers}: must be at least 1")
+        check_fractions({f"model.{name}": rate for name, rate in rates.items()})
+        check_at_least(1, {"model.layers": layers})
         self.rates = rates
         self.activation_penalty, self.change_penalty = activation_penalty, change_penalty
         self.embedding = nn.Embedding(num_words, width)

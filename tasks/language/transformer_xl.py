@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from tasks.base import InputError
+from tasks.checks import check_at_least
 from tasks.language.adaptive import TiedAdaptiveSoftmax
 
 Memory = list[Tensor]  # the input of each layer at the last tokens, (B, M, D), detached
@@ -61,9 +62,7 @@ class TransformerXL(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"layers": layers, "width": width, "heads": heads, "head_width": head_width, "inner_width": inner_width}
-        for name, value in sizes.items():
-            if not value >= 1:
-                raise InputError(f"model.{name}={value}: must be at least 1")
+        check_at_least(1, {f"model.{name}": value for name, value in sizes.items()})
         if not memory >= 0:
             raise InputError(f"model.memory={memory}: must be 0 (no memory) or more")
         self.width, self.memory = width, memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tasks.base import InputError
+from tasks.checks import check_fractions
 from tasks.networks.checks import check_classes, check_factor
 
 SCALING = {"b0": (1.0, 1.0), "b1": (1.0, 1.1), "b2": (1.1, 1.2), "b3": (1.2, 1.4)}  # (channels, depth)
@@ -34,9 +35,7 @@ def efficientnet(
     check_classes(num_classes)
     check_factor("width", width)
     check_factor("depth", depth)
-    for option, value in (("dropout", dropout), ("drop_path", drop_path)):
-        if not 0 <= value < 1:
-            raise InputError(f"model.{option}={value}: must be at least 0 and below 1")
+    check_fractions({"model.dropout": dropout, "model.drop_path": drop_path})
     from timm.models.efficientnet import _gen_efficientnet  # seconds to import, and only these runs need it
 
     channels, blocks = SCALING[variant]

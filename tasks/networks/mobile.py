@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchvision.models import MobileNetV2, ShuffleNetV2
 
 from tasks.base import InputError
+from tasks.checks import check_fractions
 from tasks.networks.checks import check_classes, check_factor, scaled_blocks
 
 # Output channels of stem, three stages and last convolution, as in Ma et al., arXiv:1807.11164, Table 5.
@@ -37,8 +38,7 @@ def mobilenetv2(
     check_classes(num_classes)
     check_factor("multiplier", multiplier)
     check_factor("width", width)
-    if not 0 <= dropout < 1:
-        raise InputError(f"model.dropout={dropout}: must be at least 0 and below 1")
+    check_fractions({"model.dropout": dropout})
     blocks = scaled_blocks(tuple(count for _, _, count, _ in MOBILENET_STAGES), depth)
     stages = [[t, c, count, s] for (t, c, _, s), count in zip(MOBILENET_STAGES, blocks, strict=True)]
     return MobileNetV2(num_classes, multiplier * width, inverted_residual_setting=stages, dropout=dropout)

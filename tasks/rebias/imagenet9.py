@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Batch, InputError, LoopState, Record, Shard
+from tasks.data.image_batches import ChannelNormaliser, ImageBatches
 from tasks.data.imagenet9 import TexturedSet
 from tasks.data.images import ImageSet
-from tasks.data.loader import CorruptImages, eval_batches, train_batches
 from tasks.rebias.scores import cell_accuracy
 from tasks.rebias.task import METHODS, Method, ReBias
 
@@ -61,35 +61,31 @@ class ImageNet9(ReBias):
         num_workers: int = 0,
         eval_batch_size: int = 250,
     ) -> None:
-        if not eval_batch_size >= 1:
-            raise InputError(f"task.eval_batch_size={eval_batch_size}: must be at least 1")
-        if not num_workers >= 0:
-            raise InputError(f"train.num_workers={num_workers}: must be 0 or more")
         super().__init__(
             f, g, num_classes=data.num_classes, batch_size=batch_size, seed=seed, method=method, lambda_f=lambda_f,
             lambda_g=lambda_g, sigma=sigma, num_g_updates=num_g_updates, swap_inner_sigma=swap_inner_sigma,
         )  # fmt: skip
         self.monitor = "unbiased/top1"
         self.data, self.min_cell_count = data, min_cell_count
-        self.num_workers, self.eval_batch_size = num_workers, eval_batch_size
         try:  # now, and not after the first epoch
             cell_accuracy(data.val_labels, data.val_labels, data.clusterings, min_cell_count)
         except ValueError as error:
             raise InputError(f"task.min_cell_count={min_cell_count}: {error}") from error
-        self._sets: dict[str, ImageSet] = {"biased": data}
+        self.normalise = ChannelNormaliser(data.mean, data.std)
+        sets: dict[str, ImageSet] = {"biased": data}
         if data.hard is not None:
-            self._sets["imagenet_a"] = data.hard
-        self._corrupt = {split: CorruptImages(pictures) for split, pictures in self._sets.items()}
-        self._mean = 255 * torch.tensor(data.mean).view(1, 3, 1, 1)
-        self._std = 255 * torch.tensor(data.std).view(1, 3, 1, 1)
+            sets["imagenet_a"] = data.hard
+        self._batches = {
+            split: ImageBatches(
+                pictures, batch_size=batch_size, seed=seed, num_workers=num_workers, eval_batch_size=eval_batch_size
+            )
+            for split, pictures in sets.items()
+        }
 
     # ------------------------------------------------------------------------------------------------ data
 
     def batches(self, epoch: int, shard: Shard, start: int) -> Sequence[Batch]:
-        return train_batches(
-            self.data, shard, batch_size=self.batch_size, seed=self.seed, epoch=epoch, start=start,
-            corrupt=self._corrupt["biased"], num_workers=self.num_workers,
-        )  # fmt: skip
+        return self._batches["biased"].train(epoch, shard, start)
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
@@ -97,18 +93,9 @@ class ImageNet9(ReBias):
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
         return {
-            split: eval_batches(
-                _Numbered(pictures) if split == "biased" else pictures, shard, batch_size=self.eval_batch_size,
-                corrupt=self._corrupt[split], num_workers=self.num_workers,
-            )
-            for split, pictures in self._sets.items()
-        }  # fmt: skip
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Turn (b, 3, S, S) uint8 into float32 of mean 0 and deviation 1 a channel, on the same device."""
-        if self._mean.device != images.device:
-            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        return (images.float() - self._mean) / self._std
+            split: batches.evaluation(shard, _Numbered(batches.data) if split == "biased" else None)
+            for split, batches in self._batches.items()
+        }
 
     # ------------------------------------------------------------------------------------------------ scores
 
@@ -120,7 +107,7 @@ class ImageNet9(ReBias):
     def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
         labels = torch.cat([label for label, _ in records]).numpy() if records else np.empty(0)
         if not len(labels):
-            raise InputError(f"{self._sets[split].name}: no readable image in the {split} split")
+            raise InputError(f"{self._batches[split].data.name}: no readable image in the {split} split")
         predicted = {r: torch.cat([found[r] for _, found in records]).numpy() for r in METHODS[self.method]}
         if split != "biased":
             return self.accuracies(split, {role: found == labels for role, found in predicted.items()})
@@ -136,19 +123,13 @@ class ImageNet9(ReBias):
 
     def example_images(self) -> Tensor:
         """Return up to eight training pictures, at most 64 pixels of their corner: scale shows at any size."""
-        num = min(8, self.data.num_examples["train"])
-        corrupt = CorruptImages(self.data)  # its own count: this is no part of a run
-        batches = train_batches(
-            self.data, Shard(), batch_size=num, seed=0, epoch=0, start=0, corrupt=corrupt, num_workers=0
-        )
-        images, _ = next(iter(batches))
-        return self.normalise(images.cpu())[..., :64, :64]
+        return self.normalise(self._batches["biased"].examples())[..., :64, :64]
 
     def describe(self) -> dict[str, Any]:
         return self.data.describe()
 
     def notices(self) -> dict[str, int]:
-        count = sum(corrupt.count for corrupt in self._corrupt.values())
+        count = sum(batches.corrupt.count for batches in self._batches.values())
         return {"corrupt_images": count} if count else {}
 
 

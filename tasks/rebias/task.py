@@ -60,12 +60,12 @@ class ReBias(Task):
         num_classes: int,
         batch_size: int,
         seed: int,
-        method: Method = "rebias",
-        lambda_f: float = 1.0,
-        lambda_g: float = 1.0,
-        sigma: float | Literal["median"] = 1.0,
-        num_g_updates: int = 1,
-        swap_inner_sigma: bool = False,
+        method: Method,
+        lambda_f: float,
+        lambda_g: float,
+        sigma: float | Literal["median"],
+        num_g_updates: int,
+        swap_inner_sigma: bool,
     ) -> None:
         if method not in METHODS:
             raise InputError(f"task.method={method}: must be one of {', '.join(METHODS)}")

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tasks.base import InputError, Shard
-from tasks.data import CorruptImages, train_batches
+from tasks.data.image_batches import ImageBatches
 from tasks.data.loader import Batches, _TrainBatches, derive_seed
-from tasks.retrieval.sets import RetrievalSet
 
 SAMPLERS = ("random", "balanced")
 
@@ -40,7 +39,7 @@ def balanced_order(labels: Sequence[int], *, batch_size: int, per_class: int, se
     members: dict[int, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-    pools, needed = [torch.tensor(found) for found in members.values()], batch_size // per_class
+    pools, needed = [torch.tensor(indices) for indices in members.values()], batch_size // per_class
     if needed > len(pools):
         raise InputError(
             f"train.batch_size={batch_size} with task.images_per_class={per_class} needs {needed} classes, and there "
@@ -58,50 +57,33 @@ def balanced_order(labels: Sequence[int], *, batch_size: int, per_class: int, se
 class _Ordered(_TrainBatches):
     """Batches in a given order instead of a random permutation."""
 
-    def __init__(
-        self, data: RetrievalSet, order: Tensor, *, batch_size: int, seed: int, epoch: int, shard: Shard, patience: int
-    ) -> None:
-        super().__init__(data, batch_size=batch_size, seed=seed, epoch=epoch, shard=shard, patience=patience)
+    def __init__(self, batches: ImageBatches, order: Tensor, *, epoch: int, shard: Shard) -> None:
+        super().__init__(
+            batches.data, batch_size=batches.batch_size, seed=batches.seed, epoch=epoch, shard=shard,
+            patience=batches.corrupt.limit("train"),
+        )  # fmt: skip
         self._order = order
 
 
-def sampled_batches(
-    data: RetrievalSet,
-    shard: Shard,
-    *,
-    sampler: str,
-    images_per_class: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    start: int,
-    corrupt: CorruptImages,
-    num_workers: int,
+def balanced_batches(
+    batches: ImageBatches, labels: Sequence[int], shard: Shard, *, per_class: int, epoch: int, start: int
 ) -> Batches:
-    """Return an epoch's training batches of a shard from step `start` on, as `tasks.data.train_batches` does.
+    """Return an epoch's balanced training batches of a shard from a step on.
 
     Args:
-        data: The set.
+        batches: The set, and the options of its batches.
+        labels: Class of each training picture.
         shard: This process's share.
-        sampler: "random" or "balanced".
-        images_per_class: For "balanced".
-        batch_size: Global.
-        seed: With `epoch` it fixes order and augmentation.
+        per_class: Pictures of a class in a global batch.
         epoch: Counted from 0.
         start: First step wanted.
-        corrupt: Where unreadable pictures are reported.
-        num_workers: Decoding processes.
+
+    Raises:
+        InputError: As `balanced_order`.
     """
-    if sampler == "random":
-        return train_batches(
-            data, shard, batch_size=batch_size, seed=seed, epoch=epoch, start=start, corrupt=corrupt,
-            num_workers=num_workers,
-        )  # fmt: skip
-    order = balanced_order(
-        data.train_labels, batch_size=batch_size, per_class=images_per_class, seed=derive_seed(seed, epoch)
+    seed = derive_seed(batches.seed, epoch)
+    order = balanced_order(labels, batch_size=batches.batch_size, per_class=per_class, seed=seed)
+    source = _Ordered(batches, order, epoch=epoch, shard=shard)
+    return Batches(
+        source, source.from_step(start), split="train", corrupt=batches.corrupt, num_workers=batches.num_workers
     )
-    source = _Ordered(
-        data, order, batch_size=batch_size, seed=seed, epoch=epoch, shard=shard, patience=corrupt.limit("train")
-    )
-    numbers = range(start * shard.accumulation_steps, len(source))
-    return Batches(source, numbers, split="train", corrupt=corrupt, num_workers=num_workers)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms import v2
 
 from tasks.base import InputError
-from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, UnreadableImageError
+from tasks.checks import check_fractions
+from tasks.data.files import existing_folder
+from tasks.data.images import CroppedImageSet, ImageSet, Split, UnreadableImageError
 from tasks.retrieval.official import READERS, Listing
 
 _logger = logging.getLogger("tasks.retrieval")
@@ -105,7 +105,7 @@ FACTS = {
 }  # fmt: skip
 
 
-class OfficialSet(RetrievalSet):
+class OfficialSet(CroppedImageSet, RetrievalSet):
     """CUB-200-2011, Cars-196, Stanford Online Products or In-Shop Clothes, in its official layout and split.
 
     Training view: random crop and mirror image; validation: short side resized, centre crop, all pictures kept.
@@ -127,8 +127,6 @@ class OfficialSet(RetrievalSet):
         InputError: A file or folder is missing or cannot be understood, or the counts are not the published ones.
     """
 
-    INTERPOLATION = "bilinear, antialiased (Pillow)"
-
     def __init__(
         self,
         name: str,
@@ -144,19 +142,15 @@ class OfficialSet(RetrievalSet):
     ) -> None:
         if name not in READERS:
             raise InputError(f"data.name={name}: choose one of {', '.join(READERS)}")
-        if not image_size >= 1:
-            raise InputError(f"data.image_size={image_size}: must be at least 1")
-        if not resize_ratio >= 1:
-            raise InputError(f"data.resize_ratio={resize_ratio}: must be at least 1")
-        if not 0 <= held_out < 1:
-            raise InputError(f"data.held_out={held_out}: must be at least 0 and below 1")
+        super().__init__(
+            image_size=image_size, resize_ratio=resize_ratio, crop_scale=crop_scale, max_corrupt=max_corrupt
+        )
+        check_fractions({"data.held_out": held_out})
         self.name = name if not held_out else f"{name}_held_out"
-        self.image_size, self.max_corrupt = image_size, max_corrupt
         self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         self.licence, self.ks = FACTS[name].licence, FACTS[name].ks
-        self._view = RandomView(image_size, crop_scale)
-        self._short_side = round(image_size * resize_ratio)
-        parts = READERS[name](_folder(root, name), last_train_class)
+        folder = existing_folder("data_root", root, f"the folder that holds the {name} set", example="/path/to/folder")
+        parts = READERS[name](folder, last_train_class)
         if strict_counts and last_train_class is None:
             _check_counts(name, parts)
         if held_out:
@@ -168,14 +162,9 @@ class OfficialSet(RetrievalSet):
         self.num_queries = len(queries.paths) if "gallery" in parts else None
         self.tally()
 
-    def train_example(self, index: int) -> tuple[Tensor, int]:
-        """Return a training picture, cropped and mirrored at random, and its class."""
-        return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self.train_labels[index]
-
-    def eval_example(self, index: int) -> tuple[Tensor, int]:
-        """Return a validation picture and its number."""
-        image = v2.functional.resize(self._decode("val", index), [self._short_side], BILINEAR, antialias=True)
-        return v2.functional.pil_to_tensor(v2.functional.center_crop(image, [self.image_size] * 2)), index
+    def label(self, split: Split, index: int) -> int:
+        """Return a training picture's class, or a validation picture's number."""
+        return self.train_labels[index] if split == "train" else index
 
     def location(self, split: Split, index: int) -> str:
         """Return the path of a picture."""
@@ -200,15 +189,6 @@ def read_rgb(path: Path) -> Image.Image:
             return image.convert("RGB")
     except _DECODE_ERRORS as error:
         raise UnreadableImageError(f"{path}: {error}") from error
-
-
-def _folder(root: str | None, name: str) -> Path:
-    if not root:
-        raise InputError(f"data_root is not set: give the folder that holds the {name} set, data_root=/path/to/folder")
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        raise InputError(f"data_root={root}: {'not a folder' if path.exists() else 'does not exist'}")
-    return path
 
 
 def _check_counts(name: str, parts: dict[str, Listing]) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
-from tasks.data import CorruptImages, eval_batches
+from tasks.data.image_batches import ImageBatches
 from tasks.retrieval.losses import proxy_anchor_loss, semihard_triplets, triplet_loss
 from tasks.retrieval.networks import EmbeddingNet
 from tasks.retrieval.recall import recall_at_k
-from tasks.retrieval.sampling import SAMPLERS, sampled_batches
+from tasks.retrieval.sampling import SAMPLERS, balanced_batches
 from tasks.retrieval.sets import RetrievalSet
 
 _logger = logging.getLogger("tasks.retrieval")
@@ -71,13 +71,12 @@ class Retrieval(Task):
         num_workers: int = 0,
         eval_batch_size: int = 120,
     ) -> None:
-        _check(batch_size, loss=loss, margin=margin, alpha=alpha, sampler=sampler, ties=ties, num_workers=num_workers,
-               eval_batch_size=eval_batch_size)  # fmt: skip
+        _check(batch_size, loss=loss, margin=margin, alpha=alpha, sampler=sampler, ties=ties)
         self.data, self.loss, self.margin, self.alpha = data, loss, margin, alpha
         self.sampler, self.images_per_class, self.ties = sampler, images_per_class, ties
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
-        self._corrupt = CorruptImages(data)
+        self.batches = ImageBatches(
+            data, batch_size=batch_size, seed=seed, num_workers=num_workers, eval_batch_size=eval_batch_size
+        )
         net = model(num_proxies=data.num_classes if loss == "proxy_anchor" else 0)
         self.networks = {"model": net}
         self.origin = net.origin
@@ -96,18 +95,15 @@ class Retrieval(Task):
                 f"train.accumulation={shard.accumulation_steps}: a loss of retrieval compares all pictures of a batch, "
                 "so it cannot be cut into micro-batches; set train.accumulation=1"
             )
-        return sampled_batches(
-            self.data, shard, sampler=self.sampler, images_per_class=self.images_per_class,
-            batch_size=self.batch_size, seed=self.seed, epoch=epoch, start=start, corrupt=self._corrupt,
-            num_workers=self.num_workers,
-        )  # fmt: skip
+        if self.sampler == "random":
+            return self.batches.train(epoch, shard, start)
+        return balanced_batches(
+            self.batches, self.data.train_labels, shard, per_class=self.images_per_class, epoch=epoch, start=start
+        )
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
         self._evaluations += 1
-        batches = eval_batches(
-            self.data, shard, batch_size=self.eval_batch_size, corrupt=self._corrupt, num_workers=self.num_workers
-        )
-        return {"val": batches}
+        return {"val": self.batches.evaluation(shard)}
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels = batch  # (B, 3, S, S) uint8, (B,)
@@ -166,15 +162,12 @@ class Retrieval(Task):
         return {**self.data.describe(), "network_starts_from": self.origin}
 
     def notices(self) -> dict[str, int]:
-        return {"corrupt_images": self._corrupt.count} if self._corrupt.count else {}
+        return self.batches.notices()
 
     def _pictures(self, most: int) -> Iterator[Tensor]:
         """Yield batches of the same training pictures, at most so many; their count is no part of a run."""
         size = min(64, most, self.data.num_examples["train"])
-        batches = sampled_batches(
-            self.data, Shard(), sampler="random", images_per_class=0, batch_size=size, seed=0, epoch=0, start=0,
-            corrupt=CorruptImages(self.data), num_workers=0,
-        )  # fmt: skip
+        batches = ImageBatches(self.data, batch_size=size, seed=0).train(0, Shard())
         for images, _ in islice(batches, max(1, most // size)):
             yield images
 
@@ -186,10 +179,6 @@ def _check(batch_size: int, **options: Any) -> None:
             raise InputError(f"task.{name}={options[name]}: choose one of {', '.join(known)}")
     if not batch_size >= 2:
         raise InputError(f"train.batch_size={batch_size}: must be at least 2, for something to compare")
-    if not options["eval_batch_size"] >= 1:
-        raise InputError(f"task.eval_batch_size={options['eval_batch_size']}: must be at least 1")
-    if not options["num_workers"] >= 0:
-        raise InputError(f"train.num_workers={options['num_workers']}: must be 0 or more")
     if not options["margin"] >= 0:
         raise InputError(f"task.margin={options['margin']}: must be at least 0")
     if not options["alpha"] > 0:
