@@ -14,6 +14,7 @@ from tasks.data import Synthetic
 from tasks.data.cifar import PaddedFashionMnist
 from tasks.wide_resnet import WideResNet
 from tests.tasks.data.pictures import write_fashion_mnist
+from tests.tasks.training import evaluate, losses_on_one_batch
 
 SMALL = partial(WideResNet, depth=10, width=1)
 
@@ -43,14 +44,6 @@ def first(task, shard=None, **options):
     return next(iter(task.train_batches(0, shard or Shard(), **options)))
 
 
-def evaluated(task, *, split="val", count=1):
-    task.networks["model"].eval()
-    batches = task.eval_batches if split == "val" else task.test_batches
-    with torch.no_grad():
-        shards = [batches(Shard(index, count))[split] for index in range(count)]
-        return [task.predict(task.networks, batch, {}) for shard in shards for batch in shard]
-
-
 def seen_by(task, batch):
     """Return what the network is given in the training step itself."""
     inputs = []
@@ -64,13 +57,7 @@ def seen_by(task, batch):
 def test_one_step_lowers_the_loss_on_the_same_batch(fashion, model):
     task = make(fashion, model)
     optimizer = torch.optim.SGD(task.networks["model"].parameters(), lr=0.01)
-    batch, losses = first(task), []
-    for _ in range(2):
-        (update,) = task.updates(task.networks, batch, StepContext())
-        optimizer.zero_grad()
-        update.loss.backward()
-        optimizer.step()
-        losses.append(update.loss.item())
+    losses = losses_on_one_batch(task, first(task), optimizer)
     assert losses[1] < losses[0]
 
 
@@ -132,10 +119,10 @@ def test_random_starts_differ_between_steps_and_epochs_and_come_back_when_resumi
 @pytest.mark.parametrize("attack", ["paper-linf", "paper-l2", "l2"])
 def test_scores_equal_a_count_over_all_pictures(fashion, attack, count):
     task = make(fashion, attack=attack, eval_batch_size=6)
-    scores = task.score("val", evaluated(task, count=count))
+    scores = task.score("val", evaluate(task, count=count))
     network, preset = task.networks["model"], task.attack
     hits, losses = {"clean": 0, "attacked": 0}, {"clean": [], "attacked": []}
-    records = task.score("val", evaluated(task))
+    records = task.score("val", evaluate(task))
     for index in range(20):
         image, label = fashion.eval_example(index)
         labels = torch.tensor([label])
@@ -161,7 +148,7 @@ def test_scores_equal_a_count_over_all_pictures(fashion, attack, count):
 
 def test_evaluation_takes_its_steps_from_the_preset_and_repeats_itself(fashion):
     task = make(fashion, attack="l2")
-    assert task.score("val", evaluated(task)) == task.score("val", evaluated(task))
+    assert task.score("val", evaluate(task)) == task.score("val", evaluate(task))
 
 
 def test_no_records_are_an_error_in_words(fashion):
@@ -175,14 +162,14 @@ def test_a_network_that_has_diverged_ends_in_a_loss_that_is_not_finite(fashion):
     (update,) = task.updates(task.networks, first(task), StepContext())
     assert not update.loss.isfinite()
     with pytest.raises(InputError, match="not finite"):
-        evaluated(task)
+        evaluate(task)
 
 
 def test_reported_scores_are_computed_without_autocast(fashion):
     task = make(fashion)
-    plain = task.score("val", evaluated(task))
+    plain = task.score("val", evaluate(task))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert task.score("val", evaluated(task)) == plain
+        assert task.score("val", evaluate(task)) == plain
 
 
 def test_training_in_bfloat16_attacks_in_bfloat16_too(fashion):
@@ -226,9 +213,9 @@ def test_the_strong_split_is_scored_at_the_end_and_holds_the_first_pictures(fash
 def test_a_strong_evaluation_never_scores_above_pgd(fashion):
     pytest.importorskip("pyautoattack")
     task = make(fashion, evaluation="strong", strong_images=7, eval_batch_size=5)
-    records = evaluated(task, split="strong")
+    records = evaluate(task, "strong")
     assert [len(record[0][0]) for record in records] == [5, 2]
-    strong, weak = task.score("strong", records), evaluated(task)
+    strong, weak = task.score("strong", records), evaluate(task)
     hits = torch.cat([record[1][1] for record in weak])[:7]
     assert strong["strong/attacked_accuracy"] <= 100 * hits.double().mean().item()
 

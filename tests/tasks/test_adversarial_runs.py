@@ -1,7 +1,6 @@
 """Adversarial training under the engine: exact resume, one process and two, the probes, and what a small run does."""
 
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from tasks.engine.errors import Diverged, Stopped
 from tasks.wide_resnet import WideResNet
 from tests import commands
 from tests.engine import toys
+from tests.tasks.training import metrics, run_pair
 
 SIZE = 8
 
@@ -82,7 +82,7 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, attack, values):
 
 def test_the_probes_measure_norms_and_effective_steps(tmp_path):
     fit(tmp_path, WIDE)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path)
     assert any("norm/mean" in line and "effective_step/mean" in line for line in lines)
     assert all(line["val/attacked_loss"] >= line["val/clean_loss"] for line in lines if "val/clean_loss" in line)
 
@@ -116,12 +116,7 @@ def main(folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    code = (
-        "import sys; from tasks.engine.processes import spawn; "
-        f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.test_adversarial_runs', {str(tmp_path)!r}], 2))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    run_pair("tests.tasks.test_adversarial_runs", tmp_path, seconds=240)
     weights, scores = torch.load(tmp_path / "pair.pt")
     one, alone = fit(tmp_path / "one", Plain)
     for name in one:

@@ -17,6 +17,7 @@ from tasks.data import CutMix, FashionMnist, ImageFolderSet, RandAugment, Synthe
 from tasks.imagenet import ImageNet
 from tasks.networks import resnet18
 from tests.tasks.data.pictures import write_fashion_mnist, write_image_folder
+from tests.tasks.training import evaluate, losses_on_one_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = partial(resnet18, width=0.125)
@@ -43,25 +44,12 @@ def make(data, model=SMALL, **options):
     return ImageNet(data, model, **{"batch_size": 8, "seed": 0, **options})
 
 
-def evaluate(task, *, count=1):
-    task.networks["model"].eval()
-    with torch.no_grad():
-        shards = [task.eval_batches(Shard(index, count))["val"] for index in range(count)]
-        return [task.predict(task.networks, batch, {}) for shard in shards for batch in shard]
-
-
 def test_one_step_lowers_the_loss_on_the_same_batch(fashion):
     task = make(fashion, label_smoothing=0.1)
     model = task.networks["model"]
     batch = next(iter(task.train_batches(0, Shard())))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(2):
-        (update,) = task.updates(task.networks, batch, StepContext())
-        optimizer.zero_grad()
-        update.loss.backward()
-        optimizer.step()
-        losses.append(update.loss.item())
+    losses = losses_on_one_batch(task, batch, optimizer)
     assert losses[1] < losses[0]
 
 

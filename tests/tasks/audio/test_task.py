@@ -1,7 +1,5 @@
 """The task alone and through the engine: exact resume, two processes equal to one, the switch from Adam to SGD."""
 
-import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,12 +10,14 @@ import torch
 
 from tasks.audio import AudioClassifier, HarmonicCnn, official_set
 from tasks.base import InputError, Shard, StepContext
-from tasks.engine.distributed import World, process_group
+from tasks.engine.distributed import process_group
 from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import step as step_schedule
 from tests.engine import toys
+from tests.tasks import training
 from tests.tasks.audio import layouts
+from tests.tasks.training import losses_on_one_batch, metrics
 from tests.test_configs import composed
 
 
@@ -45,14 +45,9 @@ def test_a_step_on_a_repeated_batch_lowers_its_loss(kind, request):
     network.head[3].p = 0.0
     batch = next(iter(task.train_batches(0, Shard())))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    losses = []
-    for _ in range(6):
-        (update,) = task.updates(task.networks, batch, StepContext())
-        losses.append(float(update.loss.detach()))
-        optimizer.zero_grad()
-        update.loss.backward()
-        optimizer.step()
+    losses = losses_on_one_batch(task, batch, optimizer, steps=6)
     assert losses[-1] < losses[0]
+    (update,) = task.updates(task.networks, batch, StepContext())
     assert float(update.log["train/q"]) != 1
 
 
@@ -125,25 +120,8 @@ def test_wrong_values_are_refused_with_their_option(keyword, options, said):
 SHORT = {"pools": (2, 2, 2, 1, 1, 1, 1), "input_length": 2_048}  # an eighth of the work
 
 
-def fit(folder, task, *, world: World = toys.CPU, phases=None, stop_at=None, opt=toys.adam):
-    if stop_at is not None:
-        kill, updates = toys.kill_at(stop_at), task.updates
-
-        def killed(nets, batch, context):
-            kill()
-            yield from updates(nets, batch, context)
-
-        task.updates = killed
-    made = toys.trainer(task, folder, world=world, phases=phases or [Phase(2, opt)], epochs=2)
-    try:
-        made.fit()
-    finally:
-        toys.close(made)
-    return toys.weights(made)
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def fit(folder, task, *, opt=toys.adam, **options):
+    return training.fit(task, folder, phases=[Phase(2, opt)], **options)
 
 
 def test_a_stopped_run_goes_on_without_a_changed_bit(tmp_path, keyword):
@@ -155,9 +133,9 @@ def test_a_stopped_run_goes_on_without_a_changed_bit(tmp_path, keyword):
         resumed = fit(folder, make(keyword, **SHORT))
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
         assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
-    last = lines(tmp_path / "whole")[-1]
+    last = metrics(tmp_path / "whole")[-1]
     assert {"test/top1", "test/loss"} <= last.keys()
-    assert any("train/q" in line for line in lines(tmp_path / "whole"))
+    assert any("train/q" in line for line in metrics(tmp_path / "whole"))
 
 
 def sgd(groups):
@@ -173,15 +151,10 @@ def main(folder: Path) -> None:
 
 def test_two_processes_equal_one_and_gather_predictions(tmp_path):
     root = layouts.mtat(tmp_path)
-    code = (
-        "import sys; from tasks.engine.processes import spawn; "
-        f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.audio.test_task', {str(tmp_path)!r}], 2))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
+    training.run_pair("tests.tasks.audio.test_task", tmp_path, seconds=180)
     data = official_set("mtat", str(root), num_tags=5, cache=str(tmp_path / "cache"))
     fit(tmp_path / "one", make(data, norm=False, **SHORT), opt=sgd)
-    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one.keys() == two.keys()
         keys = [key for key in one if not {"cosine", "margin", "oscillation"} & set(key.split("/"))]
         assert [two[key] for key in keys] == pytest.approx([one[key] for key in keys], rel=1e-3, abs=1e-5)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,13 @@ from torch import nn
 from adamp import scale_invariant_parameters
 from tasks.base import InputError, Shard, StepContext
 from tasks.detection import CenterNet, CocoSet, Detection, Ssd
-from tasks.engine.distributed import World, in_data_order, process_group
+from tasks.engine.distributed import in_data_order, process_group
 from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tests.engine import toys
+from tests.tasks import training
 from tests.tasks.detection import layouts
+from tests.tasks.training import losses_on_one_batch, metrics
 
 SMALL = partial(CenterNet, image_size=64, width=0.0625, head_channels=8, init="random")
 SMALL_SSD = partial(Ssd, width=0.03125, init="random")
@@ -58,25 +59,8 @@ def adam(groups):
     return torch.optim.Adam(groups, lr=1e-3)
 
 
-def fit(task, folder, *, world: World = toys.CPU, stop_at=None, **values):
-    if stop_at is not None:
-        kill, updates = toys.kill_at(stop_at), task.updates
-
-        def killed(nets, batch, context):
-            kill()
-            yield from updates(nets, batch, context)
-
-        task.updates = killed
-    made = toys.trainer(task, folder, world=world, phases=[Phase(2, adam)], epochs=2, batch_size=4, **values)
-    try:
-        made.fit()
-    finally:
-        toys.close(made)
-    return toys.weights(made)
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def fit(task, folder, **options):
+    return training.fit(task, folder, phases=[Phase(2, adam)], batch_size=4, **options)
 
 
 @pytest.mark.parametrize(("model", "lr"), [(SMALL, 5e-3), (partial(SMALL, deformable=False), 5e-3), (SMALL_SSD, 1e-3)])
@@ -84,14 +68,9 @@ def test_steps_on_a_repeated_batch_lower_its_loss(root, model, lr):
     task = make(root, model)
     batch = next(iter(task.train_batches(0, Shard())))
     optimizer = torch.optim.Adam(task.networks["model"].parameters(), lr)
-    losses = []
-    for _ in range(6):
-        (update,) = task.updates(task.networks, batch, StepContext())
-        optimizer.zero_grad()
-        update.loss.backward()
-        optimizer.step()
-        losses.append(update.loss.item())
+    losses = losses_on_one_batch(task, batch, optimizer, steps=6)
     assert losses[-1] < 0.8 * losses[0]
+    (update,) = task.updates(task.networks, batch, StepContext())
     assert all(name.startswith("train/") and not value.requires_grad for name, value in update.log.items())
 
 
@@ -117,10 +96,7 @@ def test_four_pictures_are_learnt_by_heart(tmp_path):
         optimizer.zero_grad()
         update.loss.backward()
         optimizer.step()
-    task.networks["model"].eval()
-    with torch.no_grad():
-        records = [task.predict(task.networks, each, {}) for each in task.eval_batches(Shard())["val"]]
-    assert task.score("val", records)["val/ap"] > 90
+    assert task.score("val", training.evaluate(task))["val/ap"] > 90
 
 
 def test_a_batch_is_the_same_however_it_is_cut_or_loaded_and_differs_between_epochs(root):
@@ -222,7 +198,7 @@ def test_what_the_annotation_files_hold_too_much_is_noted_in_the_record(tmp_path
 
 def test_a_stopped_run_goes_on_without_a_changed_bit(root, tmp_path):
     whole = fit(make(root), tmp_path / "whole")
-    assert lines(tmp_path / "whole")[-1]["val/ap"] >= 0
+    assert metrics(tmp_path / "whole")[-1]["val/ap"] >= 0
     for step in (2, 5):  # inside the first epoch and the second
         folder = tmp_path / f"stopped-{step}"
         with pytest.raises(Stopped):
@@ -249,12 +225,9 @@ def main(root: Path, folder: Path) -> None:
 
 
 def test_two_processes_equal_one(root, tmp_path):
-    words = [sys.executable, "-m", "tests.tasks.detection.test_task", str(root), str(tmp_path / "two")]
-    code = f"import sys; from tasks.engine.processes import spawn; sys.exit(spawn({words!r}, 2))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
+    training.run_pair("tests.tasks.detection.test_task", root, tmp_path / "two", seconds=180)
     fit(make(root, without_norm), tmp_path / "one")
-    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+    for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         assert one.keys() == two.keys()
         # float32 sums in another order; the cosine and the oscillation divide small differences
         keys = [key for key in one if not {"cosine", "margin", "oscillation"} & set(key.split("/"))]

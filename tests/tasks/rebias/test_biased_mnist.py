@@ -11,6 +11,7 @@ from tasks.data.digits import SmallDigits
 from tasks.rebias import BiasedMnist, colour_digit, hsic_unbiased, rbf_kernel
 from tasks.rebias.biased_mnist import normalise
 from tests.tasks.rebias.sets import TINY, Glyphs, biased_mnist
+from tests.tasks.training import evaluate
 
 
 def first_batch(task):
@@ -32,14 +33,6 @@ def train(task, *, steps=4):
 
 def same(one, other):
     return all(torch.equal(one[key], other[key]) for key in one)
-
-
-def evaluate(task, split, *, count=1):
-    for net in task.networks.values():
-        net.eval()
-    with torch.no_grad():
-        shards = [task.eval_batches(Shard(index, count))[split] for index in range(count)]
-        return [task.predict(task.networks, batch, {}) for shard in shards for batch in shard]
 
 
 # Losses ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from tasks.data.imagenet9 import ImageNet9 as Pictures
 from tasks.data.textures import FashionTextures, gram_matrices
 from tasks.rebias import ImageNet9, bagnet18, cell_accuracy, feature_resnet18
 from tests.tasks.rebias.sets import HARD, write_clusters, write_imagenet9, write_imagenet_a
+from tests.tasks.training import evaluate
 
 NETWORKS = {"f": partial(feature_resnet18, width=0.0625), "g": partial(bagnet18, width=0.0625)}
 
@@ -34,14 +35,6 @@ def read(tree, clusters="clusters.csv", **options):
 def make(data, **options):
     torch.manual_seed(0)
     return ImageNet9(data, **{**NETWORKS, "batch_size": 8, "seed": 0, "min_cell_count": 2, **options})
-
-
-def evaluate(task, split, *, count=1):
-    for net in task.networks.values():
-        net.eval()
-    with torch.no_grad():
-        shards = [task.eval_batches(Shard(index, count))[split] for index in range(count)]
-        return [task.predict(task.networks, batch, {}) for shard in shards for batch in shard]
 
 
 # Data -----------------------------------------------------------------------------------------------------------

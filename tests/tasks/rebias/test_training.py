@@ -1,7 +1,5 @@
 """ReBias through the engine: exact resume, two processes equal to one, probes of both networks."""
 
-import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,35 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.engine.distributed import World, process_group
+from tasks.engine.distributed import process_group
 from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tests.engine import toys
+from tests.tasks import training
 from tests.tasks.rebias.sets import biased_mnist, without_norm
+from tests.tasks.training import metrics
 
 PLAIN = {"f": partial(without_norm, kernel_size=5), "g": partial(without_norm, kernel_size=1)}
 
 
-def fit(folder, task, *, world: World = toys.CPU, stop_at: int | None = None):
-    """Train two epochs with AdamP, killed at a step if asked, and return the weights."""
-    if stop_at is not None:
-        kill, updates = toys.kill_at(stop_at), task.updates
-
-        def killed(nets, batch, context):
-            kill()
-            yield from updates(nets, batch, context)
-
-        task.updates = killed
-    made = toys.trainer(task, folder, world=world, phases=[Phase(2, toys.adam)], epochs=2)
-    try:
-        made.fit()
-    finally:
-        toys.close(made)
-    return toys.weights(made)
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def fit(folder, task, **options):
+    return training.fit(task, folder, phases=[Phase(2, toys.adam)], **options)
 
 
 @pytest.mark.parametrize("sigma", [1.0, "median"])
@@ -54,7 +36,7 @@ def test_a_stopped_run_goes_on_without_a_changed_bit(tmp_path, sigma):
 
 def test_both_networks_are_probed_under_their_own_names(tmp_path):
     fit(tmp_path, biased_mnist())
-    last = lines(tmp_path)[-1]
+    last = metrics(tmp_path)[-1]
     for role in "fg":
         assert last[f"{role}/norm/mean"] > 0
         assert last[f"{role}/effective_step/mean"] > 0
@@ -69,15 +51,10 @@ def main(folder: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    code = (
-        "import sys; from tasks.engine.processes import spawn; "
-        f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.rebias.test_training', {str(tmp_path)!r}], 2))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    training.run_pair("tests.tasks.rebias.test_training", tmp_path, seconds=120)
     for sigma in ("1.0", "median"):
         fit(tmp_path / "one" / sigma, biased_mnist(**PLAIN, sigma=sigma if sigma == "median" else 1.0))
-        for one, two in zip(lines(tmp_path / "one" / sigma), lines(tmp_path / sigma), strict=True):
+        for one, two in zip(metrics(tmp_path / "one" / sigma), metrics(tmp_path / sigma), strict=True):
             assert one.keys() == two.keys()
             # float32 sums in another order; the cosine and the oscillation divide small differences
             keys = [key for key in one if not {"cosine", "margin", "oscillation"} & set(key.split("/"))]

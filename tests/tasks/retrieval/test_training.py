@@ -1,7 +1,6 @@
 """The task under the engine: phases, resuming, bad data, two processes."""
 
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tasks.retrieval import EmojiDesigns, OfficialSet
 from tests.engine import toys
 from tests.tasks.retrieval import layouts
 from tests.tasks.retrieval.small import RULES, SMALL, adam, fit, make, scores, two_phases
+from tests.tasks.training import run_pair
 
 
 def test_the_warm_up_trains_the_head_alone_and_the_proxies_keep_a_hundred_times_the_rate(emoji, tmp_path):
@@ -99,12 +99,7 @@ def both_losses(world: World, folder: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    code = (
-        "import sys; from tasks.engine.processes import spawn; "
-        f"sys.exit(spawn([sys.executable, '-m', 'tests.tasks.retrieval.test_training', {str(tmp_path / 'two')!r}], 2))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_pair("tests.tasks.retrieval.test_training", tmp_path / "two", seconds=300)
     both_losses(toys.CPU, tmp_path / "one")
     for loss in ("proxy_anchor", "triplet"):
         one, two = (torch.load(tmp_path / name / f"{loss}.pt", weights_only=True) for name in ("one", "two"))
