@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.attacks import PRESETS, Attack, NonFiniteLossError, as_length, pgd_attack, random_perturbation
-from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.base import Batch, BatchLoader, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.checks import check_at_least
 from tasks.data import ImageSet
 from tasks.data.image_batches import ImageBatches
@@ -92,7 +92,7 @@ class Adversarial(Task):
         self.train_steps, self.eval_steps = train_steps, eval_steps
         self.evaluation, self.strong_images = evaluation, strong_images
 
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
         """Return (pictures, labels, (seed of the step's random starts, place of the first picture in the step))."""
         batches = self.batches.train(epoch, shard, start)
         size = self.batch_size // (shard.count * shard.accumulation_steps)
@@ -112,7 +112,7 @@ class Adversarial(Task):
             return {}
         return {"strong": self._eval_split("strong", shard, self.strong_images)}
 
-    def _eval_split(self, split: str, shard: Shard, num_images: int) -> Sequence[Batch]:
+    def _eval_split(self, split: str, shard: Shard, num_images: int) -> BatchLoader:
         """Return (pictures, labels, (split, number of the batch)) of the batches that hold so many pictures."""
         batches = self.batches.evaluation(shard)
         whole = -(-min(num_images, self.data.num_examples["val"]) // self.eval_batch_size)
@@ -249,8 +249,10 @@ def _chosen(name: str, *, epsilon: float | str | None, step_size: float | str | 
     """Return a preset with the values given in place of its own."""
     if name not in PRESETS:
         raise InputError(f"task.attack={name}: must be one of {', '.join(PRESETS)}")
-    given = {"epsilon": epsilon, "step_size": step_size}
-    lengths = {key: as_length(value, option=f"task.{key}") for key, value in given.items() if value is not None}
+    replacements = {"epsilon": epsilon, "step_size": step_size}
+    lengths: dict[str, Any] = {
+        key: as_length(value, option=f"task.{key}") for key, value in replacements.items() if value is not None
+    }
     return dataclasses.replace(PRESETS[name], **lengths)
 
 

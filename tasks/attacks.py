@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -162,7 +162,8 @@ def random_perturbation(
         epsilon: Radius.
         generator: On the images' device; None is torch's global one.
     """
-    form = {"dtype": torch.promote_types(images.dtype, torch.float32), "device": images.device, "generator": generator}
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    form: dict[str, Any] = {"dtype": dtype, "device": images.device, "generator": generator}
     if norm == "linf":
         return epsilon * (2 * torch.rand(images.shape, **form) - 1)
     point = _unit(torch.randn(images.shape, **form), "l2")
@@ -239,8 +240,9 @@ def _unit(grad: Tensor, norm: Norm) -> Tensor:
 def _project(delta: Tensor, *, norm: Norm, epsilon: float) -> Tensor:
     """Return the nearest perturbation in the ball, never outside by rounding."""
     if norm == "linf":
-        bound = torch.tensor(epsilon, dtype=delta.dtype)
-        bound = torch.where(bound.double() > epsilon, torch.nextafter(bound, torch.zeros_like(bound)), bound).item()
+        rounded = torch.tensor(epsilon, dtype=delta.dtype)
+        lower = torch.nextafter(rounded, torch.zeros_like(rounded))
+        bound = torch.where(rounded.double() > epsilon, lower, rounded).item()
         return delta.clamp(-bound, bound)
     length = _lengths(delta)
     # Each entry of the product rounds by half a unit in the last place at most, so this factor keeps the length below.

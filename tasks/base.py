@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the interface names torch's types, and needs none of its code
     from torch import Tensor, nn
@@ -17,6 +17,14 @@ if TYPE_CHECKING:  # the interface names torch's types, and needs none of its co
 Batch = Any  # what a task's loader yields and its losses take: nested tuples, lists, dicts of tensors
 Record = Any  # what `Task.predict` returns for a batch; picklable, on the CPU
 LoopState = dict[str, Any]  # what a task keeps from one batch to the next, e.g. a language model's memory
+
+
+class BatchLoader(Protocol):
+    """Training batches and their number: a list, or what decodes them as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class InputError(ValueError):
@@ -95,7 +103,7 @@ class Task(ABC):
     monitor: str
 
     @abstractmethod
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
         """Return this shard's training batches of one epoch, from step `start` on.
 
         Order and random augmentation depend on (seed, epoch) alone: the batches from `start` on are bitwise those of

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.base import Batch, BatchLoader, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.checks import check_fractions
 from tasks.data import ImageSet
 from tasks.data.image_batches import ChannelNormaliser, ImageBatches
@@ -66,7 +66,7 @@ class ImageNet(Task):
         self._augment = augment and augment(data.image_size, data.mean, std=data.std)
         self._mix = mix
 
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
         return self.batches.train(epoch, shard, start, augment=self._augment, mix=self._mix)
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:

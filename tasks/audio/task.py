@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tasks.audio.batches import chunk, eval_batches, mean_by_clip, train_batches
 from tasks.audio.clips import ClipSet
+from tasks.audio.networks import HarmonicCnn
 from tasks.audio.scores import tagging_scores
-from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.base import Batch, BatchLoader, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.checks import check_at_least, check_fractions
 
 
@@ -41,7 +42,7 @@ class AudioClassifier(Task):
     def __init__(
         self,
         data: ClipSet,
-        model: Callable[..., nn.Module],
+        model: Callable[..., HarmonicCnn],
         *,
         batch_size: int,
         seed: int,
@@ -71,11 +72,11 @@ class AudioClassifier(Task):
                 f"task.input_length={input_length}: too short for the network, whose time axis would end before its "
                 f"last stage; must be at least {network.min_samples} samples"
             )
-        self.networks = {"model": network}
+        self.networks: Mapping[str, HarmonicCnn] = {"model": network}
 
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
         self._epoch, self._main = epoch, shard.index == 0
-        return train_batches(  # type: ignore[return-value]
+        return train_batches(
             self.data, shard, samples=self.input_length, batch_size=self.batch_size, seed=self.seed, epoch=epoch,
             start=start, num_workers=self.num_workers,
         )  # fmt: skip
@@ -95,7 +96,7 @@ class AudioClassifier(Task):
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         waves, targets = batch  # (B, N), and (B,) or (B, K)
         logits = nets["model"](waves).float()  # (B, K)
-        log: dict[str, Tensor] = {"train/q": self.networks["model"].front.q.detach().squeeze()}  # type: ignore[union-attr]
+        log: dict[str, Tensor] = {"train/q": self.networks["model"].front.q.detach().squeeze()}
         if not self.data.multi_label:
             log["train/top1"] = 100 * (logits.detach().argmax(1) == targets).float().mean()
         yield Update(self._losses(logits, targets).mean(), log=log)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class ChannelNormaliser:
         std: Channel standard deviations, in [0, 1].
     """
 
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self._mean, self._std = (255 * torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -113,7 +113,9 @@ def read_annotations(path: Path, *, expected: Mapping[int, str] | None = None) -
         raise InputError(f"{path}: cannot be read ({error.strerror}); check data_root") from None
     except ValueError as error:
         raise InputError(f"{path}: is no JSON ({error})") from None
-    lists = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")]
+    lists: list[Any] = [
+        content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations", "categories")
+    ]
     if not all(isinstance(entries, list) for entries in lists):
         raise InputError(f"{path}: must hold the lists images, annotations and categories")
     images, entries, named = lists

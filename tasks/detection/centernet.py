@@ -121,7 +121,7 @@ class CenterNet(Detector):
         self.backbone.avgpool = self.backbone.fc = nn.Identity()  # type: ignore[assignment]
         self.origin = initialise(self.backbone, "resnet18", init=init, path=weights)
         if stages == 3:
-            self.backbone.layer4 = nn.Identity()  # type: ignore[assignment]
+            self.backbone.layer4 = nn.Identity()
         channels, layers = whole_channels(width, 2 ** (5 + stages)), list[nn.Module]()
         for planes in ((256, 128, 64) if deformable else (256, 256, 256))[4 - stages :]:
             out = whole_channels(width, planes)

@@ -10,6 +10,7 @@ Reference: Liu et al., arXiv:1512.02325.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,14 @@ class Ssd(SSD, Detector):
         InputError: An option is out of its range, or the weights are missing or do not fit.
     """
 
+    default_boxes: Tensor
+    # torchvision's, whose types are not read
+    backbone: Any
+    head: Any
+    proposal_matcher: Any
+    compute_loss: Any
+    postprocess_detections: Any
+
     def __init__(
         self,
         num_classes: int,
@@ -154,25 +163,25 @@ class Ssd(SSD, Detector):
         head = SSDHead(maps.channels, boxes.num_anchors_per_location(), num_classes + 1)
         super().__init__(maps, boxes, (image_size, image_size), num_classes + 1, head=head)
         self.transform = nn.Identity()  # views resize and the task normalises
-        self.view, self.origin = SsdView(image_size, tuple(mean)), maps.origin  # type: ignore[arg-type]
+        self.view, self.origin = SsdView(image_size, (mean[0], mean[1], mean[2])), maps.origin
         self.image_size, self._bn_extras = image_size, bn_extras
         # The last map has one cell: batch norm behind it sees one value a picture.
         self.num_examples, self.example_side = (4 if bn_extras else 1), image_size
         with torch.no_grad():
             empty = ImageList(torch.empty(1, 3, image_size, image_size), [(image_size, image_size)])
             sizes = _map_sizes(layout, image_size)
-            found = boxes(empty, [torch.empty(1, 1, size, size) for size in sizes])[0]
-        self.register_buffer("default_boxes", found, persistent=False)  # (A, 4) in pixels
+            default_boxes = boxes(empty, [torch.empty(1, 1, size, size) for size in sizes])[0]
+        self.register_buffer("default_boxes", default_boxes, persistent=False)  # (A, 4) in pixels
 
-    def forward(self, images: Tensor) -> Outputs:  # type: ignore[override]
+    def forward(self, images: Tensor) -> Outputs:
         """Map normalised pictures (B, 3, S, S) to class logits (B, A, K + 1), background first, and codes (B, A, 4)."""
         if self._bn_extras and self.training and len(images) == 1:
             raise InputError(
                 "model.bn_extras=true: batch norm behind the last map, of one cell, needs two pictures in a "
                 "micro-batch; raise train.batch_size, or lower train.accumulation or gpus"
             )
-        found = self.head(self.backbone(images))
-        return found["cls_logits"], found["bbox_regression"]
+        output = self.head(self.backbone(images))
+        return output["cls_logits"], output["bbox_regression"]
 
     def losses(self, outputs: Outputs, objects: Objects, *, mean: Mean) -> tuple[Tensor, dict[str, Tensor]]:
         """Return cross-entropy with three hard negatives a positive, plus smooth L1, over the number of positives."""
@@ -185,11 +194,11 @@ class Ssd(SSD, Detector):
             none = torch.full((len(self.default_boxes),), -1, dtype=torch.int64, device=logits.device)
             matches.append(self.proposal_matcher(box_iou(boxes, self.default_boxes)) if len(boxes) else none)
         anchors = [self.default_boxes] * len(logits)
-        found = self.compute_loss(targets, {"cls_logits": logits, "bbox_regression": codes}, anchors, matches)
+        losses = self.compute_loss(targets, {"cls_logits": logits, "bbox_regression": codes}, anchors, matches)
         positives = torch.stack([(match >= 0).sum() for match in matches]).sum()
         # compute_loss divides by this batch's own positives, at least one.
         factor = positives.clamp(min=1) / mean(positives).clamp(min=1e-6)
-        parts = {"class": factor * found["classification"], "box": factor * found["bbox_regression"]}
+        parts = {"class": factor * losses["classification"], "box": factor * losses["bbox_regression"]}
         return parts["class"] + parts["box"], parts
 
     def detections(self, outputs: Outputs) -> list[Tensor]:

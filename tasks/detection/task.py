@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.base import Batch, BatchLoader, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.checks import check_at_least
 from tasks.data import CorruptImages
 from tasks.data.image_batches import ChannelNormaliser
@@ -77,10 +77,11 @@ class Detection(Task):
         self.flip_test, self.evaluator = flip_test, evaluator
         self._corrupt = CorruptImages(data)  # type: ignore[arg-type]
         self._bgr = colours == "centernet_bgr"
-        self._normalise = ChannelNormaliser(*(CENTERNET_BGR if self._bgr else (data.mean, data.std)))
+        mean, std = CENTERNET_BGR if self._bgr else (data.mean, data.std)
+        self._normalise = ChannelNormaliser(mean, std)
         _logger.info("network starts from %s", net.origin)
 
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
         return train_batches(
             self.data, self.view, batch_size=self.batch_size, shard=shard, start=start, seed=self.seed, epoch=epoch,
             corrupt=self._corrupt, num_workers=self.num_workers,

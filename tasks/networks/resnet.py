@@ -44,7 +44,7 @@ class ScaledResNet(ResNet):
             if not (groups * width >= 1 and groups * width % 1 == 0):
                 raise InputError(f"model.width={width}: {groups} * width groups must be a whole number, at least 1")
             # torchvision makes int(planes * base_width / 64) channels a group; planes already carry the width.
-            self.groups, self.base_width = int(groups * width), group_width / width
+            self.groups, self.base_width = int(groups * width), group_width / width  # type: ignore[assignment]
         self.conv1 = nn.Conv2d(3, stem, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU(inplace=True)

@@ -13,7 +13,7 @@ def _se_resnet(layers: tuple[int, ...], num_classes: int, width: float, *, depth
     stem = whole_channels(width, 64)
     check_classes(num_classes)
     return ResNet(
-        Bottleneck,
+        Bottleneck,  # type: ignore[arg-type]
         scaled_blocks(layers, depth),
         num_classes=num_classes,
         stem_width=stem,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, InputError, LoopState, Record, Shard
+from tasks.base import Batch, BatchLoader, InputError, LoopState, Record, Shard
 from tasks.data.image_batches import ChannelNormaliser, ImageBatches
 from tasks.data.imagenet9 import TexturedSet
 from tasks.data.images import ImageSet
@@ -84,7 +84,7 @@ class ImageNet9(ReBias):
 
     # ------------------------------------------------------------------------------------------------ data
 
-    def batches(self, epoch: int, shard: Shard, start: int) -> Sequence[Batch]:
+    def batches(self, epoch: int, shard: Shard, start: int) -> BatchLoader:
         return self._batches["biased"].train(epoch, shard, start)
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ def feature_resnet18(num_classes: int, *, width: float = 1.0) -> FeatureClassifi
     """Return 9-Class ImageNet's f: a ResNet18, 11,181,129 parameters for nine classes at width 1."""
     body = resnet18(num_classes, width=width)
     num_features = body.fc.in_features
-    body.fc = nn.Identity()
+    body.fc = nn.Identity()  # type: ignore[assignment]
     return FeatureClassifier(body, num_features, num_classes=num_classes)
 
 

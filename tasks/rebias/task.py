@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.base import Batch, InputError, Shard, StepContext, Task, Update
+from tasks.base import Batch, BatchLoader, InputError, Shard, StepContext, Task, Update
 from tasks.rebias.hsic import MIN_SAMPLES, hsic_unbiased, median_sigma, rbf_kernel
 
 Method = Literal["rebias", "vanilla", "biased"]
@@ -98,10 +98,10 @@ class ReBias(Task):
         """Return a training batch's normalised pictures (b, 3, H, W) and labels (b,), on the device it is on."""
 
     @abstractmethod
-    def batches(self, epoch: int, shard: Shard, start: int) -> Sequence[Batch]:
+    def batches(self, epoch: int, shard: Shard, start: int) -> BatchLoader:
         """Return training batches, as `train_batches` does."""
 
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
         if shard.accumulation_steps > 1:
             raise InputError(
                 f"train.accumulation={shard.accumulation_steps}: must be 1, HSIC needs the whole batch at once"

@@ -50,7 +50,7 @@ class LiteMap(nn.Module):
         super().__init__()
         import timm  # takes a second to import, and only this backbone needs it
 
-        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        self.net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised pictures (B, 3, S, S) to (B, 1280, S / 32, S / 32)."""
@@ -80,6 +80,9 @@ class EmbeddingNet(nn.Module):
     Reference:
         AdamP paper, section 4.5 and appendix E.6; initial values after Kim et al., CVPR 2020.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.base import Batch, BatchLoader, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.data.image_batches import ImageBatches
 from tasks.retrieval.losses import proxy_anchor_loss, semihard_triplets, triplet_loss
 from tasks.retrieval.networks import EmbeddingNet
@@ -78,7 +78,7 @@ class Retrieval(Task):
             data, batch_size=batch_size, seed=seed, num_workers=num_workers, eval_batch_size=eval_batch_size
         )
         net = model(num_proxies=data.num_classes if loss == "proxy_anchor" else 0)
-        self.networks = {"model": net}
+        self.networks: Mapping[str, EmbeddingNet] = {"model": net}
         self.origin = net.origin
         if net.freeze_statistics and net.origin.startswith("random") and net.batch_norms():
             net.measure_statistics(self._pictures(MEASURED))
@@ -89,7 +89,7 @@ class Retrieval(Task):
         self._untrained_scores: dict[str, float] = {}
         self._evaluations = 0
 
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Batch]:
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
         if shard.accumulation_steps > 1:
             raise InputError(
                 f"train.accumulation={shard.accumulation_steps}: a loss of retrieval compares all pictures of a batch, "
@@ -113,6 +113,7 @@ class Retrieval(Task):
         log = {"train/embedding_weight_norm": net.embedding.weight.detach().norm()}
         if self.loss == "proxy_anchor":
             loss = proxy_anchor_loss(rows, labels, proxies, alpha=self.alpha, margin=self.margin)
+            assert net.proxies is not None
             log["train/proxy_norm"] = net.proxies.detach().norm(dim=1).mean()
         else:
             triplets = semihard_triplets(rows, labels, margin=self.margin)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,9 @@ class _Net:
     @property
     def weight(self) -> nn.Parameter:
         """The normalised weight, (5, 6)."""
-        return self.layers[0].weight
+        weight = self.layers[0].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
 
     def loss(self) -> Tensor:
         """Return the mean squared error, 0-d."""
@@ -66,7 +69,7 @@ class _Net:
     def optimizer(self, *, momentum: float, decay: float = 0.0) -> SGD:
         """Return SGD with the normalised weight in a group of its own."""
         others = [p for p in self.layers.parameters() if p is not self.weight]
-        groups = [{"params": [self.weight], "weight_decay": decay}, {"params": others}]
+        groups: list[dict[str, Any]] = [{"params": [self.weight], "weight_decay": decay}, {"params": others}]
         return SGD(groups, lr=0.1, momentum=momentum, foreach=False)
 
     def step(self, optimizer: SGD, *, lr: float, own_lr: float) -> None:

@@ -102,7 +102,7 @@ def _equation_12(make: Make, *, in_place: bool = False, nesterov: bool = False, 
 
 
 def _equation_12_sgdp() -> float:
-    variants = ({}, {"nesterov": True}, {"in_place": True, "project_buffer": True})
+    variants: tuple[dict[str, bool], ...] = ({}, {"nesterov": True}, {"in_place": True, "project_buffer": True})
     return max(_equation_12(SGDP, **variant) for variant in variants)
 
 

@@ -39,7 +39,7 @@ def _optimizer(weight: nn.Parameter, kind: str, *, momentum: float = 0.0, streng
     optimizer = SGD([weight], lr=LR, momentum=momentum, weight_decay=decay, foreach=False)
     if kind in ("wn", "ws"):
         # No clamp: the claims are about the rule as printed.
-        shrink_weights(optimizer, alpha=strength, params=[weight], kind=kind, clamp=None)
+        shrink_weights(optimizer, alpha=strength, params=[weight], kind="wn" if kind == "wn" else "ws", clamp=None)
     return optimizer
 
 

@@ -22,7 +22,7 @@ def test_order_and_labels_are_those_of_torchvision(tmp_path):
         Image.fromarray(picture(1)).save(nested / name, format="PNG")
     data = ImageFolderSet(str(root))
     reference = ImageFolder(str(root / "train"))
-    listed = [(data.location("train", i), data._label("train", i)) for i in range(data.num_examples["train"])]
+    listed = [(data.location("train", i), data.label("train", i)) for i in range(data.num_examples["train"])]
     assert listed == reference.samples
     assert list(data.classes) == reference.classes
 
