@@ -27,13 +27,13 @@ def weights_file(name: str, path: str | None, *, how: str) -> Path:
     """
     folders = (cache_folder(), Path(torch.hub.get_dir()) / "checkpoints")
     places = [Path(path).expanduser()] if path else [folder / name for folder in folders]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         where = f"model.weights={path} is no file" if path else f"{name} is not on this machine"
         raise InputError(
             f"model.init=imagenet: {where}; {how} and give its path as model.weights=..., or set model.init=random"
         )
-    return found
+    return file
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

@@ -202,10 +202,10 @@ class _Store:
 
     def knows(self, path: Path) -> bool:
         """Whether the index has this very file, and its array is there."""
-        found = self.index.get(self._key(path))
-        if not found or found[:2] != _stamp(path):
+        entry = self.index.get(self._key(path))
+        if not entry or entry[:2] != _stamp(path):
             return False
-        return "fault" in found[2] or self._array(found[2]).exists()
+        return "fault" in entry[2] or self._array(entry[2]).exists()
 
     def result(self, path: Path) -> Entry | Fault:
         facts: Mapping[str, Any] = self.index[self._key(path)][2]

@@ -84,7 +84,7 @@ class ClipSet:
         self.cache = decode_all(
             paths, listing.root, sample_rate=sample_rate, resample=resample, cache=cache, workers=workers
         )
-        self.undecodable = {path: found.reason for path in paths if isinstance(found := self.cache[path], Fault)}
+        self.undecodable = {path: entry.reason for path in paths if isinstance(entry := self.cache[path], Fault)}
         self._check(len(paths), max_undecodable)
         self.clips: dict[str, list[Clip]] = {}
         self.entries: dict[str, list[Entry]] = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from tasks.audio.clips import Clip, Listing
 from tasks.base import InputError
-from tasks.data.files import read_text, shown, stays_inside
+from tasks.data.files import quoted, read_text, stays_inside
 
 # DCASE 2017 task 4, in the order of the reference code.
 EVENTS = (
@@ -85,20 +85,20 @@ def speech_commands(root: str | Path | None, *, name: str = "speech_commands", l
     """
     folder = find_folder(root, ("SpeechCommands/speech_commands_v0.02", "speech_commands_v0.02"), "validation_list.txt")
     words = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
-    held: dict[str, str] = {}
+    listed: dict[str, str] = {}
     for split, file in (("val", "validation_list.txt"), ("test", "testing_list.txt")):
         if not (folder / file).is_file():
             raise InputError(f"data_root: {folder / file}: the list of the {split} split is missing")
-        held |= dict.fromkeys(read_text(folder / file).split(), split)
+        listed |= dict.fromkeys(read_text(folder / file).split(), split)
     clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
     for number, word in enumerate(words):
         for path in sorted((folder / word).glob("*.wav")):
-            clips[held.pop(f"{word}/{path.name}", "train")].append(Clip(path, (number,)))
-    if held:
-        lost, split = next(iter(held.items()))
+            clips[listed.pop(f"{word}/{path.name}", "train")].append(Clip(path, (number,)))
+    if listed:
+        lost, split = next(iter(listed.items()))
         file = "validation_list.txt" if split == "val" else "testing_list.txt"
         raise InputError(
-            f"data_root: {folder}: {len(held)} files of the lists are missing, first {shown(lost)} of {file}"
+            f"data_root: {folder}: {len(listed)} files of the lists are missing, first {quoted(lost)} of {file}"
         )
     return Listing(name, folder, tuple(words), False, clips, licence or LICENCES["speech_commands"])
 
@@ -145,9 +145,9 @@ def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = N
         digit = row[-1][:1].lower()
         split = next((each for each, digits in MTAT_SPLITS.items() if digit and digit in digits), None)
         if split is None:
-            raise InputError(f"data_root: {path}: {shown(row[-1])} does not begin with a folder 0 to f")
+            raise InputError(f"data_root: {path}: {quoted(row[-1])} does not begin with a folder 0 to f")
         if not stays_inside(row[-1]):
-            raise InputError(f"data_root: {path}: {shown(row[-1])} is no path inside mp3/")
+            raise InputError(f"data_root: {path}: {quoted(row[-1])} is no path inside mp3/")
         labels = tuple(int(number) for number in np.flatnonzero(marks))
         if labels:
             clips[split].append(Clip(folder / "mp3" / row[-1], labels))
@@ -172,20 +172,20 @@ def dcase(root: str | Path | None, *, name: str = "dcase2017_task4", licence: st
         InputError: A list is missing, or holds a line that is not four columns with a known label.
     """
     folder = find_folder(root, ("dcase/raw", "raw"), "groundtruth_weak_label_training_set.csv")
-    found: dict[str, dict[str, set[int]]] = {each: _read_list(folder, each) for each in DCASE_LISTS}
-    test = _clips(folder, found["evaluation"], "evaluation")
+    lists: dict[str, dict[str, set[int]]] = {each: _read_list(folder, each) for each in DCASE_LISTS}
+    test = _clips(folder, lists["evaluation"], "evaluation")
     pool: dict[str, tuple[str, set[int]]] = {}
     for each in ("training", "testing"):
-        for file, labels in found[each].items():
-            if file not in found["evaluation"]:
+        for file, labels in lists[each].items():
+            if file not in lists["evaluation"]:
                 first, known = pool.get(file, (each, set()))
                 pool[file] = (first, known | labels)
-    held = _held_out({file: labels for file, (_, labels) in pool.items()})
+    val_files = _held_out({file: labels for file, (_, labels) in pool.items()})
     clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": test}
     for file in sorted(pool):
         first, labels = pool[file]
-        clips["val" if file in held else "train"] += _clips(folder, {file: labels}, first)
-    twice = sum(len(found[each].keys() & found["evaluation"].keys()) for each in ("training", "testing"))
+        clips["val" if file in val_files else "train"] += _clips(folder, {file: labels}, first)
+    twice = sum(len(lists[each].keys() & lists["evaluation"].keys()) for each in ("training", "testing"))
     notes = {"training_clips_in_the_test_list": twice} if twice else {}
     return Listing(name, folder, EVENTS, True, clips, licence or LICENCES["dcase2017_task4"], notes)
 
@@ -195,18 +195,18 @@ def _read_list(folder: Path, which: str) -> dict[str, set[int]]:
     if not path.is_file():
         raise InputError(f"data_root: {path}: the list is missing")
     numbers = {event: number for number, event in enumerate(EVENTS)}
-    found: dict[str, set[int]] = {}
+    labels_by_file: dict[str, set[int]] = {}
     for line, columns in _rows(path):
         if len(columns) != 4 or columns[3] not in numbers:  # labels hold commas: the tabs alone separate
             raise InputError(
                 f"data_root: {path}: line {line} is not file, start, end and one of the 17 labels, separated by tabs"
             )
         if "/" in columns[0] or not stays_inside(columns[0]):
-            raise InputError(f"data_root: {path}: line {line}: {shown(columns[0])} is no name of a file")
-        found.setdefault(columns[0], set()).add(numbers[columns[3]])
-    if not found:
+            raise InputError(f"data_root: {path}: line {line}: {quoted(columns[0])} is no name of a file")
+        labels_by_file.setdefault(columns[0], set()).add(numbers[columns[3]])
+    if not labels_by_file:
         raise InputError(f"data_root: {path}: lists no recording")
-    return found
+    return labels_by_file
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -223,12 +223,13 @@ def _clips(folder: Path, files: dict[str, set[int]], which: str) -> list[Clip]:
 def _held_out(files: dict[str, set[int]]) -> set[str]:
     """Return a tenth of the files of each class, drawn from their sorted names."""
     generator = np.random.RandomState(DCASE_SEED)
-    held: set[str] = set()
+    val_files: set[str] = set()
     for number in range(len(EVENTS)):
-        own = sorted(file for file, labels in files.items() if number in labels)
-        if len(own) > 1:
-            held |= {own[i] for i in generator.permutation(len(own))[: max(1, round(VAL_SHARE * len(own)))]}
-    return held
+        files_of_class = sorted(file for file, labels in files.items() if number in labels)
+        if len(files_of_class) > 1:
+            count = max(1, round(VAL_SHARE * len(files_of_class)))
+            val_files |= {files_of_class[i] for i in generator.permutation(len(files_of_class))[:count]}
+    return val_files
 
 
 READERS = {"speech_commands": speech_commands, "mtat": mtat, "dcase2017_task4": dcase}

@@ -21,13 +21,13 @@ def tag_scores(targets: Rows, outputs: Rows) -> list[tuple[float, float] | None]
         targets: (B, K), 1 where a clip carries a tag.
         outputs: (B, K), higher for more likely.
     """
-    found: list[tuple[float, float] | None] = []
+    areas: list[tuple[float, float] | None] = []
     for truth, output in zip(targets.T, outputs.T, strict=True):
         if truth.min() == truth.max():
-            found.append(None)
+            areas.append(None)
         else:
-            found.append((100 * roc_auc_score(truth, output), 100 * average_precision_score(truth, output)))
-    return found
+            areas.append((100 * roc_auc_score(truth, output), 100 * average_precision_score(truth, output)))
+    return areas
 
 
 def tagging_scores(targets: Rows, outputs: Rows, *, threshold: float | None = None) -> dict[str, float]:
@@ -63,8 +63,8 @@ def per_tag_table(classes: Sequence[str], targets: Rows, outputs: Rows, *, thres
     rows = [["tag", "clips", "ROC-AUC", "PR-AUC", *(["F1"] if threshold is not None else [])]]
     areas = tag_scores(targets, outputs)
     for k in sorted(range(len(classes)), key=lambda k: (-targets[:, k].sum(), k)):
-        found = areas[k]
-        row = [classes[k], str(int(targets[:, k].sum())), *(f"{value:.2f}" for value in found or ())]
+        area = areas[k]
+        row = [classes[k], str(int(targets[:, k].sum())), *(f"{value:.2f}" for value in area or ())]
         row += ["–"] * (4 - len(row))
         if threshold is not None:
             value = f1_score(targets[:, k], outputs[:, k] > threshold, zero_division=0)
@@ -84,8 +84,9 @@ def per_word_table(classes: Sequence[str], labels: Rows, outputs: Rows) -> list[
     decided = outputs.argmax(1)
     rows = [["class", "clips", "accuracy", "most taken for"]]
     for k, name in enumerate(classes):
-        own = decided[labels == k]
-        wrong = np.bincount(own[own != k], minlength=len(classes))
-        taken = classes[int(wrong.argmax())] if wrong.any() else "–"
-        rows.append([name, str(len(own)), f"{100 * float((own == k).mean()):.2f}" if len(own) else "–", taken])
+        predicted = decided[labels == k]
+        wrong = np.bincount(predicted[predicted != k], minlength=len(classes))
+        confused_with = classes[int(wrong.argmax())] if wrong.any() else "–"
+        share = f"{100 * float((predicted == k).mean()):.2f}" if len(predicted) else "–"
+        rows.append([name, str(len(predicted)), share, confused_with])
     return rows

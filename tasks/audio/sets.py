@@ -49,17 +49,17 @@ def official_set(
     """
     if name not in READERS:
         raise InputError(f"data.name={name}: must be one of {', '.join(READERS)}")
-    given: dict[str, Any] = {} if num_tags is None else {"num_tags": num_tags}
-    listing = _read(name, READERS[name], root, given)
+    options: dict[str, Any] = {} if num_tags is None else {"num_tags": num_tags}
+    listing = _read(name, READERS[name], root, options)
     return ClipSet(listing, resample=resample, cache=cache, max_undecodable=max_undecodable)
 
 
-def _read(name: str, reader: Any, root: str | Path | None, given: dict[str, Any]) -> Any:
-    if given and reader is not mtat:
+def _read(name: str, reader: Any, root: str | Path | None, options: dict[str, Any]) -> Any:
+    if options and reader is not mtat:
         raise InputError(
-            f"data.{next(iter(given))}: has a meaning for sets in MagnaTagATune's layout alone, not {name}"
+            f"data.{next(iter(options))}: has a meaning for sets in MagnaTagATune's layout alone, not {name}"
         )
-    return reader(root, **given)
+    return reader(root, **options)
 
 
 def synthetic_set(
@@ -81,10 +81,10 @@ def synthetic_set(
     module, reader = SYNTHETIC[name]
     synthesiser = importlib.import_module(f"tasks.audio.synthesis.{module}")
     folder = make(name, cache_folder(cache), options or {})
-    given: dict[str, Any] = {"name": name, "licence": synthesiser.LICENCE}
+    reader_options: dict[str, Any] = {"name": name, "licence": synthesiser.LICENCE}
     if num_tags is not None:
-        given |= {"num_tags": num_tags}
-    return ClipSet(reader(folder, **given), cache=cache)
+        reader_options |= {"num_tags": num_tags}
+    return ClipSet(reader(folder, **reader_options), cache=cache)
 
 
 def make(name: str, base: Path, options: dict[str, Any]) -> Path:

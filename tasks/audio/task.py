@@ -124,11 +124,11 @@ class AudioClassifier(Task):
         scores = {f"{split}/loss": math.fsum(losses) / len(losses)}
         if not self.data.multi_label:
             return scores | {f"{split}/top1": 100 * float((outputs.argmax(1) == targets).mean())}
-        found = tagging_scores(targets.astype(np.int64), outputs, threshold=self.threshold)
-        scores |= {f"{split}/{name}": value for name, value in found.items()}
+        tagging = tagging_scores(targets.astype(np.int64), outputs, threshold=self.threshold)
+        scores |= {f"{split}/{name}": value for name, value in tagging.items()}
         if self.monitor == "val/selection" and split == "val":
             early = self._epoch + 1 <= self.select_after
-            scores["val/selection"] = found["f1"] - (100 if early else 0)
+            scores["val/selection"] = tagging["f1"] - (100 if early else 0)
         return scores
 
     def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:

@@ -115,8 +115,8 @@ def shifted_view(crop_padding: int) -> v2.Compose:
 def _folder(root: str | None) -> Path:
     if not root:
         raise InputError(f"data_root is not given: set it to the folder that holds {FOLDER}")
-    given = Path(root).expanduser()
-    for folder in (given / FOLDER, given):
+    base = Path(root).expanduser()
+    for folder in (base / FOLDER, base):
         if (folder / FILES["val"][0]).exists():
             return folder
     raise InputError(
@@ -139,9 +139,9 @@ def read_batch(path: Path, *, md5: str | None) -> tuple[NDArray[np.uint8], list[
         content = read_whole(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check data_root") from error
-    if md5 is not None and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+    if md5 is not None and (digest := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         raise InputError(
-            f"{path}: damaged, {len(content)} bytes with md5 {found} where {md5} is published; get CIFAR-10 again and "
+            f"{path}: damaged, {len(content)} bytes with md5 {digest} where {md5} is published; get CIFAR-10 again and "
             "check data_root"
         )
     try:

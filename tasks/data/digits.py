@@ -133,8 +133,8 @@ def find_mnist(root: str | None) -> Path:
     """Return the folder below `root` that holds the idx files, or raise InputError saying what was looked for."""
     base = Path(root).expanduser() if root else cache_folder() / "mnist"
     if not base.is_dir():
-        given = f"data_root={root}: does not exist" if root else f"data_root is not set, and {base} does not exist"
-        raise InputError(f"{given}; give the folder of MNIST's idx files, data_root=/path/to/mnist")
+        problem = f"data_root={root}: does not exist" if root else f"data_root is not set, and {base} does not exist"
+        raise InputError(f"{problem}; give the folder of MNIST's idx files, data_root=/path/to/mnist")
     first = MNIST_FILES["train"][0][0]
     for below in MNIST_FOLDERS:
         folder = base / below

@@ -93,7 +93,7 @@ def stays_inside(name: str) -> bool:
     return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def shown(text: object) -> str:
+def quoted(text: object) -> str:
     """Return a value from a file for a message: quoted, on one line, and cut where it is long."""
     whole = repr(text)
     return whole if len(whole) <= 80 else f"{whole[:77]}..."

@@ -130,11 +130,11 @@ class _Folders:
         names: list[bytes] = []
         labels: list[int] = []
         for label, class_name in enumerate(classes):
-            found = list_images(folder / class_name)
-            if not found:
+            paths = list_images(folder / class_name)
+            if not paths:
                 raise InputError(f"data_root: {folder / class_name} holds no pictures ({', '.join(IMG_EXTENSIONS)})")
-            names += [os.fsencode(path) for path in found]
-            labels += [label] * len(found)
+            names += [os.fsencode(path) for path in paths]
+            labels += [label] * len(paths)
         self._folders = [folder / class_name for class_name in classes]
         self._names: NDArray[np.bytes_] = np.array(names)
         self.labels: NDArray[np.int64] = np.array(labels, dtype=np.int64)
@@ -162,11 +162,11 @@ def list_images(folder: Path) -> list[str]:
                 subfolders.remove(name)
             entered.add(real)
         walked.append((current, sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))))
-    found: list[str] = []
+    images: list[str] = []
     for current, names in sorted(walked):
         prefix = os.path.relpath(current, folder)
-        found += names if prefix == "." else [f"{prefix}/{name}" for name in names]
-    return found
+        images += names if prefix == "." else [f"{prefix}/{name}" for name in names]
+    return images
 
 
 def check_root(root: str | None) -> Path:
@@ -182,17 +182,17 @@ def check_root(root: str | None) -> Path:
 
 def check_classes(root: Path) -> tuple[str, ...]:
     """Return the sorted class folders, the same in train and val, or raise InputError naming what differs."""
-    found: dict[str, set[str]] = {}
+    classes: dict[str, set[str]] = {}
     for split in ("train", "val"):
         try:
-            found[split] = {entry.name for entry in os.scandir(root / split) if entry.is_dir()}
+            classes[split] = {entry.name for entry in os.scandir(root / split) if entry.is_dir()}
         except OSError as error:
             raise InputError(f"data_root={root}: {split}/ cannot be read ({error.strerror})") from error
-        if not found[split]:
+        if not classes[split]:
             raise InputError(f"data_root={root}: {split}/ has no class folders; expected {split}/<class>/*.JPEG")
     for one, other in (("train", "val"), ("val", "train")):
-        missing = sorted(found[one] - found[other])
+        missing = sorted(classes[one] - classes[other])
         if missing:
             names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise InputError(f"data_root={root}: {len(missing)} class folders of {one}/ are not in {other}/: {names}")
-    return tuple(sorted(found["train"]))
+    return tuple(sorted(classes["train"]))

@@ -170,13 +170,13 @@ def list_synsets(folder: Path) -> list[str]:
     Raises:
         InputError: if there are none, or a folder of the 42 is empty.
     """
-    found = {s: list_images(folder / s) for s in sorted(CLASS_OF) if (folder / s).is_dir()}
-    if not found:
+    names_by_synset = {s: list_images(folder / s) for s in sorted(CLASS_OF) if (folder / s).is_dir()}
+    if not names_by_synset:
         raise InputError(f"{folder}: holds none of the 42 synsets of 9-Class ImageNet, e.g. {min(CLASS_OF)}")
-    empty = [synset for synset, names in found.items() if not names]
+    empty = [synset for synset, names in names_by_synset.items() if not names]
     if empty:
         raise InputError(f"{folder / empty[0]}: holds no pictures")
-    return [f"{synset}/{name}" for synset, names in found.items() for name in names]
+    return [f"{synset}/{name}" for synset, names in names_by_synset.items() for name in names]
 
 
 def read_clusters(path: str | None, names: list[str]) -> tuple[tuple[NDArray[np.int64], ...], bool]:

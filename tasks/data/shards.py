@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.base import InputError
-from tasks.data.files import is_whole, parse_json, read_whole, shown, stays_inside
+from tasks.data.files import is_whole, parse_json, quoted, read_whole, stays_inside
 from tasks.data.folder import ImageFolderSet, Listing
 from tasks.data.images import Split
 
@@ -62,19 +62,19 @@ def read_manifest(root: Path) -> dict[str, Any]:
         InputError: There is none, or it is not ours.
     """
     try:
-        found = parse_json(read_whole(root / MANIFEST))
+        manifest = parse_json(read_whole(root / MANIFEST))
     except FileNotFoundError:
         raise InputError(
             f"data_root={root}: holds no {MANIFEST}; shards are written by python -m scripts.prepare.imagenet_shards"
         ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"data_root={root}: {MANIFEST} cannot be read ({error})") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        given = shown(found.get("format")) if isinstance(found, dict) else "missing"
-        raise InputError(f"{root / MANIFEST}: format is {given}, not {FORMAT}; write the shards again")
-    if wrong := _wrong(found):
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        stated = quoted(manifest.get("format")) if isinstance(manifest, dict) else "missing"
+        raise InputError(f"{root / MANIFEST}: format is {stated}, not {FORMAT}; write the shards again")
+    if wrong := _wrong(manifest):
         raise InputError(f"{root / MANIFEST}: {wrong}; write the shards again")
-    return found
+    return manifest
 
 
 def _wrong(manifest: Mapping[str, Any]) -> str | None:
@@ -131,12 +131,12 @@ class _Shards:
 def _check_sizes(paths: Sequence[Path], sizes: Sequence[int]) -> None:
     for path, size in zip(paths, sizes, strict=True):
         try:
-            found = path.stat().st_size
+            actual = path.stat().st_size
         except OSError as error:
             raise InputError(f"data_root: shard {path} cannot be read ({error.strerror})") from error
-        if found != size:
-            what = "truncated" if found < size else "another file"
-            raise InputError(f"data_root: shard {path} is {what}: {found} bytes, its index says {size}; copy it again")
+        if actual != size:
+            what = "truncated" if actual < size else "another file"
+            raise InputError(f"data_root: shard {path} is {what}: {actual} bytes, its index says {size}; copy it again")
 
 
 class _OpenFiles:

@@ -39,8 +39,8 @@ def cluster(grams: NDArray[Any], *, seed: int) -> NDArray[np.int64]:
     from sklearn.cluster import MiniBatchKMeans  # takes a second, which other runs need not spend
 
     means = MiniBatchKMeans(NUM_CLUSTERS, batch_size=1024, n_init=3, random_state=seed)
-    found: NDArray[np.int64] = means.fit_predict(grams).astype(np.int64)
-    return found
+    labels: NDArray[np.int64] = means.fit_predict(grams).astype(np.int64)
+    return labels
 
 
 class FashionTextures(FashionMnist, TexturedSet):

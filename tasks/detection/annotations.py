@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torchvision.models.detection import SSD300_VGG16_Weights
 
 from tasks.base import InputError
-from tasks.data.files import is_whole, parse_json, read_whole, shown, stays_inside
+from tasks.data.files import is_whole, parse_json, quoted, read_whole, stays_inside
 
 # COCO numbers its 80 categories from 1 to 90 with gaps; torchvision has their names in that numbering.
 COCO: Mapping[int, str] = {
@@ -78,7 +78,7 @@ class Annotations:
         """
         ids = list(self.categories)
         owner = np.repeat(self.image_ids, np.diff(self.first))
-        found = [
+        annotations = [
             {
                 "id": number + 1, "image_id": int(owner[number]), "category_id": ids[self.labels[number]],
                 "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)], "area": float(self.areas[number]),
@@ -91,7 +91,7 @@ class Annotations:
             for i, (w, h) in zip(self.image_ids, self.sizes, strict=True)
         ]
         categories = [{"id": number, "name": name} for number, name in self.categories.items()]
-        return {"info": {}, "images": images, "annotations": found, "categories": categories}
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 def read_annotations(path: Path, *, expected: Mapping[int, str] | None = None) -> Annotations:
@@ -128,18 +128,18 @@ def read_annotations(path: Path, *, expected: Mapping[int, str] | None = None) -
 
 def _categories(path: Path, named: Sequence[Any], expected: Mapping[int, str] | None) -> dict[int, str]:
     try:
-        found = {_whole(entry["id"]): _text(entry["name"]) for entry in named}
+        categories = {_whole(entry["id"]): _text(entry["name"]) for entry in named}
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path}: each of its categories must have a whole number as id, and a name") from None
-    if not found or len(found) < len(named):
-        raise InputError(f"{path}: has {len(named)} categories with {len(found)} different ids")
-    if expected is not None and found != dict(expected):
-        odd = sorted(found.items() ^ expected.items())[0]
+    if not categories or len(categories) < len(named):
+        raise InputError(f"{path}: has {len(named)} categories with {len(categories)} different ids")
+    if expected is not None and categories != dict(expected):
+        odd = sorted(categories.items() ^ expected.items())[0]
         raise InputError(
-            f"{path}: its {len(found)} categories are not COCO's {len(expected)} (first difference: {odd}); "
+            f"{path}: its {len(categories)} categories are not COCO's {len(expected)} (first difference: {odd}); "
             "set data.categories=file to take them as they are"
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(categories.items()))
 
 
 def _images(path: Path, images: Sequence[Any]) -> tuple[dict[int, int], NDArray[np.int64]]:
@@ -154,9 +154,9 @@ def _images(path: Path, images: Sequence[Any]) -> tuple[dict[int, int], NDArray[
         if number in place:
             raise InputError(f"{path}: image id {number} comes twice")
         if not (is_whole(width, low=1, high=LARGEST_SIDE) and is_whole(height, low=1, high=LARGEST_SIDE)):
-            raise InputError(f"{path}: image id {number} has a size of {shown(width)} x {shown(height)}")
+            raise InputError(f"{path}: image id {number} has a size of {quoted(width)} x {quoted(height)}")
         if not isinstance(name, str) or not stays_inside(name):
-            raise InputError(f"{path}: image id {number} has the file name {shown(name)}")
+            raise InputError(f"{path}: image id {number} has the file name {quoted(name)}")
         place[number] = index
         sizes[index] = width, height
     return place, sizes
@@ -173,14 +173,14 @@ def _collect(
 ) -> Annotations:
     """Put the annotations in the order of their pictures."""
     label_of = {number: label for label, number in enumerate(categories)}
-    skipped, seen = Counter[str](), set[Any]()
+    skipped, ids = Counter[str](), set[Any]()
     rows: list[tuple[int, float, float, float, float, int, float, bool]] = []
     for index, entry in enumerate(entries):
         image, box, category, area, crowd = _fields(path, index, entry)
         if (known := entry.get("id")) is not None:
-            if not isinstance(known, int | str) or known in seen:
-                raise InputError(f"{path}: annotation id {shown(known)} comes twice, or is no id")
-            seen.add(known)
+            if not isinstance(known, int | str) or known in ids:
+                raise InputError(f"{path}: annotation id {quoted(known)} comes twice, or is no id")
+            ids.add(known)
         if category not in label_of:
             raise InputError(f"{path}: annotation id {entry.get('id')} has category_id {category}, which is not listed")
         if image not in place:
@@ -220,7 +220,7 @@ def _fields(path: Path, index: int, entry: Any) -> tuple[int, list[float], int, 
     if len(box) != 4 or not np.isfinite(box).all() or not np.isfinite(area):
         raise InputError(f"{path}: annotation id {entry.get('id')} has the bbox {box}; it must be four finite numbers")
     if isinstance(crowd, float | str) or crowd not in (0, 1):
-        raise InputError(f"{path}: annotation id {entry.get('id')} has iscrowd {shown(crowd)}; it must be 0 or 1")
+        raise InputError(f"{path}: annotation id {entry.get('id')} has iscrowd {quoted(crowd)}; it must be 0 or 1")
     return image, box, category, area, bool(crowd)
 
 

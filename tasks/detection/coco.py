@@ -127,10 +127,10 @@ class CocoSet:
     def objects(self, split: Split, index: int) -> tuple[Tensor, Tensor]:
         """Return the objects to train on: boxes (n, 4) float32, clipped to the picture, and labels (n,) int64."""
         annotations, number = self.splits[split], self._numbers[split][index]
-        found = annotations.of(number)
-        boxes, labels = annotations.boxes[found], annotations.labels[found]
+        rows = annotations.of(number)
+        boxes, labels = annotations.boxes[rows], annotations.labels[rows]
         if not self.train_on_crowds:
-            boxes, labels = boxes[~annotations.crowd[found]], labels[~annotations.crowd[found]]
+            boxes, labels = boxes[~annotations.crowd[rows]], labels[~annotations.crowd[rows]]
         limits = np.tile(annotations.sizes[number], 2)
         return torch.from_numpy(np.clip(boxes, 0, limits)).float(), torch.from_numpy(labels.copy())
 

@@ -53,16 +53,16 @@ class Evaluation:
             from faster_coco_eval import COCO
             from faster_coco_eval import COCOeval_faster as COCOeval
         with redirect_stdout(io.StringIO()):  # both print what they do
-            truth, found = COCO(), COCO()
+            truth, results = COCO(), COCO()
             truth.dataset = dict(ground_truth)
             truth.createIndex()
             # Not loadRes, which fails where nothing was found.
-            found.dataset = {
+            results.dataset = {
                 "info": {}, "images": ground_truth["images"], "categories": ground_truth["categories"],
                 "annotations": _as_annotations(detections),
             }  # fmt: skip
-            found.createIndex()
-            self._eval = COCOeval(truth, found, "bbox")
+            results.createIndex()
+            self._eval = COCOeval(truth, results, "bbox")
             self._eval.params.imgIds = sorted(detections)
             self._eval.evaluate()
             self._eval.accumulate()
@@ -84,17 +84,17 @@ class Evaluation:
 
 
 def _as_annotations(detections: Mapping[int, NDArray[np.floating[Any]]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for image, rows in detections.items():
         for x0, y0, x1, y1, score, category in np.asarray(rows, dtype=np.float64).tolist():
             width, height = x1 - x0, y1 - y0
-            found.append(
+            results.append(
                 {
-                    "id": len(found) + 1, "image_id": image, "category_id": int(category), "score": score,
+                    "id": len(results) + 1, "image_id": image, "category_id": int(category), "score": score,
                     "bbox": [x0, y0, width, height], "area": width * height, "iscrowd": 0,
                 }
             )  # fmt: skip
-    return found
+    return results
 
 
 def average_precision(
@@ -108,7 +108,7 @@ def average_precision(
     A picture that comes again, as padded samplers hand out, would change AP; its first detections count.
     """
     merged: dict[int, NDArray[np.floating[Any]]] = {}
-    for images, found in records:
-        for image, rows in zip(images, found, strict=True):
+    for images, detected in records:
+        for image, rows in zip(images, detected, strict=True):
             merged.setdefault(int(image), rows)
     return Evaluation(ground_truth, merged, evaluator=evaluator).scores()

@@ -168,8 +168,8 @@ def decode(outputs: tuple[Tensor, Tensor, Tensor], *, stride: int, most: int = 1
     batch, num_classes, height, width = logits.shape
     heat = torch.sigmoid(logits)
     peaks = heat * (F.max_pool2d(heat, 3, stride=1, padding=1) == heat)
-    scores, found = peaks.flatten(1).topk(min(most, num_classes * height * width))  # (B, n)
-    labels, cells = found // (height * width), found % (height * width)
+    scores, indices = peaks.flatten(1).topk(min(most, num_classes * height * width))  # (B, n)
+    labels, cells = indices // (height * width), indices % (height * width)
     rows = torch.arange(batch, device=logits.device)[:, None]
     centres = torch.stack([cells % width, cells // width], dim=2) + offsets.flatten(2)[rows, :, cells]
     half = sizes.flatten(2)[rows, :, cells] / 2

@@ -116,21 +116,21 @@ class Detection(Task):
         if self.flip_test:
             outputs = self._net.merged(outputs, nets["model"](images.flip(3)))
         ids = np.array(self.data.category_ids)
-        found = []
+        records = []
         for rows, back in zip(self._net.detections(outputs), backs, strict=True):
             boxes = to_original(rows[:, :4], back)
             detections = torch.cat([boxes, rows[:, 4:]], dim=1).cpu().numpy()
             detections[:, 5] = ids[detections[:, 5].astype(np.int64)]
-            found.append(detections)
-        return [self.data.image_id("val", number) for number in numbers.tolist()], found
+            records.append(detections)
+        return [self.data.image_id("val", number) for number in numbers.tolist()], records
 
     def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
         """Return COCO's AP and recall in percent; pictures that could not be read are left out."""
         if not any(images for images, _ in records):
             raise InputError(f"{self.data.name}: no readable image in the {split} split")
         truth = self.data.splits["val"].ground_truth()
-        found = average_precision(truth, records, evaluator=self.evaluator)
-        return {f"{split}/{name}": value for name, value in found.items()}
+        scores = average_precision(truth, records, evaluator=self.evaluator)
+        return {f"{split}/{name}": value for name, value in scores.items()}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) float32 of mean 0 and standard deviation 1 per channel, in the order of `colours`."""

@@ -149,9 +149,9 @@ class SsdView:
         """Return a random view."""
         framed: Any = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
         sample = {"image": tv_tensors.Image(v2.functional.pil_to_tensor(image)), "boxes": framed, "labels": labels}
-        found = self._transform(sample)
-        objects = remaining(found["boxes"].as_subclass(Tensor), found["labels"], size=self.size)
-        return found["image"].as_subclass(Tensor), objects
+        transformed = self._transform(sample)
+        objects = remaining(transformed["boxes"].as_subclass(Tensor), transformed["labels"], size=self.size)
+        return transformed["image"].as_subclass(Tensor), objects
 
     def test(self, image: Image.Image) -> tuple[Tensor, Tensor]:
         """Return the picture stretched to the square."""

@@ -32,15 +32,15 @@ def initialise(backbone: nn.Module, name: str, *, init: str, path: str | None, p
         return "random weights"
     file = weights_file(FILES[name], path, how=f"download torchvision's {WEIGHTS[name]}")
     state = read_weights(file)
-    own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
-    missing = [key for key in own if prefix + key not in state]
+    expected = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    missing = [key for key in expected if prefix + key not in state]
     if missing:
         raise InputError(f"{file}: holds no {name}; it has no tensor {prefix}{missing[0]}")
-    for key, value in own.items():
+    for key, value in expected.items():
         if state[prefix + key].shape != value.shape:
             raise InputError(
                 f"{file}: {prefix}{key} has the shape {tuple(state[prefix + key].shape)}, and this network needs "
                 f"{tuple(value.shape)}; ImageNet weights fit model.width=1 only"
             )
-    backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
+    backbone.load_state_dict({key: state[prefix + key] for key in expected}, strict=False)
     return f"ImageNet weights {file.name}"

@@ -53,8 +53,8 @@ def random_lengths(total: int, length: int, *, seed: int) -> list[int]:
     count = max(1, round(total / (length * (MEAN_SHARE + (1 - MEAN_SHARE) / 2))))
     generator = np.random.default_rng(seed)
     means = np.where(generator.random(count) < MEAN_SHARE, length, length / 2)
-    drawn = np.maximum(SHORTEST, generator.normal(means, SPREAD).astype(int))
-    ends = np.round(np.cumsum(drawn) * (total / drawn.sum())).astype(int)
+    lengths = np.maximum(SHORTEST, generator.normal(means, SPREAD).astype(int))
+    ends = np.round(np.cumsum(lengths) * (total / lengths.sum())).astype(int)
     return [int(each) for each in np.diff(ends, prepend=0)]
 
 

@@ -164,12 +164,12 @@ class LanguageModel(Task):
         }
 
 
-def _scoring(given: Scoring | Mapping[str, Any], option: str) -> Scoring:
+def _scoring(value: Scoring | Mapping[str, Any], option: str) -> Scoring:
     try:
-        made = given if isinstance(given, Scoring) else Scoring(**given)
+        scoring = value if isinstance(value, Scoring) else Scoring(**value)
     except TypeError as error:
         raise InputError(f"{option}: {error}") from None
     for name in ("columns", "length"):
-        if not getattr(made, name) >= 1:
-            raise InputError(f"{option}.{name}={getattr(made, name)}: must be at least 1")
-    return made
+        if not getattr(scoring, name) >= 1:
+            raise InputError(f"{option}.{name}={getattr(scoring, name)}: must be at least 1")
+    return scoring

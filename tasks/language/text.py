@@ -163,12 +163,12 @@ def tokenise(line: str, unit: Unit) -> list[str]:
 def build_vocabulary(paths: dict[str, Path], *, order: Order, unit: Unit) -> dict[str, int]:
     """Return word -> number, by the rule of `text_corpus`."""
     if order == "appearance":
-        found: dict[str, int] = {}
+        numbers: dict[str, int] = {}
         for split in SPLITS:
             for line in lines(paths[split]):
                 for word in tokenise(line, unit):
-                    found.setdefault(word, len(found))
-        return found
+                    numbers.setdefault(word, len(numbers))
+        return numbers
     counts: Counter[str] = Counter()
     for line in _shown(paths["train"], "counting words"):
         counts.update(tokenise(line, unit))

@@ -232,9 +232,9 @@ def weight_normalise(model: nn.Module, patterns: Sequence[str]) -> nn.Module:
         InputError: A pattern matches no linear map.
     """
     for pattern in patterns:
-        found = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(pattern, name)]
-        if not found:
+        layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(pattern, name)]
+        if not layers:
             raise InputError(f"model.weight_norm: {pattern!r} matches no linear map")
-        for module in found:
+        for module in layers:
             parametrizations.weight_norm(module)
     return model

@@ -81,8 +81,8 @@ class BiasedMnist(ReBias):
             raise InputError(f"train.batch_size={batch_size}: exceeds the {len(labels)} training images of {data.name}")
 
         def colours(split: str, share: float, number: int) -> Tensor:
-            drawn = derive_seed(seed, number)
-            return assign_colours(data.labels[split], share, seed=drawn, num_confusing=num_confusing)
+            colour_seed = derive_seed(seed, number)
+            return assign_colours(data.labels[split], share, seed=colour_seed, num_confusing=num_confusing)
 
         self._train_colours = colours("train", rho, 0)
         self._test_colours = {s: colours("test", share, i) for i, (s, share) in enumerate(TEST_RHOS.items(), 1)}
@@ -129,11 +129,11 @@ class BiasedMnist(ReBias):
         """Return percentages: right answers, answers that name the colour, and the worst cell of label and colour."""
         labels = torch.cat([label for label, _, _ in records])
         colours = torch.cat([colour for _, colour, _ in records])
-        predicted = {r: torch.cat([found[r] for _, _, found in records]) for r in METHODS[self.method]}
-        scores = self.accuracies(split, {role: (found == labels).tolist() for role, found in predicted.items()})
-        own = predicted[self.reported]
-        scores[f"{split}/colour"] = 100 * float((own == colours).double().mean())
-        scores[f"{split}/worst_cell"] = 100 * float(cells(labels, own, colours, 1).min())
+        predicted = {r: torch.cat([classes[r] for _, _, classes in records]) for r in METHODS[self.method]}
+        scores = self.accuracies(split, {role: (classes == labels).tolist() for role, classes in predicted.items()})
+        reported = predicted[self.reported]
+        scores[f"{split}/colour"] = 100 * float((reported == colours).double().mean())
+        scores[f"{split}/worst_cell"] = 100 * float(cells(labels, reported, colours, 1).min())
         return scores
 
     # ------------------------------------------------------------------------------------------------ facts

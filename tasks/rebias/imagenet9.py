@@ -108,15 +108,15 @@ class ImageNet9(ReBias):
         labels = torch.cat([label for label, _ in records]).numpy() if records else np.empty(0)
         if not len(labels):
             raise InputError(f"{self._batches[split].data.name}: no readable image in the {split} split")
-        predicted = {r: torch.cat([found[r] for _, found in records]).numpy() for r in METHODS[self.method]}
+        predicted = {r: torch.cat([classes[r] for _, classes in records]).numpy() for r in METHODS[self.method]}
         if split != "biased":
-            return self.accuracies(split, {role: found == labels for role, found in predicted.items()})
+            return self.accuracies(split, {role: classes == labels for role, classes in predicted.items()})
         clusterings = [clusters[labels] for clusters in self.data.clusterings]
         labels = self.data.val_labels[labels]
-        scores = self.accuracies(split, {role: found == labels for role, found in predicted.items()})
-        for role, found in predicted.items():
+        scores = self.accuracies(split, {role: classes == labels for role, classes in predicted.items()})
+        for role, classes in predicted.items():
             key = "unbiased/top1" if role == self.reported else f"unbiased/{role}_top1"
-            scores[key] = 100 * cell_accuracy(labels, found, clusterings, self.min_cell_count)
+            scores[key] = 100 * cell_accuracy(labels, classes, clusterings, self.min_cell_count)
         return scores
 
     # ------------------------------------------------------------------------------------------------ facts

@@ -138,13 +138,13 @@ class ReBias(Task):
         if self.lambdas[role] > 0:
             with torch.no_grad():
                 constants = gather(nets[other](images)[1].float())  # (B, D)
-            own = gather(features.float())
+            own_features = gather(features.float())
             swapped = self.swap_inner_sigma and role == "g"
             first, second = (other, role) if swapped else (role, other)
-            hsic = hsic_unbiased(rbf_kernel(own, sigmas[first]), rbf_kernel(constants, sigmas[second]))
+            hsic = hsic_unbiased(rbf_kernel(own_features, sigmas[first]), rbf_kernel(constants, sigmas[second]))
             loss = loss + (hsic if role == "f" else -hsic) * self.lambdas[role]
             log[f"train/{role}_hsic"] = hsic.detach()
-            log[f"train/{role}_distance"] = median_sigma(own)
+            log[f"train/{role}_distance"] = median_sigma(own_features)
         return Update(loss, network=role, log=log)
 
     def _sigmas(self, nets: Mapping[str, nn.Module], context: StepContext) -> dict[str, float]:
@@ -163,13 +163,13 @@ class ReBias(Task):
         """Return the median rule's bandwidths over batches 0 to a quarter of the epoch's."""
         batches = self.batches(self._epoch, self._shard, 0)
         device = next(nets["f"].parameters()).device
-        found: dict[str, list[Tensor]] = {role: [] for role in nets}
+        features_by_role: dict[str, list[Tensor]] = {role: [] for role in nets}
         with _buffers_kept(nets):
             for batch in islice(iter(batches), int(SIGMA_SHARE * len(batches)) + 1):
                 images, _ = self.pictures([part.to(device) for part in batch])
                 for role, net in nets.items():
-                    found[role].append(gather(net(images)[1].float()))
-        sigmas = {role: float(median_sigma(features)) for role, features in found.items()}
+                    features_by_role[role].append(gather(net(images)[1].float()))
+        sigmas = {role: float(median_sigma(features)) for role, features in features_by_role.items()}
         for role, value in sigmas.items():
             if not 0 < value < math.inf:
                 raise InputError(
@@ -190,7 +190,7 @@ class ReBias(Task):
     def accuracies(self, split: str, hits: Mapping[str, Sequence[bool]]) -> dict[str, float]:
         """Return the reported network's percentage as "<split>/top1", and g's beside f's as "<split>/g_top1"."""
         names = {role: f"{split}/top1" if role == self.reported else f"{split}/{role}_top1" for role in hits}
-        return {names[role]: 100 * sum(map(bool, found)) / len(found) for role, found in hits.items()}
+        return {names[role]: 100 * sum(map(bool, role_hits)) / len(role_hits) for role, role_hits in hits.items()}
 
 
 @contextmanager

@@ -51,9 +51,9 @@ def proxy_anchor_loss(
         raise InputError(f"labels span {int(labels.min())}..{int(labels.max())}; {len(proxies)} proxies have 0..P-1")
     with torch.autocast(embeddings.device.type, enabled=False):
         cosine = unit_rows(embeddings) @ unit_rows(proxies).to(_working(embeddings)).T  # (B, P)
-        own = F.one_hot(labels.long(), len(proxies)).bool()  # (B, P)
-        pull = _log1p_sum_exp(-alpha * (cosine - margin), own)[own.any(0)]
-        push = _log1p_sum_exp(alpha * (cosine + margin), ~own)
+        is_own_class = F.one_hot(labels.long(), len(proxies)).bool()  # (B, P)
+        pull = _log1p_sum_exp(-alpha * (cosine - margin), is_own_class)[is_own_class.any(0)]
+        push = _log1p_sum_exp(alpha * (cosine + margin), ~is_own_class)
         return pull.mean() + push.mean()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import InputError
-from tasks.data.files import read_text, shown, stays_inside
+from tasks.data.files import quoted, read_text, stays_inside
 
 
 @dataclass(frozen=True)
@@ -118,19 +118,19 @@ def read_inshop(root: Path, last_train_class: int | None = None) -> Parts:
     folder = _inside(root, "Inshop_Clothes", file)
     lines = _lines(folder / file)
     rows = _rows(folder / file, 3, skip=2)
-    said = lines[0].split() if lines else []
-    if [str(len(rows))] != said:
-        raise InputError(f"{folder / file}: says {shown(' '.join(said))} pictures and lists {len(rows)}")
+    stated = lines[0].split() if lines else []
+    if [str(len(rows))] != stated:
+        raise InputError(f"{folder / file}: says {quoted(' '.join(stated))} pictures and lists {len(rows)}")
     names = {"train": "train", "query": "queries", "gallery": "gallery"}
-    found: dict[str, list[tuple[str, int]]] = {part: [] for part in names.values()}
+    pairs_by_part: dict[str, list[tuple[str, int]]] = {part: [] for part in names.values()}
     for path, item, part in rows:
         if part not in names:
-            raise InputError(f"{folder / file}: {path} is in part {shown(part)}; known are {', '.join(names)}")
-        found[names[part]].append(
+            raise InputError(f"{folder / file}: {path} is in part {quoted(part)}; known are {', '.join(names)}")
+        pairs_by_part[names[part]].append(
             (_picture(folder / "Img", path, folder / file), _whole(item.removeprefix("id_"), folder / file))
         )
-    _check_once([path for pairs in found.values() for path, _ in pairs], folder / file)
-    return {part: Listing([p for p, _ in pairs], [c for _, c in pairs]) for part, pairs in found.items()}
+    _check_once([path for pairs in pairs_by_part.values() for path, _ in pairs], folder / file)
+    return {part: Listing([p for p, _ in pairs], [c for _, c in pairs]) for part, pairs in pairs_by_part.items()}
 
 
 READERS: dict[str, Callable[[Path, int | None], Parts]] = {
@@ -186,14 +186,14 @@ def _rows(file: Path, columns: int, *, skip: int = 0) -> list[list[str]]:
     for number, line in enumerate(_lines(file)[skip:], skip + 1):
         words = line.split()
         if len(words) not in (0, columns):
-            raise InputError(f"{file}, line {number}: {len(words)} columns, not {columns}: {shown(line)}")
+            raise InputError(f"{file}, line {number}: {len(words)} columns, not {columns}: {quoted(line)}")
         rows += [words] if words else []
     return rows
 
 
 def _whole(word: str, file: Path) -> int:
     if not (word.isdecimal() and len(word) < 10):
-        raise InputError(f"{file}: {shown(word)} is no class number")
+        raise InputError(f"{file}: {quoted(word)} is no class number")
     return int(word)
 
 
@@ -207,13 +207,13 @@ def _numbered(file: Path) -> dict[str, str]:
 def _check_once(keys: Sequence[str], file: Path) -> None:
     if len(set(keys)) < len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
-        raise InputError(f"{file}: lists {shown(twice)} twice")
+        raise InputError(f"{file}: lists {quoted(twice)} twice")
 
 
 def _picture(folder: Path, name: str, file: Path) -> str:
     """Return the path of a picture that a file lists, which must lie in its folder."""
     if not stays_inside(name):
-        raise InputError(f"{file}: {shown(name)} is no path inside {folder.name}/")
+        raise InputError(f"{file}: {quoted(name)} is no path inside {folder.name}/")
     return str(folder / name)
 
 

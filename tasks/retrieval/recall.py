@@ -109,28 +109,28 @@ class _Search:
             queries, gallery = queries.double(), gallery.double()
         doubt = self._doubt(queries)
         cosine = self._product(queries, gallery)  # (B, G)
-        own, there = self._positives(index)  # (B, M)
-        near = cosine.gather(1, own).masked_fill(~there, -torch.inf)
+        positives, is_valid = self._positives(index)  # (B, M)
+        near = cosine.gather(1, positives).masked_fill(~is_valid, -torch.inf)
         best = near.amax(1, keepdim=True)  # (B, 1), -inf without an example of the same class
-        cosine.scatter_(1, own, -torch.inf)  # what is left are the examples of other classes
-        found = torch.zeros_like(index)
-        found[best[:, 0] == -torch.inf] = torch.iinfo(torch.int64).max
-        rows = ((cosine.amax(1) >= best[:, 0] - doubt) & (found == 0)).nonzero()[:, 0]
+        cosine.scatter_(1, positives, -torch.inf)  # what is left are the examples of other classes
+        ahead = torch.zeros_like(index)
+        ahead[best[:, 0] == -torch.inf] = torch.iinfo(torch.int64).max
+        rows = ((cosine.amax(1) >= best[:, 0] - doubt) & (ahead == 0)).nonzero()[:, 0]
         if len(rows) == 0:
-            return found
+            return ahead
         rest, bar = (cosine, best) if len(rows) == len(cosine) else (cosine[rows], best[rows])
         sure, possible = _count(rest > bar + doubt), _count(rest >= bar - doubt)
-        found[rows] = possible
+        ahead[rows] = possible
         unsure = ((sure < possible) & (sure < cap)).nonzero()[:, 0]
         if int((possible - sure)[unsure].sum()) > MANY * len(unsure) and cosine.dtype == torch.float32:
             again = rows[unsure]
-            found[again] = self.negatives_ahead(index[again], cap=cap, double=True)
-            return found
+            ahead[again] = self.negatives_ahead(index[again], cap=cap, double=True)
+            return ahead
         for i in unsure.tolist():
             row, close = int(rows[i]), ((rest[i] - bar[i]).abs() <= doubt).nonzero()[:, 0]
             left = cap - int(sure[i])
-            found[row] = sure[i] + self._exactly_ahead(int(index[row]), close, own[row][there[row]], cap=left)
-        return found
+            ahead[row] = sure[i] + self._exactly_ahead(int(index[row]), close, positives[row][is_valid[row]], cap=left)
+        return ahead
 
     def _product(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """Return all cosines, into the same memory each time: fresh pages of this size cost more than the sums."""
@@ -152,16 +152,16 @@ class _Search:
         """
         first, count = self.first[index], self.count[index]
         offset = torch.arange(max(1, int(count.max())), device=index.device)  # (M,)
-        there = offset < count.unsqueeze(1)
-        place = torch.where(there, first.unsqueeze(1) + offset, first.unsqueeze(1))
-        own = self.order[place.clamp(max=len(self.order) - 1)]
+        is_valid = offset < count.unsqueeze(1)
+        place = torch.where(is_valid, first.unsqueeze(1) + offset, first.unsqueeze(1))
+        positives = self.order[place.clamp(max=len(self.order) - 1)]
         if self.itself:
-            there &= own != index.unsqueeze(1)
-        return own, there
+            is_valid &= positives != index.unsqueeze(1)
+        return positives, is_valid
 
-    def _exactly_ahead(self, query: int, close: Tensor, own: Tensor, *, cap: int) -> int:
+    def _exactly_ahead(self, query: int, close: Tensor, positives: Tensor, *, cap: int) -> int:
         """Count, up to about `cap`, the rows of `close` that come before the nearest of the query's own class."""
-        best = self._exact(query, own).max()
+        best = self._exact(query, positives).max()
         ahead = 0
         for part in close.split(PART):
             cosine = self._exact(query, part)

@@ -183,9 +183,9 @@ def read_rgb(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                seen = image.convert("RGBA")
-                white = Image.new("RGBA", seen.size, "white")
-                return Image.alpha_composite(white, seen).convert("RGB")
+                rgba = image.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, "white")
+                return Image.alpha_composite(white, rgba).convert("RGB")
             return image.convert("RGB")
     except _DECODE_ERRORS as error:
         raise UnreadableImageError(f"{path}: {error}") from error
@@ -193,10 +193,10 @@ def read_rgb(path: Path) -> Image.Image:
 
 def _check_counts(name: str, parts: dict[str, Listing]) -> None:
     for part, (images, classes) in FACTS[name].counts.items():
-        found = len(parts[part].paths), len(set(parts[part].labels))
-        if found != (images, classes):
+        counts = len(parts[part].paths), len(set(parts[part].labels))
+        if counts != (images, classes):
             raise InputError(
-                f"{name}: {part} has {found[0]} pictures of {found[1]} classes, published are {images} of {classes}; "
+                f"{name}: {part} has {counts[0]} pictures of {counts[1]} classes, published are {images} of {classes}; "
                 "is the set complete? data.strict_counts=false takes it as it is"
             )
 

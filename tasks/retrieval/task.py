@@ -137,8 +137,8 @@ class Retrieval(Task):
         scores = self._recalls(f"{split}/", numbers, torch.cat([record[1] for record in records]))
         if records[0][2] is not None:
             before = torch.cat([record[2] for record in records])
-            found = self._recalls(f"{split}/untrained_", numbers, before)
-            self._untrained_scores = {f"{split}/untrained_recall_at_1": found[f"{split}/untrained_recall_at_1"]}
+            recalls = self._recalls(f"{split}/untrained_", numbers, before)
+            self._untrained_scores = {f"{split}/untrained_recall_at_1": recalls[f"{split}/untrained_recall_at_1"]}
         return scores | self._untrained_scores
 
     def _recalls(self, prefix: str, numbers: Tensor, rows: Tensor) -> dict[str, float]:
@@ -147,13 +147,13 @@ class Retrieval(Task):
             raise InputError(f"{self.data.name}: {bad} of {len(rows)} embeddings are not finite; lower opt.lr")
         labels = torch.tensor(self.data.val_labels)[numbers]
         if self.data.num_queries is None:
-            found = recall_at_k(rows, labels, ks=self.data.ks, ties=self.ties)
+            recalls = recall_at_k(rows, labels, ks=self.data.ks, ties=self.ties)
         else:
             asks = numbers < self.data.num_queries
-            found = recall_at_k(
+            recalls = recall_at_k(
                 rows[asks], labels[asks], rows[~asks], labels[~asks], ks=self.data.ks, ties=self.ties
             )  # fmt: skip
-        return {f"{prefix}recall_at_{k}": 100 * share for k, share in found.items()}
+        return {f"{prefix}recall_at_{k}": 100 * share for k, share in recalls.items()}
 
     def example_inputs(self) -> Mapping[str, tuple[Any, ...]]:
         """Return up to eight training pictures, the same ones whatever the batch size."""

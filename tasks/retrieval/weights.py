@@ -35,12 +35,12 @@ def load_imagenet(backbone: nn.Module, name: str, path: str | None) -> str:
     state = read_weights(file)
     # torchvision's classifier is `fc`, that of the EfficientNet package `fc` or timm's `classifier`.
     state = {key: value for key, value in state.items() if not key.startswith(("fc.", "classifier."))}
-    own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
-    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    expected = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
+    stored = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     if name == "efficientnet_lite0":  # other names in the same order
-        given = dict(zip(own, given.values(), strict=False))
-    wrong = [key for key in own if key not in given or given[key].shape != own[key].shape]
-    if wrong or len(given) != len(own):
+        stored = dict(zip(expected, stored.values(), strict=False))
+    wrong = [key for key in expected if key not in stored or stored[key].shape != expected[key].shape]
+    if wrong or len(stored) != len(expected):
         raise InputError(f"{file}: holds no {name}; {wrong[0] if wrong else 'the number of tensors'} does not fit")
-    backbone.load_state_dict(given, strict=False)
+    backbone.load_state_dict(stored, strict=False)
     return f"ImageNet weights {file.name}"

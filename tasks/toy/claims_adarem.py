@@ -45,12 +45,12 @@ def _factors(scale: float) -> Tensor:
     """Return the factors a that AdaRem used in 30 steps on random gradients of a size, (30, 4, 6)."""
     weight = nn.Parameter(torch.zeros(4, 6, dtype=torch.float64))
     optimizer = AdaRem([weight], lr=1.0, lam=LAM)
-    found = []
+    factors = []
     for grad in scale * _drawn(3, 30, 4, 6):
         before, weight.grad = weight.detach().clone(), grad
         optimizer.step()
-        found.append((before - weight.detach()) / grad)
-    return torch.stack(found)
+        factors.append((before - weight.detach()) / grad)
+    return torch.stack(factors)
 
 
 def _range(*, lam: float = LAM) -> float:
@@ -61,11 +61,11 @@ def _range(*, lam: float = LAM) -> float:
 
 def _printed_factors(scale: float) -> Tensor:
     """Return the factors by the formula as printed, with eps 1e-8 in the denominator, (30, 4, 6)."""
-    m, found = torch.zeros(4, 6, dtype=torch.float64), []
+    m, factors = torch.zeros(4, 6, dtype=torch.float64), []
     for grad in scale * _drawn(3, 30, 4, 6):
-        found.append(1 + LAM * grad * m / (grad.abs() * m.abs().max() + 1e-8))
+        factors.append(1 + LAM * grad * m / (grad.abs() * m.abs().max() + 1e-8))
         m = 0.9 * m + 0.1 * grad
-    return torch.stack(found)
+    return torch.stack(factors)
 
 
 def _scale_free(factors: Callable[[float], Tensor] = _factors) -> float:

@@ -110,9 +110,9 @@ def _equivalence(
     p, worst = START_RATIO, 0.0
     for step in range(STEPS):
         lr, s = _lr(step), 1 - DECAY * _lr(step)
-        own = lr * d(p, s)
+        own_rate = lr * d(p, s)
         net_a.step(opt_a, lr=lr, own_lr=lr)
-        net_b.step(opt_b, lr=own if head else lr, own_lr=own)
+        net_b.step(opt_b, lr=own_rate if head else lr, own_lr=own_rate)
         p *= s
         a, b = net_a.weight.detach(), net_b.weight.detach()
         off = (a - p * b).norm() / a.norm() if length else (_direction(a, kind) - _direction(b, kind)).abs().max()

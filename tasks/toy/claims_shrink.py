@@ -113,15 +113,15 @@ def _times(kind: str) -> tuple[int, ...]:
     generator = torch.Generator().manual_seed(6)
     weight = _rows(START * torch.tensor(SCALES, dtype=torch.float64), generator)
     optimizer = _optimizer(weight, kind)
-    limit, found = NEAR * _settled(kind, 0.0), [0] * len(SCALES)
+    limit, steps = NEAR * _settled(kind, 0.0), [0] * len(SCALES)
     for step in range(1, 10_000):
         weight.grad = _tangent(weight.detach(), generator)
         optimizer.step()
         for row, norm in enumerate(weight.detach().norm(dim=1).tolist()):
-            if not found[row] and norm <= limit:
-                found[row] = step
-        if all(found):
-            return tuple(found)
+            if not steps[row] and norm <= limit:
+                steps[row] = step
+        if all(steps):
+            return tuple(steps)
     raise RuntimeError(f"{kind}: no row came within 10 % of {limit / NEAR:.3f} in 10000 steps")
 
 

@@ -39,8 +39,8 @@ class Path:
 
     def first_below(self, loss: float) -> int | None:
         """Return the first iteration at which a one-row path's loss is below a value, None if there is none."""
-        found = (self.losses.flatten() < loss).nonzero()
-        return int(found[0]) if len(found) else None
+        below = (self.losses.flatten() < loss).nonzero()
+        return int(below[0]) if len(below) else None
 
 
 def descend(

@@ -104,8 +104,8 @@ def band_noise(num: int, band: tuple[float, float], generator: np.random.Generat
     frequencies = np.fft.rfftfreq(num, 1 / RATE)
     spectrum[(frequencies < band[0]) | (frequencies > band[1])] = 0
     wave = np.fft.irfft(spectrum, num)
-    found: Wave = wave / max(float(wave.std()), 1e-12)
-    return found
+    normalised: Wave = wave / max(float(wave.std()), 1e-12)
+    return normalised
 
 
 def perform(sound: Sound, seconds: float, generator: np.random.Generator) -> Wave:
@@ -122,8 +122,8 @@ def perform(sound: Sound, seconds: float, generator: np.random.Generator) -> Wav
     if sound.noise:
         peak = max(float(np.abs(wave).max()), 1.0)
         wave += sound.noise * peak * sound.noise_gate(time) * band_noise(num, sound.band, generator) / 3
-    found: Wave = wave / max(float(np.abs(wave).max()), 1e-9)
-    return found
+    scaled: Wave = wave / max(float(np.abs(wave).max()), 1e-9)
+    return scaled
 
 
 def scene(labels: list[int], seconds: float, generator: np.random.Generator) -> Wave:

@@ -143,8 +143,8 @@ def write(folder: Path, *, words: int = 35, speakers: int = 104) -> None:
     loader()  # what is missing is said before a process is started
     # By the file's path: as a module of its package it would load torch.
     command = [sys.executable, __file__, str(folder.resolve()), str(words), str(speakers)]
-    given = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    done = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise InputError((done.stdout.strip().splitlines() or ["data=speech_commands_tts: espeak-ng failed"])[-1])
 
