@@ -1,4 +1,4 @@
-"""Adversarial training as in the AdamP paper's section 4.2: cross-entropy of pictures that an inner attack has moved.
+"""Adversarial training as in the AdamP paper's section 4.2: cross-entropy on PGD-attacked pictures.
 
 Shapes: B pictures, S side in pixels, K classes. Pictures are in [0, 1] when they reach a network.
 """
@@ -30,9 +30,9 @@ EVALUATIONS = ("pgd", "strong")
 class Adversarial(Task):
     """A classifier trained on attacked pictures alone, and scored on clean and attacked ones.
 
-    The attack sees the network in evaluation mode; the training step on what it found is in training mode. Random
-    starts depend on the seed, the epoch, the step and a picture's place in the global batch, so they are the same on
-    any number of processes.
+    The attack sees the network in evaluation mode; the training step on the attacked pictures is in training mode.
+    Random starts depend on the seed, the epoch, the step and a picture's place in the global batch, so they are the
+    same on any number of processes.
 
     Args:
         data: The pictures.
@@ -40,8 +40,8 @@ class Adversarial(Task):
         batch_size: Global training batch, over all processes and micro-batches.
         seed: Fixes the order of the data, its augmentation and the random starts.
         attack: A preset: "paper-linf", "paper-l2" (sign steps, as the code behind the paper) or "l2" (gradient steps).
-        epsilon: Radius in place of the preset's: a number or a fraction such as "8/255".
-        step_size: Length of a step in place of the preset's.
+        epsilon: Radius instead of the preset's: a number or a fraction such as "8/255".
+        step_size: Length of a step instead of the preset's.
         train_steps: Steps of the attack in training; 0 trains on clean pictures.
         eval_steps: Steps of the attack in evaluation, at least 1.
         evaluation: "pgd", or "strong" for AutoAttack as well, once, with the best weights of the run.
@@ -80,7 +80,7 @@ class Adversarial(Task):
             raise InputError(f"eval={evaluation}: must be one of {', '.join(EVALUATIONS)}")
         if evaluation == "strong":
             _check_strong(data)
-        self.attack = _chosen(attack, epsilon=epsilon, step_size=step_size)
+        self.attack = _select_attack(attack, epsilon=epsilon, step_size=step_size)
         if validation is not None:
             data.hold_out(validation)
         self.data = data
@@ -101,7 +101,7 @@ class Adversarial(Task):
             step, part = divmod(number, shard.accumulation_steps)
             return derive_seed(self.seed, epoch, start + step), (shard.index * shard.accumulation_steps + part) * size
 
-        return _Marked(batches, origin, count=len(batches))
+        return _TaggedBatches(batches, origin, count=len(batches))
 
     def eval_batches(self, shard: Shard) -> Mapping[str, Iterable[Batch]]:
         return {"val": self._eval_split("val", shard, self.data.num_examples["val"])}
@@ -117,7 +117,7 @@ class Adversarial(Task):
         batches = self.batches.evaluation(shard)
         whole = -(-min(num_images, self.data.num_examples["val"]) // self.eval_batch_size)
         count = len(range(shard.index, whole, shard.count))
-        return _Marked(batches, lambda number: (split, shard.index + number * shard.count), count=count)
+        return _TaggedBatches(batches, lambda number: (split, shard.index + number * shard.count), count=count)
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels, (seed, first) = batch  # (B, 3, S, S) uint8, (B,)
@@ -150,7 +150,7 @@ class Adversarial(Task):
                 if self.attack.random_start_eval:
                     start = self._random_start(x, derive_seed(self.seed, -1, number))
                 attacked = self._attacked(net, x, labels, steps=self.eval_steps, start=start)
-            return [_judged(net(each), labels) for each in (x, attacked)]
+            return [_losses_and_hits(net(each), labels) for each in (x, attacked)]
 
     def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
         """Return mean losses and percentages; sums are exact, so the order of records is free."""
@@ -197,18 +197,18 @@ class Adversarial(Task):
         return tensor[: max(0, self.strong_images - number * self.eval_batch_size)]
 
 
-class _Marked:
-    """The first `count` of some batches, each with a mark made of its number."""
+class _TaggedBatches:
+    """The first `count` batches, each with a tag computed from its number."""
 
-    def __init__(self, batches: Iterable[Any], mark: Callable[[int], Any], *, count: int) -> None:
-        self._batches, self._mark, self._count = batches, mark, count
+    def __init__(self, batches: Iterable[Any], tag: Callable[[int], Any], *, count: int) -> None:
+        self._batches, self._tag, self._count = batches, tag, count
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Any]:
         for number, batch in zip(range(self._count), self._batches, strict=False):
-            yield *batch, self._mark(number)
+            yield *batch, self._tag(number)
 
 
 def as_unit_range(images: Tensor) -> Tensor:
@@ -240,13 +240,13 @@ def autoattack(network: nn.Module, images: Tensor, labels: Tensor, *, norm: str,
     return attacked
 
 
-def _judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _losses_and_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     loss = F.cross_entropy(logits, labels, reduction="none").double()
     return loss.cpu(), (logits.argmax(1) == labels).cpu()
 
 
-def _chosen(name: str, *, epsilon: float | str | None, step_size: float | str | None) -> Attack:
-    """Return a preset with the values given in place of its own."""
+def _select_attack(name: str, *, epsilon: float | str | None, step_size: float | str | None) -> Attack:
+    """Return a preset with some of its lengths replaced."""
     if name not in PRESETS:
         raise InputError(f"task.attack={name}: must be one of {', '.join(PRESETS)}")
     replacements = {"epsilon": epsilon, "step_size": step_size}
@@ -257,7 +257,7 @@ def _chosen(name: str, *, epsilon: float | str | None, step_size: float | str | 
 
 
 def _check_strong(data: ImageSet) -> None:
-    """Refuse what would otherwise fail hours later, after the last epoch."""
+    """Refuse an AutoAttack that cannot run, rather than fail after the last epoch."""
     if importlib.util.find_spec("pyautoattack") is None:
         raise InputError("eval=strong: needs the package pyautoattack; install the extra `attacks`, or leave eval=pgd")
     if data.num_classes < 10:

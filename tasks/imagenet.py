@@ -33,7 +33,7 @@ class ImageNet(Task):
         mix: Mixes the examples of each training batch, e.g. `tasks.data.CutMix`.
         num_workers: Decoding processes beside each training process; 0 decodes in it.
         eval_batch_size: Pictures in one evaluation batch of one process.
-        validation: Share of the training pictures that are scored in the place of the published validation split, for
+        validation: Share of the training pictures that are scored instead of the published validation split, for
             choosing hyperparameters; null scores the published one. See `ImageSet.hold_out`.
     """
 

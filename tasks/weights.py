@@ -1,4 +1,4 @@
-"""Files of trained weights: where they are looked for, and how they are read. Nothing is ever downloaded."""
+"""Files of pretrained weights: search places and loading. Nothing is ever downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of waveforms in an order fixed by (seed, epoch): random crops to train on, chunks to score.
+"""Deterministic batches of waveforms, fixed by (seed, epoch): random crops for training, chunks for evaluation.
 
 As with pictures, an item is a whole batch by number: skipping to a step decodes nothing, and a clip's crop depends on
 (seed, epoch) and its own number alone. B clips, N samples, M chunks of a batch's clips, K classes.

@@ -1,4 +1,4 @@
-"""Sound files decoded once: each becomes an array file named by the hash of the sound file, memory-mapped when used.
+"""Cache of decoded audio: one memory-mapped array file per sound file, named by its hash.
 
 A file is decoded again only if no array of its hash is there, so that stopping in the middle loses nothing, moving a
 data set costs reading but no decoding, and equal files share one array. Arrays are written beside their place and

@@ -1,4 +1,4 @@
-"""Labelled clips: what the readers find, and the decoded samples behind it."""
+"""Labelled audio clips: the listing that a reader returns, and the decoded samples."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ClipSet:
     """The clips of a listing, decoded once into a cache and memory-mapped from there.
 
     Args:
-        listing: What a reader found.
+        listing: The clips that a reader returned.
         sample_rate: In Hz; clips of another rate are resampled.
         resample: False refuses clips of another rate.
         cache: Folder of the cache; None: `audio` in $ADAMP_DATA or ~/.cache/adamp/data.

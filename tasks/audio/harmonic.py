@@ -28,7 +28,7 @@ def centre_frequencies(sample_rate: int, *, num_harmonics: int, semitone_scale: 
     Args:
         sample_rate: In Hz.
         num_harmonics: H.
-        semitone_scale: Levels a semitone.
+        semitone_scale: Levels per semitone.
     """
     highest = round(69 + 12 * math.log2(sample_rate / (2 * num_harmonics) / 440))
     levels = (highest - LOWEST_NOTE) * semitone_scale
@@ -54,7 +54,7 @@ class HarmonicSpectrogram(nn.Module):
         sample_rate: In Hz.
         n_fft: Samples of a frame; frames are half of it apart, and centred: T = 1 + N // (n_fft // 2).
         num_harmonics: H.
-        semitone_scale: Levels a semitone; 2 gives L = 128 at 16 kHz.
+        semitone_scale: Levels per semitone; 2 gives L = 128 at 16 kHz.
         learn_q: Whether q is a parameter; else the constant 1.
     """
 

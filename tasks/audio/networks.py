@@ -52,7 +52,7 @@ class HarmonicCnn(nn.Module):
         sample_rate: Of the clips, in Hz.
         n_fft: Samples of a frame of the front end.
         num_harmonics: Channels that the front end hands over.
-        semitone_scale: Its levels a semitone.
+        semitone_scale: Its levels per semitone.
         learn_q: Whether the width of its bands is learned.
 
     Raises:

@@ -71,7 +71,7 @@ def find_folder(root: str | Path | None, inside: tuple[str, ...], sign: str) -> 
 
 
 def speech_commands(root: str | Path | None, *, name: str = "speech_commands", licence: str | None = None) -> Listing:
-    """Read Speech Commands: one folder a word, `validation_list.txt` and `testing_list.txt`; the rest is training.
+    """Read Speech Commands: one folder per word, `validation_list.txt` and `testing_list.txt`; the rest is training.
 
     Folders that begin with an underscore hold background noise and are no class; classes are in alphabetical order.
 

@@ -1,4 +1,4 @@
-"""The sets by name: the official ones from their folders, and the synthetic ones, which are made at their first use."""
+"""Audio sets by name: official ones from their folders, synthetic ones generated at their first use."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class RandAugment:
         std: Channel deviations in [0, 1]; erased parts are noise of this mean and deviation.
         magnitude: Strength of the operations, 0 to 10.
         magnitude_std: Deviation of each operation's own strength.
-        num_ops: Operations a picture.
+        num_ops: Operations per picture.
         erase_prob: Share of pictures with an erased rectangle.
 
     Reference:

@@ -1,4 +1,4 @@
-"""Where data sets that are fetched or made are kept, and how processes that start at once share the making."""
+"""Cache folder of fetched and generated data sets, and the lock that lets processes share one generation."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tasks.base import InputError
 
 
 class CutMix:
-    """One rectangle and one random pairing a batch.
+    """One rectangle and one random pairing per batch.
 
     The rectangle's sides are S sqrt(1 - λ) with λ ~ Beta(alpha, alpha), its centre is uniform, and what lies outside
     the picture is cut off; λ is then the exact share that is kept. It draws from numpy's and torch's global generators.

@@ -69,7 +69,7 @@ class FashionMnist(ImageSet):
         root: Folder with the four idx files and `manifest.json`; None is the repository's own folder for
             `fashion_mnist_10k` and the folder of `make data` for `fashion_mnist`.
         image_size: Side of the pictures handed out, in pixels.
-        crop_scale: Area fractions of the random crop; ImageNet's 0.08 would leave 8 of 28 pixels a side.
+        crop_scale: Area fractions of the random crop; ImageNet's 0.08 would leave 8 of 28 pixels per side.
 
     Raises:
         InputError: if the set has not been prepared, or a file is damaged.

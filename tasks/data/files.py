@@ -1,4 +1,4 @@
-"""Reading files that people hand over: whole, within bounds, and with an error for whatever is wrong with them."""
+"""Bounded reading of the user's files and folders, with `InputError` for whatever is wrong with them."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class ImageNet9(SynsetPictures, TexturedSet):
 
     Args:
         root: Folder that holds train/<synset>/*.JPEG and val/<synset>/*.JPEG; option `data_root`.
-        clusters: CSV with the texture clusters: path,category,cluster1,cluster2,cluster3, a row a validation picture.
+        clusters: CSV of texture clusters: path,category,cluster1,cluster2,cluster3, one row per validation picture.
         imagenet_a: Folder that holds <synset>/*.jpg of ImageNet-A; None leaves that score out.
         name: What records call the set.
         image_size: Side of the pictures handed out, in pixels.
@@ -206,7 +206,7 @@ def read_clusters(path: str | None, names: list[str]) -> tuple[tuple[NDArray[np.
     keys = [f"cluster{k}" for k in range(1, NUM_CLUSTERINGS + 1)]
     if not rows or not {"path", "category", *keys} <= rows[0].keys():
         raise InputError(
-            f"data.clusters={path}: must have the columns path,category,{','.join(keys)} and a row a picture"
+            f"data.clusters={path}: must have the columns path,category,{','.join(keys)} and one row per picture"
         )
     known = {row["path"]: row for row in rows}
     missing = [name for name in names if name not in known]

@@ -1,4 +1,4 @@
-"""What every labelled image set offers: uint8 pictures by number, a training view, an evaluation view, facts.
+"""The interface of labelled image sets: uint8 pictures by number, training and evaluation views, facts.
 
 Shapes: C channels (always 3 on the way out), H W pixels of a stored picture, S side of a picture handed out.
 """
@@ -77,7 +77,7 @@ class ImageSet(ABC):
         """Return picture `index` of the validation split and its label, not augmented; as `train_example`."""
 
     def hold_out(self, share: float) -> None:
-        """Make a share of the training pictures the validation split, in the place of the published one.
+        """Make a share of the training pictures the validation split, instead of the published one.
 
         For choosing hyperparameters: what the papers report is scored on the published split, which must not choose
         them. The same pictures are held out whatever the run's seed, they are seen without augmentation, and the set
@@ -171,7 +171,7 @@ class Synthetic(ImageSet):
 
 
 class RandomView:
-    """A random part of a picture, resized and mirrored half of the time: the training view of every set here.
+    """A random part of a picture, resized and mirrored half of the time: the training view of every set.
 
     The part is that of torchvision's `RandomResizedCrop`: its area a uniform fraction from `crop_scale`, its
     aspect ratio log-uniform in 3/4-4/3. Cropping before resizing keeps the cost that of one small resize.
@@ -194,7 +194,7 @@ class RandomView:
 
     def __call__(self, image: Any) -> Any:
         """Return a view of `image`, a PIL image or a uint8 tensor (C, H, W), as the same kind."""
-        # The first version's draw is the second's, bit for bit, in a third of the time: 0.06 ms of 5 ms a picture.
+        # The first version's draw is the second's, bit for bit, in a third of the time: 0.06 ms of 5 ms per picture.
         box = RandomResizedCrop.get_params(image, self._scale, self._ratio)
         image = v2.functional.resized_crop(
             image, *box, size=self.size, interpolation=self._interpolation, antialias=True

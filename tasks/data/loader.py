@@ -1,4 +1,4 @@
-"""Batches in an order fixed by (seed, epoch), cut for processes and micro-batches, decoded by any workers.
+"""Deterministic data loading: batches fixed by (seed, epoch), split over processes and micro-batches.
 
 The item of a loader's data set is a whole batch, by number. So skipping to a step decodes nothing, and what a
 batch holds depends on its number and on (seed, epoch) alone, not on workers or on where a run was resumed. What

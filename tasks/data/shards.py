@@ -1,4 +1,4 @@
-"""ImageNet in tar files with an index beside them: the pictures and the order of the folders, few files to open.
+"""ImageNet in tar shards with an index: the pictures and order of the folder layout, few files to open.
 
 The tars are WebDataset's (each picture is NUMBER.jpg, its class NUMBER.cls), and `_info.json` is what timm's reader of
 them asks for, so both can stream the same files. Here pictures are read by number, from the offsets in the index. A

@@ -1,4 +1,4 @@
-"""COCO's annotation files, read into arrays and checked once, so that no training step meets a box it cannot use.
+"""COCO annotation files, read into arrays and validated once, so that every box can be trained on.
 
 Shapes: N pictures, M boxes of all pictures together. Boxes are x0, y0, x1, y1 in pixels of the stored picture, with
 the left edge of its first column at 0: COCO's x, y, width, height with the far corner added up.

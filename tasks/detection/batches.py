@@ -1,4 +1,4 @@
-"""Detection batches: pictures stacked, boxes of all of them in one table, in an order fixed by (seed, epoch).
+"""Deterministic detection batches, fixed by (seed, epoch): stacked pictures, the boxes of all in one tensor.
 
 Shapes: B pictures, S their side, N objects of all of them together.
 """
@@ -101,7 +101,7 @@ def train_batches(data: CocoSet, view: View, *, batch_size: int, shard: Shard, s
 
     Args:
         data: The set.
-        view: How a picture is shown.
+        view: Augmentation and resizing.
         batch_size: Over all processes and micro-batches.
         shard: This process's share.
         start: First step wanted.

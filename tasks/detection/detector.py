@@ -1,4 +1,4 @@
-"""What the task asks of a detector, whichever it is.
+"""The interface of detectors: outputs, losses and detections.
 
 Shapes: B pictures, S their side, N objects of all of them together, n detections of one picture.
 """

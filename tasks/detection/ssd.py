@@ -165,7 +165,7 @@ class Ssd(SSD, Detector):
         self.transform = nn.Identity()  # views resize and the task normalises
         self.view, self.origin = SsdView(image_size, (mean[0], mean[1], mean[2])), maps.origin
         self.image_size, self._bn_extras = image_size, bn_extras
-        # The last map has one cell: batch norm behind it sees one value a picture.
+        # The last map has one cell: batch norm behind it sees one value per picture.
         self.num_examples, self.example_side = (4 if bn_extras else 1), image_size
         with torch.no_grad():
             empty = ImageList(torch.empty(1, 3, image_size, image_size), [(image_size, image_size)])
@@ -184,7 +184,7 @@ class Ssd(SSD, Detector):
         return output["cls_logits"], output["bbox_regression"]
 
     def losses(self, outputs: Outputs, objects: Objects, *, mean: Mean) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return cross-entropy with three hard negatives a positive, plus smooth L1, over the number of positives."""
+        """Return cross-entropy with three hard negatives per positive, plus smooth L1, over the number of positives."""
         logits, codes = (output.float() for output in outputs)
         targets, matches = [], []
         for number in range(len(logits)):
@@ -202,7 +202,7 @@ class Ssd(SSD, Detector):
         return parts["class"] + parts["box"], parts
 
     def detections(self, outputs: Outputs) -> list[Tensor]:
-        """Return what is left of scores above 0.01, 400 a class, after suppression at 0.45: 200 a picture."""
+        """Return detections: scores above 0.01, at most 400 per class, NMS at 0.45, at most 200 per picture."""
         logits, codes = (output.float() for output in outputs)
         anchors, shapes = [self.default_boxes] * len(logits), [(self.image_size, self.image_size)] * len(logits)
         kept = self.postprocess_detections({"cls_logits": logits, "bbox_regression": codes}, anchors, shapes)

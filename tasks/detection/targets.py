@@ -1,4 +1,4 @@
-"""CenterNet's targets and losses: a bump at the centre of each object, its size, and the centre's place in its pixel.
+"""CenterNet's targets and losses: Gaussian heat map of centres, box sizes, and sub-pixel offsets.
 
 Shapes: B pictures, K classes, H W the output map (a quarter of the view), N objects of all pictures together.
 Reference: Zhou et al., arXiv:1904.07850, section 3; details as in its published code, from which we differ in one
@@ -162,7 +162,7 @@ def decode(outputs: tuple[Tensor, Tensor, Tensor], *, stride: int, most: int = 1
     Args:
         outputs: As for `centernet_losses`.
         stride: Pixels of the view in one of the map.
-        most: Detections a picture.
+        most: Detections per picture.
     """
     logits, sizes, offsets = (output.float() for output in outputs)
     batch, num_classes, height, width = logits.shape

@@ -1,4 +1,4 @@
-"""How a detector sees a picture: augmented for training, plain for evaluation, boxes along with it.
+"""Views of detection pictures and their boxes: augmented for training, resized for evaluation.
 
 Shapes: S side of a training view in pixels, n objects. Boxes are x0, y0, x1, y1 with edges, not pixel centres, as
 numbers: the first column of pixels reaches from 0 to 1. So a mirror image maps x to width - x.

@@ -1,4 +1,4 @@
-"""A softmax over many words in clusters, whose output vectors are the input embedding.
+"""Tied adaptive softmax: word clusters whose output vectors are the input embedding.
 
 N positions, D width, V words. `torch.nn.AdaptiveLogSoftmaxWithLoss` does not serve: it projects every cluster even
 where all have one width, gives rare words no bias, and cannot share its weights with an embedding.

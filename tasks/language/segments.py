@@ -1,6 +1,6 @@
-"""How a text becomes batches: columns side by side, cut into segments that follow one another.
+"""Segments of a text for truncated backpropagation: columns side by side, cut into consecutive segments.
 
-B columns, T tokens a column, L tokens a segment.
+B columns, T tokens per column, L tokens per segment.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Segments(Sequence[Segment]):
         length: L.
         shard: Whose columns.
         epoch: Counted from 0.
-        steps: Steps an epoch; null for one pass over the text.
+        steps: Steps per epoch; null for one pass over the text.
         start: First step wanted.
         seed: Of the random lengths; null for segments of equal length.
     """

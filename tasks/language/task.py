@@ -1,4 +1,4 @@
-"""Language modelling: the next word from those before it, with a memory that goes on from segment to segment.
+"""Language modelling: next-token prediction with a memory carried from segment to segment.
 
 B columns of a batch, T tokens of a column, L tokens of a segment.
 """
@@ -45,7 +45,7 @@ class LanguageModel(Task):
         length: Tokens of a training segment.
         seed: Of the random segment lengths.
         random_lengths: Draw each segment's length, and scale the learning rate by it (Merity et al. 2018, section 3.1).
-        epoch_steps: Steps an epoch; null for one pass over the text. The memory starts anew with each pass only.
+        epoch_steps: Steps per epoch; null for one pass over the text. The memory starts anew with each pass only.
         val: How the validation text is scored after each epoch; a `Scoring` or its attributes.
         tests: Name -> how the test text is scored at the end, with the best weights.
     """
@@ -132,7 +132,7 @@ class LanguageModel(Task):
         return float(total), len(text) * begin
 
     def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
-        """Return the loss in nats a token, and perplexity; for characters bits a character."""
+        """Return the loss in nats per token, and perplexity; for characters bits per character."""
         loss = math.fsum(total for total, _ in records) / sum(count for _, count in records)
         scores = {f"{split}/loss": loss, f"{split}/ppl": math.exp(min(loss, 700.0))}
         if self.data.unit == "char":

@@ -1,4 +1,4 @@
-"""Text on disk -> a vocabulary and one long row of word numbers for each split.
+"""Text corpora: a vocabulary, and one sequence of token numbers per split.
 
 Layouts read: WikiText (`wiki.train.tokens`, `wiki.valid.tokens`, `wiki.test.tokens`), the names that the Transformer-XL
 code gives the same files and Penn Treebank's (`train.txt`, ...), and `ptb.train.txt`, ...; each also compressed as

@@ -1,4 +1,4 @@
-"""What every network asks of its width and its number of classes."""
+"""Range checks of a network's width, depth and number of classes."""
 
 from __future__ import annotations
 

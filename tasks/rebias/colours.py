@@ -1,4 +1,4 @@
-"""Biased-MNIST: which digit gets which background colour, and how it is painted.
+"""Biased-MNIST: background colours of digits, their assignment and painting.
 
 Shapes: N digits, H W pixels. Reference: Bahng et al., arXiv:1910.02806, section 4.2, and their published code,
 which the rules follow where the text is silent: the colour of a digit that does not get its own class's is drawn

@@ -82,7 +82,7 @@ def bagnet18(num_classes: int, *, width: float = 1.0) -> FeatureClassifier:
     first = nn.Sequential(
         nn.Conv2d(3, stem, 1, bias=False),
         nn.Conv2d(stem, stem, 3, bias=False),
-        nn.BatchNorm2d(stem, momentum=0.001),  # the published value, here alone
+        nn.BatchNorm2d(stem, momentum=0.001),  # the published value, in this layer alone
         nn.ReLU(inplace=True),
     )
     inputs, blocks = stem, []

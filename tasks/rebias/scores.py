@@ -1,4 +1,4 @@
-"""Accuracies that a bias cannot hide in: over cells of class and texture, of label and colour. Fractions, in [0, 1].
+"""Bias-aware accuracies: over cells of class and texture, of label and colour. Fractions, in [0, 1].
 
 Shapes: N pictures, C clusterings.
 """

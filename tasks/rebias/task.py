@@ -34,7 +34,7 @@ class ReBias(Task):
     processes, and micro-batches are refused.
 
     Both networks run in training mode, also where they only provide constants, so BatchNorm's running statistics
-    move twice a step, as in the published code.
+    move twice per step, as in the published code.
 
     Args:
         f: Builds the target network from `num_classes`: pictures (B, 3, H, W) -> logits (B, K), features (B, D).
@@ -46,10 +46,10 @@ class ReBias(Task):
         lambda_f: Weight of HSIC in f's loss; 0 trains f as "vanilla" does.
         lambda_g: Weight of HSIC in g's loss; 0 trains g as "biased" does.
         sigma: Bandwidth of both kernels, or "median": the square root of the median squared distance, for each
-            network, found anew before each epoch on a quarter of its batches.
+            network, measured before each epoch on a quarter of its batches.
         num_g_updates: Steps of g before each step of f.
         swap_inner_sigma: In g's loss give F the bandwidth of g and G that of f, as the published code does; that
-            matters with "median" alone. The published numbers were made so.
+            matters with "median" alone. The published numbers use it.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def proxy_anchor_loss(
 
 
 def _log1p_sum_exp(values: Tensor, chosen: Tensor) -> Tensor:
-    """Return log(1 + sum over chosen rows of exp(values)) a column, without overflow: (B, P) -> (P,)."""
+    """Return log(1 + sum over chosen rows of exp(values)) per column, without overflow: (B, P) -> (P,)."""
     kept = values.masked_fill(~chosen, -torch.inf)
     return torch.logsumexp(torch.cat([kept, kept.new_zeros(1, kept.shape[1])]), 0)
 

@@ -76,7 +76,7 @@ def read_cars(root: Path, last_train_class: int | None = None) -> Parts:
             return _split(listed, last_train_class or 98)
     raise InputError(
         f"data_root={root}: has neither cars_annos.mat (with car_ims/) nor devkit/{devkit[0]} and {devkit[1]} (with "
-        "cars_train/ and cars_test/); copies sorted into one folder a class have lost the numbers of the classes"
+        "cars_train/ and cars_test/); copies sorted into one folder per class have lost the numbers of the classes"
     )
 
 

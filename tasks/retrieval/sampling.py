@@ -1,4 +1,4 @@
-"""Which pictures come together in a training batch: any (the paper's), or a few of each of many classes."""
+"""Class-balanced sampling of training batches: a few pictures of each of many classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every retrieval set offers: training pictures of some classes, and pictures of other classes to search.
+"""The interface of retrieval sets: training pictures of some classes, and pictures of other classes to search.
 
 Shapes: S side of a picture handed out, in pixels.
 """
@@ -32,7 +32,7 @@ class RetrievalSet(ImageSet):
 
     Validation pictures are the queries, followed by the gallery where there is one; without one each query searches
     all the others. `eval_example` returns a picture with its number in that split, not with its class: the classes
-    and the roles are looked up here.
+    and the roles are looked up in these attributes.
 
     Attributes:
         train_labels: Class of each training picture, 0..K-1.

@@ -1,4 +1,4 @@
-"""A claim in closed form: a formula, how far the optimizers are from it, and wrong versions that must be found out."""
+"""Claims in closed form: a formula, the optimizers' deviation from it, and wrong formulas that must fail."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Claims of the AdaRem paper: its factor, the regret of Theorem 1, and the sphere learning rate (SLR).
 
-Letters: `θ` weight, `g` gradient, `m` momentum, `a = 1 + λ_t sign(g) m / max|m|`, `η` learning rate, `γ` weight decay.
+Notation: `θ` weight, `g` gradient, `m` momentum, `a = 1 + λ_t sign(g) m / max|m|`, `η` learning rate, `γ` weight decay.
 
 Reference:
     "Adaptive Gradient Method with Resilience and Momentum", sections 3 and 4, Theorem 1.

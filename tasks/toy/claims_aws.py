@@ -1,6 +1,6 @@
 """Claims of the AWS paper, 1: weight decay on a normalised weight is a learning rate that changes (eqs. 14 to 17).
 
-Letters: `W` normalised weight, its rows the filters; `λ` weight decay, `η_q` learning rate of step q, `p_q` and `d_q`
+Notation: `W` normalised weight, its rows the filters; `λ` weight decay, `η_q` learning rate of step q, `p_q` and `d_q`
 the paper's factors.
 
 Reference:

@@ -1,6 +1,6 @@
 """Claims of the AdamP paper: what a step does to the norm of a scale-invariant weight.
 
-Letters: `w` weight, `n` its norm, `u = w / n`, `g` gradient, `p` update before the learning rate, `q` its projection,
+Notation: `w` weight, `n` its norm, `u = w / n`, `g` gradient, `p` update before the learning rate, `q` its projection,
 `R` rows (filters).
 
 Reference:

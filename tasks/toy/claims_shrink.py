@@ -1,6 +1,6 @@
 """Claims of the AWS paper, 2: where norms settle under weight decay and under adaptive weight shrink, and how fast.
 
-Letters: `n` norm of a filter, `η` learning rate, `λ` weight decay, `α` strength of AWS, `β` momentum, `N` entries of a
+Notation: `n` norm of a filter, `η` learning rate, `λ` weight decay, `α` strength of AWS, `β` momentum, `N` entries of a
 filter; gradients are independent, tangential and of length `G / n`, as those of a scale-invariant loss are.
 
 The equilibria and times are derived in docs/theory.md; the paper argues them in words.

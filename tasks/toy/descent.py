@@ -1,6 +1,6 @@
-"""Runs any torch optimizer on rows of independent problems and keeps every point.
+"""Trajectories of any torch optimizer on rows of independent problems.
 
-Letters: `T` steps, `R` rows, `D` dimensions.
+Shapes: `T` steps, `R` rows, `D` dimensions.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def descend(
     Args:
         loss: Takes (R, D), returns (R,).
         start: (R, D).
-        optimizers: Each builds the optimizer of its share of the rows: R of them, one a row, or a single one for all.
+        optimizers: Each builds the optimizer of its share of the rows: R of them, one per row, or a single one for all.
         steps: How many.
         clip: Largest gradient norm of a row; applied before weight decay.
         schedule: Step -> factor of the optimizers' learning rates.

@@ -1,6 +1,6 @@
 """Scale-invariant objectives in two and three dimensions.
 
-Letters: `R` independent problems, one a row; `w` the weight, `(R, 2)` or `(R, 3)`.
+Notation: `R` independent problems, one per row; `w` the weight, `(R, 2)` or `(R, 3)`.
 
 Reference:
     Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", ICLR 2021,

@@ -1,1 +1,1 @@
-"""Sounds made here, written in the layouts of the official sets: nothing of it is a recording."""
+"""Synthesised audio sets in the layouts of the official ones; nothing is a recording."""

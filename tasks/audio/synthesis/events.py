@@ -39,7 +39,7 @@ def _clicks(rate: float, fade: float) -> Curve:
 
 
 def _between(low: float, high: float, rate: float) -> Curve:
-    """Return a slide up and down between two values, `rate` times a second."""
+    """Return a slide up and down between two values, `rate` times per second."""
     return lambda time: low + (high - low) * (0.5 - 0.5 * np.cos(2 * np.pi * rate * time))
 
 
