@@ -123,6 +123,7 @@ def pgd_attack(
         Madry et al., arXiv:1706.06083.
     """
     _check(images, labels, norm=norm, epsilon=epsilon, steps=steps, step_size=step_size, clip=clip, direction=direction)
+    # The start d_0: given, random in the ball, or zero
     clean = images.detach().to(torch.promote_types(images.dtype, torch.float32))
     if start is not None:
         delta = start.detach().to(clean)
@@ -134,6 +135,7 @@ def pgd_attack(
     finite = torch.ones((), dtype=torch.bool, device=images.device)
     with _evaluation_mode(network), torch.enable_grad():
         for _ in range(steps):
+            # Ascend the loss, project onto the ball, clip to the pixel range
             grad, loss = _image_gradient(network, (clean + delta).to(images.dtype), labels)
             finite = finite & loss.isfinite().all() & grad.isfinite().all()
             delta = delta + step_size * _unit(grad.to(clean.dtype), "linf" if direction == "sign" else norm)

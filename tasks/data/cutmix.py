@@ -47,12 +47,15 @@ class CutMix:
         if not np.random.random_sample() < self.prob:
             return images, labels, labels, torch.tensor(1.0)
         height, width = images.shape[-2:]
+        # lambda ~ Beta(alpha, alpha), and a rectangle of area 1 - lambda around a uniform centre
         kept = np.random.beta(self.alpha, self.alpha)
         top, bottom = _span(height, kept)
         left, right = _span(width, kept)
+        # Paste the partner's rectangle
         partner = torch.randperm(len(images))
         mixed = images.clone()
         mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+        # lambda again from the rectangle as clipped at the border
         share = 1 - (bottom - top) * (right - left) / (height * width)
         return mixed, labels, labels[partner], torch.tensor(share)
 

@@ -72,13 +72,16 @@ def encode(objects: Objects, *, batch: int, num_classes: int, size: tuple[int, i
         stride: Pixels of the view in one of the map.
     """
     height, width = size
+    # Rank of each object within its picture
     first = torch.searchsorted(objects.owner, torch.arange(batch, device=objects.owner.device))
     rank = torch.arange(len(objects.owner), device=objects.owner.device) - first[objects.owner]
+    # Boxes on the map's grid; drop the empty ones and those beyond MAX_OBJECTS
     limits = torch.tensor([width, height, width, height], device=objects.boxes.device)
     boxes = (objects.boxes.float() / stride).clamp(min=0).minimum(limits)
     sizes = boxes[:, 2:] - boxes[:, :2]
     used = (sizes > 0).all(1) & (rank < MAX_OBJECTS)
     boxes, sizes, labels, owner = boxes[used], sizes[used], objects.labels[used], objects.owner[used]
+    # Centres, their cells, and the Gaussian radius of each box
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     cells = centres.floor()
     up = sizes.double().ceil()
@@ -166,9 +169,11 @@ def decode(outputs: tuple[Tensor, Tensor, Tensor], *, stride: int, most: int = 1
     """
     logits, sizes, offsets = (output.float() for output in outputs)
     batch, num_classes, height, width = logits.shape
+    # Peaks: 3x3 max pooling in place of non-maximum suppression
     heat = torch.sigmoid(logits)
     peaks = heat * (F.max_pool2d(heat, 3, stride=1, padding=1) == heat)
     scores, indices = peaks.flatten(1).topk(min(most, num_classes * height * width))  # (B, n)
+    # Boxes from the size and offset maps at the peaks
     labels, cells = indices // (height * width), indices % (height * width)
     rows = torch.arange(batch, device=logits.device)[:, None]
     centres = torch.stack([cells % width, cells // width], dim=2) + offsets.flatten(2)[rows, :, cells]

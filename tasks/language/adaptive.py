@@ -61,10 +61,12 @@ class TiedAdaptiveSoftmax(nn.Module):
         head = self._head(hidden, embedding)  # (N, head + clusters)
         if not self.clusters:
             return -head.gather(1, targets.unsqueeze(1)).squeeze(1)
+        # Head: the log-probability of a frequent word, or of a target's cluster
         entry = targets.clone()
         for i, (low, high) in enumerate(self.clusters):
             entry[(targets >= low) & (targets < high)] = self.head + i
         logs = head.gather(1, entry.unsqueeze(1)).squeeze(1)
+        # Clusters: add the log-probability of the word within its cluster
         for low, high in self.clusters:
             rows = ((targets >= low) & (targets < high)).nonzero().squeeze(1)
             inside = F.linear(hidden[rows], embedding[low:high], self.bias[low:high]).log_softmax(-1)

@@ -191,8 +191,10 @@ class Layer(nn.Module):
     ) -> Tensor:
         """Return the layer's output, (B, Q, D), from its input x (B, Q, D) and memory and input together (B, K, D)."""
         batch, queries, _ = x.shape
+        # Queries from the segment, keys and values from memory and segment
         q, k, v = self.qkv(context).unflatten(-1, (3, self.heads, self.head_width)).unbind(2)  # each (B, K, H, d)
         q, k, v = q[:, -queries:].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, Q or K, d)
+        # Terms (b) and (d) of the attention score, by distance (Dai et al., section 3.3); then (a) and (c)
         r = self.relative(distances).unflatten(-1, (self.heads, self.head_width)).transpose(0, 1)  # (H, K, d)
         by_distance = shift_by_distance((q + distance_bias[:, None].to(q.dtype)) @ r.mT)  # (B, H, Q, K)
         q = q + content_bias[:, None].to(q.dtype)
@@ -206,6 +208,7 @@ class Layer(nn.Module):
             attended = F.dropout(scores.softmax(-1), rate, training=self.training) @ v
         attended = attended.transpose(1, 2).reshape(batch, queries, -1)
         x = self.attention_norm(x + self.dropout(self.out(attended)))
+        # Feed-forward part
         inside = self.dropout(F.relu(self.inner(x)))
         return self.norm(x + self.dropout(self.outer(inside)))
 

@@ -80,6 +80,7 @@ def hsic_unbiased(kernel_x: Tensor, kernel_y: Tensor) -> Tensor:
     # kernels whose diagonal is constant.
     k = kernel_x - torch.diag(kernel_x.diagonal())
     m = kernel_y - torch.diag(kernel_y.diagonal())
+    # The three terms of equation 4, the last by row sums: 1'K L 1 = (1'K)(L 1)
     trace = (k * m.T).sum()
     rows_k, rows_m = k.sum(0), m.sum(1)
     total = rows_k.sum() * rows_m.sum() / ((n - 1) * (n - 2))

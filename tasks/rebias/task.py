@@ -114,6 +114,7 @@ class ReBias(Task):
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, labels = self.pictures(batch)
         sigmas = self._sigmas(nets, context)
+        # The min-max game: the inner maximisation over g, then the outer minimisation over f
         for role, other in (("g", "f"),) * self.num_g_updates + (("f", "g"),):
             if role in nets:
                 yield self._update(
@@ -136,6 +137,7 @@ class ReBias(Task):
         hits = (logits.detach().argmax(1) == labels).float()
         log = {f"train/{role}_top1": 100 * hits.mean()}
         if self.lambdas[role] > 0:
+            # HSIC with the other network's features held constant, over the global batch
             with torch.no_grad():
                 constants = gather(nets[other](images)[1].float())  # (B, D)
             own_features = gather(features.float())

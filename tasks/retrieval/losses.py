@@ -52,6 +52,7 @@ def proxy_anchor_loss(
     with torch.autocast(embeddings.device.type, enabled=False):
         cosine = unit_rows(embeddings) @ unit_rows(proxies).to(_working(embeddings)).T  # (B, P)
         is_own_class = F.one_hot(labels.long(), len(proxies)).bool()  # (B, P)
+        # Pull: proxies with examples in the batch; push: all proxies (equation 4)
         pull = _log1p_sum_exp(-alpha * (cosine - margin), is_own_class)[is_own_class.any(0)]
         push = _log1p_sum_exp(alpha * (cosine + margin), ~is_own_class)
         return pull.mean() + push.mean()
@@ -88,6 +89,7 @@ def semihard_triplets(embeddings: Tensor, labels: Tensor, *, margin: float = 0.1
     with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
         distance = _distances(unit_rows(embeddings))
         same = labels.unsqueeze(0) == labels.unsqueeze(1)
+        # Every (anchor, positive), then every negative within the margin behind the positive
         pairs = same.clone().fill_diagonal_(False).nonzero()  # (pairs, 2), anchor and positive
         gap = distance[pairs[:, 0]] - distance[pairs[:, 0], pairs[:, 1]].unsqueeze(1)  # (pairs, B)
         semihard = ~same[pairs[:, 0]] & (gap > 0) & (gap <= margin)

@@ -119,6 +119,7 @@ class _Search:
         if len(rows) == 0:
             return ahead
         rest, bar = (cosine, best) if len(rows) == len(cosine) else (cosine[rows], best[rows])
+        # Certain and possible counts; those that differ are within rounding of the nearest positive
         sure, possible = _count(rest > bar + doubt), _count(rest >= bar - doubt)
         ahead[rows] = possible
         unsure = ((sure < possible) & (sure < cap)).nonzero()[:, 0]
@@ -126,6 +127,7 @@ class _Search:
             again = rows[unsure]
             ahead[again] = self.negatives_ahead(index[again], cap=cap, double=True)
             return ahead
+        # Decide the uncertain ones exactly
         for i in unsure.tolist():
             row, close = int(rows[i]), ((rest[i] - bar[i]).abs() <= doubt).nonzero()[:, 0]
             left = cap - int(sure[i])
