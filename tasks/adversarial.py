@@ -115,8 +115,8 @@ class Adversarial(Task):
     def _eval_split(self, split: str, shard: Shard, num_images: int) -> BatchLoader:
         """Return (pictures, labels, (split, number of the batch)) of the batches that hold so many pictures."""
         batches = self.batches.evaluation(shard)
-        whole = -(-min(num_images, self.data.num_examples["val"]) // self.eval_batch_size)
-        count = len(range(shard.index, whole, shard.count))
+        num_batches = -(-min(num_images, self.data.num_examples["val"]) // self.eval_batch_size)
+        count = len(range(shard.index, num_batches, shard.count))
         return _TaggedBatches(batches, lambda number: (split, shard.index + number * shard.count), count=count)
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
@@ -126,8 +126,8 @@ class Adversarial(Task):
             start = None
             if self.attack.random_start_train:
                 # Drawn for the whole batch of the step, of which this process may hold a part.
-                whole = x.new_empty(()).expand(self.batch_size, *x.shape[1:])
-                start = self._random_start(whole, seed)[first : first + len(x)]
+                global_batch = x.new_empty(()).expand(self.batch_size, *x.shape[1:])
+                start = self._random_start(global_batch, seed)[first : first + len(x)]
             try:
                 x = self._attacked(nets["model"], x, labels, steps=self.train_steps, start=start)
             except NonFiniteLossError:

@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from tasks.base import InputError
 from tasks.data.fashion_mnist import FashionMnist
 from tasks.data.files import read_whole
-from tasks.data.images import ImageSet, Split, divided
+from tasks.data.images import ImageSet, Split, split_training_pictures
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FILES: dict[Split, tuple[str, ...]] = {
@@ -76,7 +76,9 @@ class Cifar10(ImageSet):
         return self._images["val"][index], self._labels["val"][index]
 
     def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
-        self._images, self._labels = divided(self._images["train"], self._labels["train"], kept=kept, held=held)
+        self._images, self._labels = split_training_pictures(
+            self._images["train"], self._labels["train"], kept=kept, held=held
+        )
 
 
 class PaddedFashionMnist(FashionMnist):

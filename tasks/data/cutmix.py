@@ -48,9 +48,9 @@ class CutMix:
             return images, labels, labels, torch.tensor(1.0)
         height, width = images.shape[-2:]
         # lambda ~ Beta(alpha, alpha), and a rectangle of area 1 - lambda around a uniform centre
-        kept = np.random.beta(self.alpha, self.alpha)
-        top, bottom = _span(height, kept)
-        left, right = _span(width, kept)
+        kept_share = np.random.beta(self.alpha, self.alpha)
+        top, bottom = _span(height, kept_share)
+        left, right = _span(width, kept_share)
         # Paste the partner's rectangle
         partner = torch.randperm(len(images))
         mixed = images.clone()
@@ -60,7 +60,7 @@ class CutMix:
         return mixed, labels, labels[partner], torch.tensor(share)
 
 
-def _span(side: int, kept: float) -> tuple[int, int]:
-    """Return where a cut of length side x sqrt(1 - kept) around a uniform centre begins and ends inside the picture."""
-    length, centre = int(side * np.sqrt(1 - kept)), np.random.randint(side)
+def _span(side: int, kept_share: float) -> tuple[int, int]:
+    """Return the ends, inside the picture, of a cut of length side x sqrt(1 - kept_share) around a uniform centre."""
+    length, centre = int(side * np.sqrt(1 - kept_share)), np.random.randint(side)
     return max(centre - length // 2, 0), min(centre + length // 2, side)

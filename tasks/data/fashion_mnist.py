@@ -21,7 +21,7 @@ from tasks.base import InputError
 from tasks.data.cache import cache_folder
 from tasks.data.files import parse_json, read_whole
 from tasks.data.idx import decompress, parse_idx
-from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, divided
+from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, split_training_pictures
 
 CLASSES = (
     "T-shirt/top",
@@ -120,7 +120,9 @@ class FashionMnist(ImageSet):
         return image.expand(3, -1, -1), self._labels["val"][index]
 
     def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
-        self._images, self._labels = divided(self._images["train"], self._labels["train"], kept=kept, held=held)
+        self._images, self._labels = split_training_pictures(
+            self._images["train"], self._labels["train"], kept=kept, held=held
+        )
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "source": self._source}

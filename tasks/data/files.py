@@ -95,5 +95,5 @@ def stays_inside(name: str) -> bool:
 
 def quoted(text: object) -> str:
     """Return a value from a file for a message: quoted, on one line, and cut where it is long."""
-    whole = repr(text)
-    return whole if len(whole) <= 80 else f"{whole[:77]}..."
+    text_repr = repr(text)
+    return text_repr if len(text_repr) <= 80 else f"{text_repr[:77]}..."

@@ -94,8 +94,8 @@ class ImageFolderSet(CroppedImageSet):
         return path, classes, {split: _Folders(path / split, classes) for split in ("train", "val")}
 
     def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
-        whole = self._splits["train"]
-        self._splits = {"train": _Part(whole, kept), "val": _Part(whole, held)}
+        train = self._splits["train"]
+        self._splits = {"train": _Part(train, kept), "val": _Part(train, held)}
 
     def label(self, split: Split, index: int) -> int:
         return int(self._splits[split].labels[index])

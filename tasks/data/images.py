@@ -258,7 +258,7 @@ class CroppedImageSet(ImageSet):
         return {**super().describe(), "interpolation": f"{self._interpolation_name}, antialiased (Pillow)"}
 
 
-def divided(
+def split_training_pictures(
     images: Tensor, labels: Sequence[int], *, kept: Sequence[int], held: Sequence[int]
 ) -> tuple[dict[Split, Tensor], dict[Split, list[int]]]:
     """Return pictures (N, ...) and labels (N,) in two splits: those that are kept for training, and those held out."""

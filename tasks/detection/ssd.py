@@ -188,8 +188,8 @@ class Ssd(SSD, Detector):
         logits, codes = (output.float() for output in outputs)
         targets, matches = [], []
         for number in range(len(logits)):
-            mine = objects.owner == number
-            boxes, labels = objects.boxes[mine], objects.labels[mine] + 1
+            in_picture = objects.owner == number
+            boxes, labels = objects.boxes[in_picture], objects.labels[in_picture] + 1
             targets.append({"boxes": boxes, "labels": labels})
             none = torch.full((len(self.default_boxes),), -1, dtype=torch.int64, device=logits.device)
             matches.append(self.proposal_matcher(box_iou(boxes, self.default_boxes)) if len(boxes) else none)
@@ -205,9 +205,10 @@ class Ssd(SSD, Detector):
         """Return detections: scores above 0.01, at most 400 per class, NMS at 0.45, at most 200 per picture."""
         logits, codes = (output.float() for output in outputs)
         anchors, shapes = [self.default_boxes] * len(logits), [(self.image_size, self.image_size)] * len(logits)
-        kept = self.postprocess_detections({"cls_logits": logits, "bbox_regression": codes}, anchors, shapes)
+        detections = self.postprocess_detections({"cls_logits": logits, "bbox_regression": codes}, anchors, shapes)
         return [
-            torch.cat([each["boxes"], each["scores"][:, None], each["labels"][:, None] - 1.0], dim=1) for each in kept
+            torch.cat([each["boxes"], each["scores"][:, None], each["labels"][:, None] - 1.0], dim=1)
+            for each in detections
         ]
 
 

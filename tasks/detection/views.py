@@ -35,8 +35,8 @@ class View(Protocol):
 def remaining(boxes: Tensor, labels: Tensor, *, size: int) -> Objects:
     """Return boxes clipped to the view, without those that nothing is left of."""
     clipped = boxes.clamp(0, size)
-    whole = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    return clipped[whole], labels[whole]
+    has_area = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+    return clipped[has_area], labels[has_area]
 
 
 def to_original(boxes: Tensor, back: Tensor) -> Tensor:

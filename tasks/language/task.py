@@ -107,10 +107,11 @@ class LanguageModel(Task):
     def _streams(self, split: str, scoring: Scoring, shard: Shard, *, option: str) -> list[Batch]:
         """Return this process's columns of a text as one batch: a column's memory cannot be cut into batches."""
         text = columns(self.data.tokens[split], scoring.columns, option=option)
-        mine = torch.arange(len(text)).tensor_split(shard.count)[shard.index]
-        if not len(mine):
+        numbers = torch.arange(len(text)).tensor_split(shard.count)[shard.index]
+        if not len(numbers):
             return []
-        return [(torch.from_numpy(text[mine[0] : mine[-1] + 1].astype("int64")), scoring.length, dict(scoring.options))]
+        tokens = torch.from_numpy(text[numbers[0] : numbers[-1] + 1].astype("int64"))
+        return [(tokens, scoring.length, dict(scoring.options))]
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         inputs, targets, first, share = batch  # (b, L), (b, L)

@@ -198,9 +198,9 @@ class ReBias(Task):
 @contextmanager
 def _buffers_kept(nets: Mapping[str, nn.Module]) -> Iterator[None]:
     """Give every buffer, BatchNorm's running statistics above all, back as it was."""
-    kept = [(buffer, buffer.clone()) for net in nets.values() for buffer in net.buffers()]
+    saved = [(buffer, buffer.clone()) for net in nets.values() for buffer in net.buffers()]
     try:
         yield
     finally:
-        for buffer, value in kept:
+        for buffer, value in saved:
             buffer.copy_(value)

@@ -71,7 +71,7 @@ class EmojiDesigns(RetrievalSet):
         self.val_labels = [number["val"][c] for c in labels[chosen["val"]].tolist()]
         self.classes = tuple(manifest["classes"][c] for c in halves["train"].tolist())
         self.val_classes = tuple(manifest["classes"][c] for c in halves["val"].tolist())
-        self.tally()
+        self.count_examples()
 
     def train_example(self, index: int) -> tuple[Tensor, int]:
         """Return a training drawing, on a random grey, moved and coloured at random, and its class."""

@@ -60,8 +60,8 @@ def proxy_anchor_loss(
 
 def _log1p_sum_exp(values: Tensor, chosen: Tensor) -> Tensor:
     """Return log(1 + sum over chosen rows of exp(values)) per column, without overflow: (B, P) -> (P,)."""
-    kept = values.masked_fill(~chosen, -torch.inf)
-    return torch.logsumexp(torch.cat([kept, kept.new_zeros(1, kept.shape[1])]), 0)
+    masked = values.masked_fill(~chosen, -torch.inf)
+    return torch.logsumexp(torch.cat([masked, masked.new_zeros(1, masked.shape[1])]), 0)
 
 
 def semihard_triplets(embeddings: Tensor, labels: Tensor, *, margin: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:

@@ -142,9 +142,9 @@ READERS: dict[str, Callable[[Path, int | None], Parts]] = {
 
 
 def _split(listed: list[tuple[str, int]], last_train_class: int) -> Parts:
-    whole = Listing([path for path, _ in listed], [label for _, label in listed])
-    train = [label <= last_train_class for label in whole.labels]
-    return {"train": whole.where(train), "queries": whole.where([not kept for kept in train])}
+    listing = Listing([path for path, _ in listed], [label for _, label in listed])
+    train = [label <= last_train_class for label in listing.labels]
+    return {"train": listing.where(train), "queries": listing.where([not kept for kept in train])}
 
 
 def _car_annotations(file: Path, field: str, folder: Path) -> list[tuple[str, int]]:

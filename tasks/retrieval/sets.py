@@ -46,7 +46,7 @@ class RetrievalSet(ImageSet):
     num_queries: int | None
     ks: tuple[int, ...]
 
-    def tally(self) -> None:
+    def count_examples(self) -> None:
         """Fill in what follows from the labels, and refuse a set that nothing can be learnt or found in.
 
         Raises:
@@ -57,14 +57,14 @@ class RetrievalSet(ImageSet):
             raise InputError(f"{self.name}: {len(set(self.train_labels))} training classes; at least 2 are needed")
         if not self.val_labels or self.num_queries == 0:
             raise InputError(f"{self.name}: there is no picture to search with")
-        if self.lonely:
+        if self.queries_without_match:
             _logger.warning(
                 "%s: %d of the queries have no other picture of their class to find; they count as misses",
-                self.name, self.lonely,
+                self.name, self.queries_without_match,
             )  # fmt: skip
 
     @property
-    def lonely(self) -> int:
+    def queries_without_match(self) -> int:
         """Number of queries without any picture of their class to find."""
         if self.num_queries is None:
             return sum(count == 1 for count in Counter(self.val_labels).values())
@@ -79,7 +79,7 @@ class RetrievalSet(ImageSet):
             "val_classes": len(set(self.val_labels)),
             "queries": num if self.num_queries is None else self.num_queries,
             "gallery": num if self.num_queries is None else num - self.num_queries,
-            "queries_without_match": self.lonely,
+            "queries_without_match": self.queries_without_match,
         }
 
 
@@ -160,7 +160,7 @@ class OfficialSet(CroppedImageSet, RetrievalSet):
         self.train_labels, self.classes = _renumbered(parts["train"].labels)
         self.val_labels, _ = _renumbered(queries.labels + gallery.labels)
         self.num_queries = len(queries.paths) if "gallery" in parts else None
-        self.tally()
+        self.count_examples()
 
     def label(self, split: Split, index: int) -> int:
         """Return a training picture's class, or a validation picture's number."""

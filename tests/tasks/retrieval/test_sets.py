@@ -19,7 +19,7 @@ def test_cub_is_split_by_class_and_its_odd_files_are_read(tmp_path):
     data = small("cub", layouts.write_cub(tmp_path), last_train_class=3)
     assert data.train_labels == [0] * 4 + [1] * 4 + [2] * 4  # the leftover of macOS is skipped
     assert data.val_labels == [0] * 4 + [1] * 4 + [2] * 4
-    assert (data.num_queries, data.ks, data.lonely) == (None, (1, 2, 4, 8, 16, 32), 0)
+    assert (data.num_queries, data.ks, data.queries_without_match) == (None, (1, 2, 4, 8, 16, 32), 0)
     for index in (0, 1):  # grey and CMYK
         image, label = data.train_example(index)
         assert (image.shape, image.dtype, label) == ((3, 24, 24), torch.uint8, 0)
@@ -39,7 +39,7 @@ def test_cars_is_split_at_class_98_in_both_layouts(tmp_path, write):
     assert data.classes == ("1", "2", "98")
     assert data.train_labels == [0, 0, 1, 1, 2]
     assert data.val_labels == [0, 0, 1, 1, 2]
-    assert data.lonely == 1  # class 196 has one picture
+    assert data.queries_without_match == 1  # class 196 has one picture
     assert all(data.eval_example(i)[0].shape == (3, 24, 24) for i in range(5))
 
 
@@ -154,7 +154,7 @@ def emoji():
 
 def test_the_embedded_set_has_disjoint_classes_of_five_or_six_designs(emoji):
     assert emoji.num_examples == {"train": 2740, "val": 2751}
-    assert (emoji.num_classes, len(emoji.val_classes), emoji.lonely) == (527, 526, 0)
+    assert (emoji.num_classes, len(emoji.val_classes), emoji.queries_without_match) == (527, 526, 0)
     assert not set(emoji.classes) & set(emoji.val_classes)
     for labels in (emoji.train_labels, emoji.val_labels):
         counts = torch.bincount(torch.tensor(labels))
