@@ -1,15 +1,15 @@
-"""What the engine and its probes cost beside a bare loop of the same network and batch.
+"""Overhead of the engine and its norm probes over a plain training loop of the same network and batch.
 
 `make benchmark` or `python benchmarks/engine.py [rounds=15] [steps=20] [threads=1] [width=0.25] [size=64] [batch=64]
 [probe_every=20] [oscillation_window=0] [out=results/benchmarks]`.
-Two networks take turns within one process, a few steps at a time, so that a drift of the machine meets all: one under
-the engine without probes, one under the engine with them, and each also under a bare loop (forward, backward, step,
-schedule, mean loss). A network's memory lies where it lies, which alone moves the time of a step by some percent;
-the bare loop on the same network takes that out. The ratio of each round is taken first, then its median over rounds.
+Two networks alternate within one process, a few steps at a time, so that drift of the machine affects all alike: one
+under the engine without probes, one under the engine with probes, and each also under a plain loop (forward, backward,
+step, schedule, mean loss). Memory placement alone changes the time of a step by some percent; the plain loop on the
+same network cancels it. The ratio is taken per round, then its median over rounds.
 
-On a noisy machine rounds differ by several percent, more than what is sought. So the two costs are also measured by
-themselves, where nothing hides them: the engine's on a network of one small layer, the probes' on optimizer steps of
-the real network without forward and backward pass; both as a share of the real network's bare step.
+Rounds on a noisy machine differ by several percent, more than the effect. So both costs are also measured in isolation:
+the engine's on a network of one small layer, the probes' on optimizer steps of the real network without forward and
+backward pass; both as a fraction of the real network's plain step.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-LOG_EVERY = 50  # steps between two lines of metrics: the engine's default
+LOG_EVERY = 50  # steps between two lines of metrics, the engine's default
 
 
 class InMemory(Task):
-    """The same few batches for ever, so that only the loops differ."""
+    """Repeats a few batches from memory, so that only the loops differ."""
 
     monitor = "val/none"
 
@@ -79,8 +79,8 @@ def sgd(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
 
 
-def bare_loop(task: InMemory, rounds: int) -> Callable[[], None]:
-    """The loop anybody would write, with the engine's schedule and a mean loss, its epochs one call each."""
+def plain_loop(task: InMemory, rounds: int) -> Callable[[], None]:
+    """Return one epoch of a plain loop with the engine's schedule and a mean loss, as a call."""
     net = task.networks["model"].train()
     optimizer, total, done = sgd(net.parameters()), rounds * task.steps, 0
 
@@ -101,7 +101,7 @@ def bare_loop(task: InMemory, rounds: int) -> Callable[[], None]:
 
 
 def engine_loop(task: InMemory, rounds: int, folder: Path, **probing: int) -> Callable[[], None]:
-    """The engine's own loop, one epoch a call: what `Trainer.fit` runs, log lines and file writes included."""
+    """Return one epoch of `Trainer.fit` as a call, log lines and file writes included."""
     train = Train(
         epochs=rounds, batch_size=len(task.batches[0][1]), progress=False, device="cpu", **probing,
         checkpoint_minutes=1e9, eval_epochs=10**9, log_every=LOG_EVERY,
@@ -118,7 +118,7 @@ def engine_loop(task: InMemory, rounds: int, folder: Path, **probing: int) -> Ca
 
 
 def measure(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the three loops in turns and return the ratios."""
+    """Run the loops in turns and return the ratios."""
     torch.set_num_threads(options["threads"])
     generator = torch.Generator().manual_seed(0)
     shape = (options["batch"], 3, options["size"], options["size"])
@@ -138,10 +138,10 @@ def measure(options: Mapping[str, Any]) -> dict[str, Any]:
         for name, cadence in (("engine", {"probe_every": 0}), ("probes", probing)):
             trained = task()
             loops[name] = engine_loop(trained, rounds, Path(folder) / name, **cadence)
-            loops[f"bare of {name}"] = bare_loop(trained, rounds + 1)
+            loops[f"bare of {name}"] = plain_loop(trained, rounds + 1)
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         for number in range(rounds + 1):
-            # Turn the order round by round: whoever comes first would always find the caches of another.
+            # Rotate the order: the first loop of a round finds the caches of another
             names = list(loops)[number % 4 :] + list(loops)[: number % 4]
             for name in names:
                 begun = time.process_time()
@@ -161,13 +161,13 @@ def measure(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def engine_alone(*, rounds: int = 21, steps: int = 200) -> float:
-    """Return the milliseconds a step that the engine adds to a bare loop, measured on one small layer."""
+    """Return the milliseconds per step that the engine adds to a plain loop, measured on one small layer."""
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.randn(8, 12, generator=generator), torch.randint(10, (8,), generator=generator))]
     trained = InMemory(batches, nn.Sequential(nn.Linear(12, 10)), steps=steps)
     added = []
     with tempfile.TemporaryDirectory() as folder:
-        loops = (engine_loop(trained, rounds, Path(folder) / "run", probe_every=0), bare_loop(trained, rounds + 1))
+        loops = (engine_loop(trained, rounds, Path(folder) / "run", probe_every=0), plain_loop(trained, rounds + 1))
         for _ in range(rounds):
             times = []
             for loop in loops:
@@ -179,7 +179,7 @@ def engine_alone(*, rounds: int = 21, steps: int = 200) -> float:
 
 
 def probes_alone(width: float, probing: Mapping[str, int], *, rounds: int = 21, steps: int = 100) -> float:
-    """Return the milliseconds a step that the probes add to the optimizer steps of the real network, reads included."""
+    """Return the milliseconds per step that the probes add to optimizer steps of the real network, reads included."""
     network = resnet18(10, width=width)
     for parameter in network.parameters():
         parameter.grad = 0.01 * torch.randn_like(parameter)
@@ -220,22 +220,22 @@ def main(words: Sequence[str]) -> int:
         except ValueError:
             print(f"error: {key}={value} is not a {type(DEFAULTS[key]).__name__}", file=sys.stderr)
             return 2
-    found = measure(options)
+    result = measure(options)
     rows = [
-        ("engine / bare loop", found["engine_to_bare"]),
-        (f"engine with probes every {options['probe_every']} steps / bare loop", found["probed_to_bare"]),
+        ("engine / bare loop", result["engine_to_bare"]),
+        (f"engine with probes every {options['probe_every']} steps / bare loop", result["probed_to_bare"]),
     ]
-    step = found["bare_ms_per_step"]
+    step = result["bare_ms_per_step"]
     alone = [
-        ("engine", found["engine_ms_per_step"], "under 2 %"),
-        (f"probes every {options['probe_every']} steps", found["probes_ms_per_step"], "under 1 %"),
+        ("engine", result["engine_ms_per_step"], "under 2 %"),
+        (f"probes every {options['probe_every']} steps", result["probes_ms_per_step"], "under 1 %"),
     ]
     text = (
         f"# Engine overhead\n\nResNet18 at width {options['width']:g}, {options['batch']} images of "
         f"{options['size']} pixels, {options['threads']} thread(s), probes every {options['probe_every']} steps, "
         f"oscillation window {options['oscillation_window']}; {options['rounds']} rounds of {options['steps']} steps, "
         f"interleaved; CPU time. "
-        f"A bare step takes {found['bare_ms_per_step']:.1f} ms.\n\n"
+        f"A bare step takes {result['bare_ms_per_step']:.1f} ms.\n\n"
         "| ratio | median | quartiles |\n| --- | --- | --- |\n"
         + "".join(f"| {name} | {r['median']:.4f} | {r['low']:.4f} to {r['high']:.4f} |\n" for name, r in rows)
         + "\n| measured alone | ms a step | of a bare step | target |\n| --- | --- | --- | --- |\n"
@@ -247,7 +247,7 @@ def main(words: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "engine.md").write_text(text)
     (out / "engine.json").write_text(
-        json.dumps({**found, "options": options, "hardware": hardware(1), "git": git_state(ROOT)}, indent=2) + "\n"
+        json.dumps({**result, "options": options, "hardware": hardware(1), "git": git_state(ROOT)}, indent=2) + "\n"
     )
     return 0
 

@@ -34,12 +34,14 @@ def save(path: Path, contents: Contents) -> None:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        kept = f"{path} from before is still valid" if path.exists() else "there was none before"
+        previous = f"{path} from before is still valid" if path.exists() else "there was none before"
         cause: BaseException = error
         while not isinstance(cause, OSError) and cause.__context__ is not None:
             cause = cause.__context__
         reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error).splitlines()[0]
-        raise InputError(f"cannot save a checkpoint in {path.parent}: {reason}; {kept}; run again to resume") from None
+        raise InputError(
+            f"cannot save a checkpoint in {path.parent}: {reason}; {previous}; run again to resume"
+        ) from None
     if path.exists():
         _keep_previous(path)
     temporary.replace(path)
@@ -88,8 +90,10 @@ def _set_aside(path: Path, reason: str) -> InputError:
         number += 1
     path.rename(aside)
     previous = path.with_suffix(".previous.pt")
-    then = "resume from the checkpoint before it" if previous.exists() else "start over"
-    return InputError(f"checkpoint {path} {reason}\nIt is kept as {aside.name}; run the same command again to {then}.")
+    next_run = "resume from the checkpoint before it" if previous.exists() else "start over"
+    return InputError(
+        f"checkpoint {path} {reason}\nIt is kept as {aside.name}; run the same command again to {next_run}."
+    )
 
 
 def latest(folder: Path) -> Path | None:

@@ -27,7 +27,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to sto
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - "failed" is the status in the record
-    """The run cannot go on, e.g. because its loss is not finite. One or two lines; what was saved before is kept."""
+    """The run cannot go on, e.g. because its loss is not finite. One or two lines; checkpoints are kept."""
 
 
 class Diverged(RunFailed):
@@ -41,13 +41,13 @@ class Diverged(RunFailed):
 
     @classmethod
     def at(
-        cls, step: int, what: str = "the loss is not finite", *, epoch: float, lr: float, kept: object = None
+        cls, step: int, what: str = "the loss is not finite", *, epoch: float, lr: float, last_checkpoint: object = None
     ) -> Diverged:
         """Return the error of a run that has just diverged."""
         error = cls(
             f"{what} at step {step} (epoch {epoch:.2f}); "
             f"lower opt.lr (now {lr:g}), or clip with train.clip_norm\n"
-            f"Last good checkpoint: {kept or 'none was due yet'}"
+            f"Last good checkpoint: {last_checkpoint or 'none was due yet'}"
         )
         error.step = step
         return error
@@ -120,8 +120,8 @@ def translate_errors() -> Iterator[None]:
     """Turn an error that the machine caused inside the block into a `RunFailed`; leave all others as they are.
 
     Raises:
-        RunFailed: Memory ran out, a data loading process or another process of the run died or fell silent, or an
-            operation is not deterministic where that was asked for. What was saved before is kept.
+        RunFailed: Out of memory, a data loading process or another process of the run died or hangs, or an
+            operation is not deterministic although `train.deterministic` is set. Checkpoints are kept.
     """
     from tasks.engine.dead_workers import DEATHS  # loads torch
 

@@ -83,8 +83,8 @@ def build_optimizer(factory: OptimizerFactory, groups: ParamGroups) -> Optimizer
 def apply_schedules(optimizer: Optimizer, schedules: Mapping[str, Schedule], *, epoch: float, epochs: float) -> None:
     """Set each scheduled entry of each group to its own initial value times the schedule's multiplier.
 
-    The initial value is kept in the group as `initial_<entry>`, as torch's own schedulers do, so that it is saved
-    with the optimizer.
+    The group holds the initial value as `initial_<entry>`, as with torch's schedulers, so that it is saved with the
+    optimizer.
     """
     for entry, schedule in schedules.items():
         multiplier = schedule(epoch, epochs)

@@ -18,15 +18,15 @@ class ProgressBar:
         total: Optimizer steps of the whole run.
         done: Steps done before this process started.
         batch_size: Global batch, for the throughput.
-        shown: False shows nothing.
+        visible: False prints nothing.
     """
 
-    def __init__(self, total: int, *, done: int, batch_size: int, shown: bool) -> None:
-        self.total, self.batch_size, self.shown = total, batch_size, shown
+    def __init__(self, total: int, *, done: int, batch_size: int, visible: bool) -> None:
+        self.total, self.batch_size, self.visible = total, batch_size, visible
         self.first_step, self.started = done, time.monotonic()
         self.last_line = self.started
         self.bar: Any = None
-        if shown and sys.stderr.isatty():
+        if visible and sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, mininterval=0.5, smoothing=0.05)
 
     def step(self) -> None:
@@ -44,7 +44,7 @@ class ProgressBar:
 
     def show(self, step: int, *, epoch: float, loss: float | None, lr: float) -> None:
         """Show loss, learning rate and throughput: on the bar, or as a line every `LINE_SECONDS`."""
-        if not self.shown:
+        if not self.visible:
             return
         values = {"lr": f"{lr:.2g}", "examples/s": f"{self.rate(step):.0f}"}
         if loss is not None:
@@ -59,7 +59,7 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
-        if self.shown:
+        if self.visible:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
 

@@ -75,8 +75,8 @@ class RunSpec:
         """Print the last lines of a run: its scores, and the paths of its checkpoint and figures."""
         scores = ", ".join(f"{key} {value:.4g}" for key, value in record.get("scores", {}).items())
         best = record.get("best") or {}
-        kept = f" (best {best['score']:.4g} at epoch {best['epoch']})" if best.get("score") is not None else ""
-        print(f"{self.experiment}/{self.name} {outcome} on {record['data'].get('name', '?')}: {scores}{kept}")
+        best_text = f" (best {best['score']:.4g} at epoch {best['epoch']})" if best.get("score") is not None else ""
+        print(f"{self.experiment}/{self.name} {outcome} on {record['data'].get('name', '?')}: {scores}{best_text}")
         print(f"checkpoint  {self.folder / 'checkpoints' / 'last.pt'}")
         figures, page = self.folder / "figures", self.folder / "report.html"
         if page.exists():

@@ -1,7 +1,7 @@
 """Schedules: pure functions (epoch so far, epochs) -> multiplier of a parameter group's own value.
 
-Multiplying keeps ratios between groups, such as a proxy group at 100 times the rate of the network. The engine
-calls them before every optimizer step with a fractional epoch, so "cosine" means cosine per step.
+Multipliers keep ratios between groups, such as a proxy group at 100 times the network's learning rate. The engine
+calls them before every optimizer step with a fractional epoch: "cosine" is cosine per step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cosine(
         epochs: Epochs in all.
         final: Multiplier reached at the end.
         warmup_epochs: Epochs of linear rise before the cosine starts; the AdamP paper uses none.
-        whole_epochs: Keep each epoch's first value to its end, as a scheduler stepped once an epoch does.
+        whole_epochs: One value per epoch, like a scheduler stepped once per epoch.
         scale: Factor on all of it, e.g. `batch_scale`.
     """
     epoch = math.floor(epoch) if whole_epochs else epoch
@@ -54,14 +54,14 @@ def step(
     warmup_epochs: float = 0.0,
     scale: float = 1.0,
 ) -> float:
-    """Multiply by `factor` at each milestone, a share of the whole run (x0.1 at 30, 60, 90 of 100 epochs).
+    """Step decay by `factor` at each milestone, a fraction of the run (x0.1 at 30, 60, 90 of 100 epochs).
 
-    Shares rather than epochs, so that a short run keeps the shape of the long one. `warmup_epochs` rise linearly from
-    0 before; `scale` multiplies all of it.
+    Fractions rather than epochs, so that a short run has the shape of the long one. A linear warm-up of `warmup_epochs`
+    precedes; `scale` multiplies all of it.
     """
     if epoch < warmup_epochs:
         return scale * epoch / warmup_epochs
-    # The small slack keeps 29.999999999 / 100 on the later side of 0.3.
+    # The tolerance counts 29.999999999 / 100 as 0.3
     return float(scale * factor ** sum(epoch / epochs >= share - 1e-9 for share in milestones))
 
 
@@ -79,13 +79,13 @@ def decay(
     warmup_epochs: float = 0.0,
     scale: float = 1.0,
 ) -> float:
-    """Multiply by `factor` again and again, after a linear warm-up: timm's step schedule for EfficientNets.
+    """Exponential decay in steps after a linear warm-up: timm's schedule for EfficientNets.
 
     Args:
         epoch: Epochs done, fractional.
         epochs: Epochs in all.
-        every: Between two drops, as a share of the whole run; 2.4 of 450 epochs in timm's recipe.
-        factor: Of each drop.
+        every: Interval between two drops as a fraction of the run; 2.4 of 450 epochs in timm's recipe.
+        factor: Factor of each drop.
         warmup_epochs: Epochs of linear rise; they count for the drops too.
         scale: Factor on all of it.
     """
@@ -98,7 +98,7 @@ SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
 def batch_scale(batch_size: int, base: int = 256, *, rule: str = "none") -> float:
-    """Return (batch_size / base)^p with p = 0, 1/2, 1 for rule "none", "sqrt", "linear": how a rate follows the batch.
+    """Return the learning-rate factor (batch_size / base)^p, p = 0, 1/2, 1 for rule "none", "sqrt", "linear".
 
     Raises:
         InputError: The rule is not known.

@@ -120,7 +120,7 @@ class Trainer:
             resumed, notes = self._resume()
             self.progress_bar = ProgressBar(
                 self._total_steps(), done=self.state.progress.step, batch_size=self.train.batch_size,
-                shown=self.world.is_main and self.train.progress,
+                visible=self.world.is_main and self.train.progress,
             )  # fmt: skip
             for note in notes:
                 self.progress_bar.say(note)
@@ -382,6 +382,6 @@ class Trainer:
 
     def _diverged(self, step: int, what: str = "the loss is not finite") -> Diverged:
         """Return the error of this run, not finite at a step."""
-        kept = checkpoint.latest(self.folder / "checkpoints")
+        last_checkpoint = checkpoint.latest(self.folder / "checkpoints")
         lr, _ = rate_and_decay(next(iter(self.state.optimizers.values())))
-        return Diverged.at(step, what, epoch=(step - 1) / self.epoch_steps, lr=lr, kept=kept)
+        return Diverged.at(step, what, epoch=(step - 1) / self.epoch_steps, lr=lr, last_checkpoint=last_checkpoint)
