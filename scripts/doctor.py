@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import importlib.metadata
 import json
 import os
@@ -146,6 +147,7 @@ def together(processes: int) -> Finding:
     """Let processes of this machine add up a number, as GPUS=N does."""
     what = f"{processes} processes"
     try:
+        importlib.import_module("tasks.engine.distributed")  # the processes import it, and torch with it
         from tasks.engine.processes import spawn
     except Exception as error:
         return Finding(what, BAD, str(error).splitlines()[0], "make setup")
