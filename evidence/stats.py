@@ -1,25 +1,41 @@
-"""What repetitions over seeds say: mean, deviation, the interval of a paired difference, and the time to a target.
+"""Statistics over seeds and their text: mean ± deviation, paired differences with intervals, the time to a target.
 
-The one place for these formulas: tables, sweeps, claims and pages call it.
+The one place for these formulas and for how they are written: tables, figures, claims and pages call it.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 NONE = "–"
+Seed = TypeVar("Seed", bound=Hashable)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and the sample standard deviation (n - 1), the latter None for one value."""
     mean = sum(values) / len(values)
     return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_text(values: Sequence[float | None], form: str = ".2f") -> str:
+    """Return "70.50 ± 0.71" of the values there are; one value has no deviation, none is a dash.
+
+    Args:
+        values: One per seed; None where a seed has none.
+        form: How a number is formatted.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return NONE
+    mean, deviation = mean_and_deviation(known)
+    return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,7 @@ class Difference:
         return f"{mean} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
-def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Difference | None:
+def paired(ours: Mapping[Seed, float], theirs: Mapping[Seed, float]) -> Difference | None:
     """Return the difference `ours - theirs` over the seeds that both have, None where they share none.
 
     The interval is that of the paired t test: mean ± t sd / √n with n - 1 degrees of freedom. One pair has none.
@@ -64,7 +80,7 @@ def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Difference
         ours: Seed -> score.
         theirs: The same of the other side.
     """
-    common = sorted(ours.keys() & theirs.keys())
+    common = sorted(ours.keys() & theirs.keys(), key=str)
     if not common:
         return None
     differences = [ours[seed] - theirs[seed] for seed in common]
@@ -76,17 +92,17 @@ def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Difference
     return Difference(mean, mean - half, mean + half, len(common))
 
 
-def leader(sides: Mapping[str, Mapping[str, float]], *, lower_is_better: bool) -> tuple[str, bool]:
-    """Return the side with the best mean, and whether its paired interval to every other side excludes 0.
+def select_best(scores: Mapping[str, Mapping[Seed, float]], *, lower_is_better: bool) -> tuple[str, bool]:
+    """Return the name with the best mean, and whether its paired interval to every other one excludes 0.
 
     Args:
-        sides: Name -> seed -> score; at least one, none empty.
+        scores: Name -> seed -> score; at least one, none empty.
         lower_is_better: Whether the best is the smallest.
     """
     sign = -1 if lower_is_better else 1
-    best = max(sides, key=lambda name: sign * mean_and_deviation(list(sides[name].values()))[0])
-    others = [paired(sides[best], values) for name, values in sides.items() if name != best]
-    return best, bool(others) and all(found is not None and found.sign == sign for found in others)
+    best = max(scores, key=lambda name: sign * mean_and_deviation(list(scores[name].values()))[0])
+    others = [paired(scores[best], by_seed) for name, by_seed in scores.items() if name != best]
+    return best, bool(others) and all(diff is not None and diff.sign == sign for diff in others)
 
 
 def time_to_target(curve: Sequence[tuple[float, float]], target: float, *, lower_is_better: bool) -> float | None:
@@ -110,6 +126,5 @@ def times_text(times: Sequence[float | None]) -> str:
         return NONE
     if not reached:
         return f"never (0 of {len(times)})"
-    mean, deviation = mean_and_deviation(reached)
-    text = f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+    text = mean_text(reached)
     return text if len(reached) == len(times) else f"{text} ({len(reached)} of {len(times)})"

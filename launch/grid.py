@@ -51,7 +51,7 @@ class GridSweeper(BasicSweeper):
         return codes
 
     def _grid(self, arguments: Sequence[str]) -> list[list[str]]:
-        from evidence.tables import sweeps as grids
+        from evidence import sweeps as grids
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

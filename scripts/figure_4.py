@@ -15,7 +15,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from evidence.figures.curves import counted, over_seeds, styles  # noqa: E402
 from evidence.figures.style import Drawn, canvas, save  # noqa: E402
-from evidence.records.settings import Group, sections  # noqa: E402
+from evidence.records.settings import Group, group_by_setting  # noqa: E402
 from evidence.runs.run import Run  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 from scripts.table_e2 import BALLS, SCORES, adversarial_runs  # noqa: E402
@@ -98,11 +98,11 @@ def main(words: Sequence[str]) -> int:
     """Draw every data set and scale that has finished runs."""
     values = parse(words, options={"runs": results("runs"), "out": results("figures")})
     runs: list[Run] = [run for run in adversarial_runs(Path(values["runs"])) if run.finished]
-    for (data, scale), _ in sections(runs).items():
+    for (data, scale), _ in group_by_setting(runs).items():
         here = [run for run in runs if (run.data, run.scale) == (data, scale)]
         by_ball: dict[str, list[Group]] = {}
         for name in BALLS:
-            for groups in sections([run for run in here if run.experiment == name]).values():
+            for groups in group_by_setting([run for run in here if run.experiment == name]).values():
                 by_ball[name] = groups
         print(draw(by_ball, Path(values["out"]), data=data, scale=scale).svg)
         print(*crossings(by_ball), sep="\n")

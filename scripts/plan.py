@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from evidence import sweeps as grids  # noqa: E402
 from evidence.runs.run import ReadError  # noqa: E402
-from evidence.tables import sweeps as grids  # noqa: E402
 from scripts.options import command, results  # noqa: E402
 from scripts.resnet18_speed import split, whole  # noqa: E402
 

@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:  # `python scripts/report.py` puts scripts/ there,
 
 from evidence.figures.curves import draw_comparison, draw_run  # noqa: E402
 from evidence.figures.style import INK, Drawn  # noqa: E402
-from evidence.records.settings import sections  # noqa: E402
+from evidence.records.settings import group_by_setting  # noqa: E402
 from evidence.runs.run import ReadError, Run, experiments, load_run, load_runs  # noqa: E402
 from evidence.site import page_data as views  # noqa: E402
 from evidence.site import pages as static_site  # noqa: E402
@@ -117,7 +117,7 @@ def write_experiment_report(runs_root: Path, experiment: str, out_root: Path) ->
         ReadError: There are no runs of this experiment.
     """
     folder, shown = out_root / experiment / "figures", []
-    places = sections(load_runs(runs_root, experiment))
+    places = group_by_setting(load_runs(runs_root, experiment))
     for count, ((data, scale), groups) in enumerate(places.items()):
         prefix = f"{slug(data)}-{slug(scale)}-" + (f"{count}-" if len(places) > 1 else "")
         drawn = draw_comparison(groups, folder, prefix=prefix)

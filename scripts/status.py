@@ -11,9 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/status.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
+from evidence import sweeps  # noqa: E402
 from evidence.runs.progress import STATUSES, State, state, states  # noqa: E402
 from evidence.runs.run import ReadError  # noqa: E402
-from evidence.tables import sweeps as grids  # noqa: E402
+from evidence.tables.cells import sweep_cells  # noqa: E402
 from scripts.options import command, results  # noqa: E402
 
 USAGE = """
@@ -35,8 +36,6 @@ failed       it says why; a run that diverged would diverge again
 broken       its files cannot be read: move the folder away, or repair it
 """
 
-FREE = ("gpus", "jobs", "launcher", "logger", "pictures", "data_root", "paths.", "hydra", "train.progress")
-
 
 def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) -> list[Path]:
     """Return the folders of a sweep's cells, whether they exist or not.
@@ -44,23 +43,13 @@ def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) ->
     Raises:
         ReadError: There is no such sweep.
     """
-    if not grids.read(sweep):
-        known = ", ".join(sorted(path.stem for path in grids.SWEEPS.glob("*.yaml")))
-        raise ReadError(f"sweep={sweep} is not known; choose one of: {known}")
-    from scripts import train  # Hydra takes a second to load
+    from scripts.train import identify  # Hydra takes a second to load
 
-    folders: dict[Path, None] = {}
-    names: dict[tuple[tuple[str, str], ...], tuple[str, str, str]] = {}
-    kept = {key: value for key, value in typed.items() if not key.startswith(FREE)}
-    for _, overrides in grids.cells(sweep, scale, kept):
-        seed = overrides.pop("train.seed", "0")
-        key = tuple(sorted(overrides.items()))
-        if key not in names:  # the names of the other seeds follow: composing takes half a second
-            words = [f"sweep={sweep}", f"scale={scale}", *(f"{k}={v}" for k, v in overrides.items())]
-            names[key] = (*train.identify([*words, f"train.seed={seed}"]), seed)
-        experiment, name, first = names[key]
-        folders[runs / experiment / name.replace(f"seed={first}", f"seed={seed}", 1)] = None
-    return list(folders)
+    if not sweeps.read(sweep):
+        known = ", ".join(sorted(path.stem for path in sweeps.SWEEPS.glob("*.yaml")))
+        raise ReadError(f"sweep={sweep} is not known; choose one of: {known}")
+    cells = sweep_cells(sweep, scale, typed, identify=identify)
+    return list(dict.fromkeys(runs / experiment / name for cell in cells for experiment, name in cell.keys.values()))
 
 
 def of_sweep(folders: Iterable[Path]) -> list[State]:

@@ -10,11 +10,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/table_3.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from evidence.records.settings import mean_and_deviation, sections  # noqa: E402
+from evidence.csv_files import read_csv as read_rows  # noqa: E402
+from evidence.records.settings import group_by_setting  # noqa: E402
 from evidence.runs.run import ReadError, Run, experiments, load_runs  # noqa: E402
+from evidence.stats import mean_and_deviation  # noqa: E402
 from evidence.tables.render import write_page  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.tables import read_rows  # noqa: E402
 
 USAGE = """
 usage: python scripts/table_3.py [runs=FOLDER] [out=FOLDER] [paper=FILE]
@@ -83,13 +84,12 @@ def published(paper: Sequence[Mapping[str, str]], *, dataset: str, opt: str, met
 def table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> Iterator[list[str]]:
     """Yield a row a task, data set, setting and metric."""
     for experiment, (dataset, metrics) in TASKS.items():
-        for (data, scale), groups in sections([run for run in runs if run.experiment == experiment]).items():
+        for (data, scale), groups in group_by_setting([run for run in runs if run.experiment == experiment]).items():
             for group in groups:
                 done = group.finished
                 for metric in metrics if done else ():
-                    norms = (
-                        f"{spread([first_norm(r) for r in done])} -> {spread([r.ends('norm/mean')[1] for r in done])}"
-                    )
+                    last = [run.first_and_last("norm/mean")[1] for run in done]
+                    norms = f"{spread([first_norm(r) for r in done])} -> {spread(last)}"
                     yield [
                         experiment, group.label, metric,
                         published(paper, dataset=dataset, opt=group.first.opt_name, metric=metric),

@@ -10,11 +10,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/table_e2.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from evidence.records.settings import Group, mean_and_deviation, sections, short  # noqa: E402
+from evidence.csv_files import read_csv as read_rows  # noqa: E402
+from evidence.records.settings import Group, group_by_setting, short  # noqa: E402
 from evidence.runs.run import ReadError, Run, experiments, load_runs  # noqa: E402
+from evidence.stats import mean_and_deviation  # noqa: E402
 from evidence.tables.render import write_page  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
-from scripts.tables import read_rows  # noqa: E402
 
 USAGE = """
 usage: python scripts/table_e2.py [runs=FOLDER] [out=FOLDER] [paper=FILE]
@@ -83,7 +84,7 @@ def as_in_the_paper(run: Run) -> bool:
 def table(runs: Sequence[Run], paper: Sequence[Mapping[str, str]]) -> Iterator[list[str]]:
     """Yield a row a setting: attacks in the paper's order, then data sets, then optimizers."""
     for name, (ball, setting) in BALLS.items():
-        for (data, scale), groups in sections([run for run in runs if run.experiment == name]).items():
+        for (data, scale), groups in group_by_setting([run for run in runs if run.experiment == name]).items():
             for group in groups:
                 run = group.first
                 if not group.finished:

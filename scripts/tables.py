@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/tables.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from evidence.records.metrics import MEASURES  # noqa: E402
-from evidence.records.store import Row, add, read_curves, read_rows, recorded_runs  # noqa: E402
-from evidence.runs.run import ReadError, Run, load_runs  # noqa: E402
-from evidence.tables import sections as layout  # noqa: E402
+from evidence.paper import PaperNumber, read_paper  # noqa: E402
+from evidence.records.row import ResultRow  # noqa: E402
+from evidence.records.store import add, read_rows, recorded_runs, rows_of_runs  # noqa: E402
+from evidence.runs.run import ReadError, load_runs  # noqa: E402
+from evidence.tables import formats  # noqa: E402
+from evidence.tables.sections import result_tables  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 
 USAGE = """
@@ -49,29 +51,22 @@ BLOCK = re.compile(
 )
 
 
-def collect(runs: Iterable[Run], records: Path) -> list[Row]:
-    """Bring records.csv and its companions up to date with the runs that have an outcome; return all of its rows."""
-    return add(runs, records, measures=MEASURES)
-
-
 def write_tables(
-    experiment: str, rows: Sequence[Row], paper: Sequence[Row], *, curves: layout.Curves, folder: Path
+    experiment: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, folder: Path
 ) -> list[Path]:
     """Write one experiment's table as .md, .csv and .tex and return the paths."""
-    sections = layout.sections(experiment, rows, paper, curves=curves)
-    forms = {"md": layout.markdown_page, "csv": layout.comma_separated, "tex": layout.latex}
+    tables = result_tables(experiment, rows, paper)
+    forms = {"md": formats.markdown_page, "csv": formats.comma_separated, "tex": formats.latex}
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for ending, form in forms.items():
         path = folder / f"{experiment}.{ending}"
-        path.write_text(form(experiment, sections), encoding="utf-8")
+        path.write_text(form(experiment, tables), encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def rewrite(
-    readme: str, rows: Sequence[Row], paper: Sequence[Row], *, curves: layout.Curves | None = None, only: str = ""
-) -> str:
+def rewrite(readme: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, only: str = "") -> str:
     """Return README text with its table blocks made anew from the records.
 
     Raises:
@@ -89,7 +84,7 @@ def rewrite(
         name = match["name"]
         if only and name != only:
             return match[0]
-        return match["begin"] + layout.markdown(name, layout.sections(name, rows, paper, curves=curves)) + match["end"]
+        return match["begin"] + formats.markdown(name, result_tables(name, rows, paper)) + match["end"]
 
     return BLOCK.sub(block, readme)
 
@@ -97,23 +92,22 @@ def rewrite(
 def draw_figures(records: Path, folder: Path, *, only: str = "") -> list[Path]:
     """Draw the norms and learning curves that README.md shows from the records; return the numbers' paths."""
     from evidence.figures.curves import draw_comparison  # matplotlib
-    from evidence.records.settings import sections
+    from evidence.records.settings import group_by_setting
     from scripts.report import slug
 
-    runs = list(recorded_runs(records).values())
+    runs = recorded_runs(records)
     drawn = []
     for name in (name for name in PICTURED if only in ("", name)):
-        for (data, scale), groups in sections([run for run in runs if run.experiment == name]).items():
+        for (data, scale), groups in group_by_setting([run for run in runs if run.experiment == name]).items():
             prefix = f"{name}-{slug(data)}-{slug(scale)}-"
             drawn += draw_comparison(groups, folder, prefix=prefix, only=("norms", "learning"))
     return [figure.svg.with_suffix(".csv") for figure in drawn]
 
 
-def _check(values: Mapping[str, str], paper: Sequence[Row]) -> int:
+def _check(values: Mapping[str, str], paper: Sequence[PaperNumber]) -> int:
     path = Path(values["readme"])
-    text, records = _read(path), Path(values["records"])
-    curves = read_curves(records)
-    if rewrite(text, read_rows(records), paper, curves=curves, only=values["experiment"]) == text:
+    text = _read(path)
+    if rewrite(text, read_rows(Path(values["records"])), paper, only=values["experiment"]) == text:
         return 0
     print(
         f"{path} is stale: its tables are not what {values['records']} says; run: python scripts/tables.py --readme",
@@ -137,25 +131,24 @@ def main(words: Sequence[str]) -> int:
     }  # fmt: skip
     flags = ("--readme", "--check", "--figures")
     values = parse([word for word in words if word not in flags], options=options)
-    paper = read_rows(Path(values["paper"]))
+    paper = read_paper(Path(values["paper"]))
     if "--check" in words:
         return _check(values, paper)
     records, only = Path(values["records"]), values["experiment"]
     try:
-        rows = collect(load_runs(Path(values["runs"]), only or None), records)
+        rows = add(rows_of_runs(load_runs(Path(values["runs"]), only or None)), records)
     except ReadError:
         rows = read_rows(records)  # tables can be made anew without the run folders
-        if not any(only in ("", row["experiment"]) for row in rows):
+        if not any(only in ("", row.experiment) for row in rows):
             raise
     print(records)
-    curves = read_curves(records)
-    for name in sorted({row["experiment"] for row in rows if only in ("", row["experiment"])}):
-        print(*write_tables(name, rows, paper, curves=curves, folder=Path(values["out"])), sep="\n")
+    for name in sorted({row.experiment for row in rows if only in ("", row.experiment)}):
+        print(*write_tables(name, rows, paper, folder=Path(values["out"])), sep="\n")
     if "--figures" in words:
         print(*draw_figures(records, Path(values["out"]).parent / "figures", only=only), sep="\n")
     if "--readme" in words:
         path = Path(values["readme"])
-        path.write_text(rewrite(_read(path), rows, paper, curves=curves, only=only), encoding="utf-8")
+        path.write_text(rewrite(_read(path), rows, paper, only=only), encoding="utf-8")
         print(path)
     return 0
 

@@ -37,33 +37,17 @@ from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from evidence.tables import sweeps as grids  # noqa: E402
+from evidence import sweeps as grids  # noqa: E402
 from tasks.base import InputError  # noqa: E402
-from tasks.engine.config import RESULT_NEUTRAL_KEYS, Train, check_division  # noqa: E402
+from tasks.engine.config import Train, check_division  # noqa: E402
 from tasks.engine.errors import Diverged, RunFailed, Stopped  # noqa: E402
+from tasks.engine.neutral_keys import NAMED, is_neutral_override  # noqa: E402
 from tasks.engine.run_spec import RunSpec  # noqa: E402
 
 if TYPE_CHECKING:  # torch is loaded only by a run that has something left to do
     from tasks.engine.phases import Phase
 
 ConfigStore.instance().store(group="train", name="options", node=Train)
-
-# Overrides that the run's name states in words of its own, or that do not change its result.
-NAMED = ("experiment", "opt", "scale", "train.seed", "opt.lr", "opt.weight_decay", "tag")
-NAMELESS = (
-    "data_root",
-    "data.cache",  # a place, as data_root
-    "pictures",
-    "logger",
-    "launcher",
-    "sweep",
-    "gpus",
-    "jobs",
-    "figures",
-    "paths",
-    "hydra",
-    *(f"train.{key}" for key in RESULT_NEUTRAL_KEYS),
-)
 
 # What a launcher needs besides the suite, and the extra that brings it.
 LAUNCHERS = {"slurm": ("submitit", "slurm"), "ray": ("ray", "ray")}
@@ -88,7 +72,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
     ]  # fmt: skip
     for override in sorted(overrides):
         key = override.split("=", 1)[0].lstrip("+~")
-        if key not in NAMED and not any(key == k or key.startswith((f"{k}.", f"{k}/")) for k in NAMELESS):
+        if key not in NAMED and not is_neutral_override(key):
             words.append(override.lstrip("+"))
     if config.get("tag"):
         words.append(str(config["tag"]))
@@ -289,10 +273,14 @@ def composed(overrides: Sequence[str]) -> RunSpec:
     return plan(own, overrides)
 
 
-def identify(overrides: Sequence[str]) -> tuple[str, str]:
-    """Return experiment and name of the run that overrides stand for, without running it."""
-    planned = composed(overrides)
-    return planned.experiment, planned.name
+def identify(overrides: Sequence[str], seeds: Sequence[int]) -> tuple[str, list[str]]:
+    """Return the experiment and, for each seed, the name of the run that overrides stand for, without running it.
+
+    Composing takes half a second, and is the same for all seeds.
+    """
+    planned = composed([*overrides, f"train.seed={seeds[0]}"])
+    config = planned.config
+    return planned.experiment, [run_name({**config, "train": {**config["train"], "seed": s}}, overrides) for s in seeds]
 
 
 def compare() -> None:

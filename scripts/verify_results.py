@@ -6,7 +6,6 @@ Exit code: 0 where all are what the records say, 1 where one is not, 2 for wrong
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib
 import io
 import re
@@ -19,9 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/verify_results.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from evidence.records.store import FACTS, read_rows, record_row, recordable, restore  # noqa: E402
+from evidence import sweeps as grids  # noqa: E402
+from evidence.csv_files import read_csv  # noqa: E402
+from evidence.records.row import FACTS, to_csv  # noqa: E402
+from evidence.records.store import restore, rows_of_runs  # noqa: E402
 from evidence.runs.run import ReadError, load_run  # noqa: E402
-from evidence.tables import sweeps as grids  # noqa: E402
 from scripts import claims, tables  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 
@@ -67,9 +68,7 @@ class Outcome:
 
 def _scale(path: Path) -> str:
     """Return the scale of a sweep's committed table or figure: full if any of its runs is."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    texts = [str(row.get("data, scale") or row.get("run") or "") for row in rows]
+    texts = [row.get("data, scale") or row.get("run") or "" for row in read_csv(path)]
     return "full" if any(re.search(r"(, |,)full\b", text) for text in texts) else "mini"
 
 
@@ -117,13 +116,11 @@ def _norms(path: Path, runs: Path, out: Path) -> int:
 
 def _folders(folder: Path, outcome: Outcome) -> int:
     """Compare run folders that are still there with their rows, and return how many are not recorded yet."""
-    rows = {(row["experiment"], row["name"]): row for row in read_rows(folder / "records.csv")}
+    rows = {(row["experiment"], row["name"]): row for row in read_csv(folder / "records.csv")}
     missing = 0
-    for path in sorted((folder / "runs").glob("*/*/run.json")):
-        run = load_run(path.parent)
-        if run is None or not recordable(run):
-            continue
-        row, made = rows.get((run.experiment, run.name)), record_row(run)
+    runs = (load_run(path.parent) for path in sorted((folder / "runs").glob("*/*/run.json")))
+    for run in rows_of_runs(run for run in runs if run is not None):
+        row, made = rows.get(run.key), to_csv(run)
         if row is None:
             missing += 1
             continue

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 # Before anything loads torch: the tests' tensors are tiny, and two threads on a busy core are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from tests.run_folders import write_run
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +22,13 @@ def environment() -> dict[str, str]:
         env.pop(name, None)
     env |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     return env
+
+
+@pytest.fixture(name="make_run", scope="session")
+def _make_run() -> Callable[..., Path]:
+    return write_run
+
+
+@pytest.fixture(name="write_run")
+def _write_run() -> Callable[..., Path]:
+    return write_run

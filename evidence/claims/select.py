@@ -1,108 +1,89 @@
-"""Which runs a claim's words name, among those that are recorded."""
+"""Selection of the recorded runs that a claim names by the words of their command."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence.records.metrics import PUBLISHED
-from evidence.records.store import Row
-from evidence.runs.run import Run, number
-
-BESIDE = ("experiment", "opt", "scale")  # words of a selection that are columns of the records
+from evidence.claims.ledger import Rule
+from evidence.paper import PaperNumber, read_paper
+from evidence.records.row import ResultRow
+from evidence.records.store import read_rows
+from evidence.runs.run import number
 
 
 @dataclass(frozen=True)
 class Records:
-    """What claims are judged by: recorded runs with their rows, the published numbers, and where results lie."""
+    """What claims are judged by: recorded runs, the published numbers, and the folder of results."""
 
-    runs: Sequence[tuple[Row, Run]]
-    paper: Sequence[Row]
+    rows: Sequence[ResultRow]
+    paper: Sequence[PaperNumber]
     folder: Path
 
 
-def words_of(row: Row) -> dict[str, str]:
-    """Return what was asked for beside optimizer, rate, decay, scale and seed, as the run's name says it."""
-    _, _, rest = row["name"].partition(",seed=")
-    return {key: value for word in rest.split(",")[1:] for key, _, value in [word.partition("=")]}
+def load(records: Path, paper: Path) -> Records:
+    """Return all that claims are judged by."""
+    return Records(read_rows(records), read_paper(paper), records.parent)
 
 
-def _same(one: str, other: object) -> bool:
+def _same(one: object, other: object) -> bool:
     a, b = number(one), number(other)
-    return a == b if a is not None and b is not None else one == str(other)
+    return a == b if a is not None and b is not None else str(one) == str(other)
 
 
-def fits(row: Row, words: Mapping[str, Any]) -> bool:
+def matches(row: ResultRow, words: Mapping[str, Any]) -> bool:
     """Whether a run is the one that an experiment's command with these words, and no others, makes.
 
     Rate and decay that are not among the words are those of the recipe.
     """
-    if not all(_same(row[key], words[key]) for key in BESIDE if key in words):
+    facts = {"experiment": row.experiment, "opt": row.opt_name, "scale": row.scale}
+    options = {"opt.lr": row.lr, "opt.weight_decay": row.weight_decay}
+    if not all(_same(value, words[key]) for key, value in (facts | options).items() if key in words):
         return False
-    given = {"lr": words.get("opt.lr"), "weight_decay": words.get("opt.weight_decay")}
-    off_recipe = {"yes": "", "": ""}.get(row.get("recipe", ""), row.get("recipe", "")).split()
-    for key, value in given.items():
-        if (value is None and key in off_recipe) or (value is not None and not _same(row[key], value)):
-            return False
-    others = {key: value for key, value in words.items() if key not in (*BESIDE, "opt.lr", "opt.weight_decay")}
-    found = words_of(row)
-    return found.keys() == others.keys() and all(_same(found[key], value) for key, value in others.items())
+    if any(f"opt.{key}" in options and f"opt.{key}" not in words for key in row.off_recipe or ()):
+        return False
+    others = {key: value for key, value in words.items() if key not in facts | options}
+    return row.words.keys() == others.keys() and all(_same(row.words[key], others[key]) for key in others)
 
 
-def select(records: Records, words: Mapping[str, Any]) -> list[Run]:
+def select(records: Records, words: Mapping[str, Any]) -> list[ResultRow]:
     """Return the runs that words name, those of the latest code where one seed has several."""
-    chosen: dict[str, tuple[Row, Run]] = {}
-    for row, run in sorted(records.runs, key=lambda pair: (pair[0]["date"], pair[0]["name"])):
-        if fits(row, words):
-            chosen[row["seed"]] = row, run
-    return [run for _, run in chosen.values()]
+    latest = {
+        row.seed: row for row in sorted(records.rows, key=lambda row: (row.date, row.name)) if matches(row, words)
+    }
+    return list(latest.values())
 
 
-def value_of(run: Run, names: Sequence[str]) -> float | None:
-    """Return the first of some scores or measures that a run has."""
-    for name in names:
-        value = PUBLISHED[name](run) if name in PUBLISHED else growth(run) if name == "growth" else run.scores.get(name)
-        if value is not None and math.isfinite(value):
-            return value
-    return None
+def by_seed(rows: Sequence[ResultRow], scores: Sequence[str]) -> dict[int | None, float]:
+    """Return seed -> the first of these scores that a run has, of the runs that finished and have one."""
+    values = {}
+    for row in rows:
+        value = next((v for name in scores if (v := row.value(name)) is not None), None) if row.finished else None
+        if value is not None:
+            values[row.seed] = value
+    return values
 
 
-def growth(run: Run) -> float | None:
-    """Return n_last^2 - n_first^2 of the mean filter norm."""
-    return run.growth
-
-
-def by_seed(runs: Sequence[Run], names: Sequence[str]) -> dict[str, float]:
-    """Return seed -> score of the runs that finished and have it."""
-    found = {str(run.seed): value_of(run, names) for run in runs if run.finished}
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
-def sides(records: Records, rule: Mapping[str, Any], scale: str, names: Sequence[str]) -> list[list[Run]]:
+def select_pair(records: Records, rule: Rule, scale: str, scores: Sequence[str]) -> list[list[ResultRow]]:
     """Return the runs of the rule's `of`, and of its `to` where it has one, at a scale."""
-    more = rule.get(scale) or {}
-    found = []
-    for side in ("of", "to"):
-        if side not in rule:
-            continue
-        words = {"scale": scale, **rule[side], **{k: v for k, v in more.items() if k not in ("of", "to")}}
-        words |= more.get(side) or {}
-        grid = str(rule.get("best_over", ""))
-        runs = select(records, words) if not grid else _best(records, words, grid, names, rule)
-        found.append(runs)
-    return found
+    at_scale: Mapping[str, Any] = (rule.get("full") if scale == "full" else rule.get("mini")) or {}
+    shared = {key: value for key, value in at_scale.items() if key not in ("of", "to")}
+    pair = []
+    for words, more in ((rule.get("of"), at_scale.get("of")), (rule.get("to"), at_scale.get("to"))):
+        if words is not None:
+            wanted = {"scale": scale, **words, **shared, **(more or {})}
+            pair.append(_best(records, wanted, rule, scores) if "best_over" in rule else select(records, wanted))
+    return pair
 
 
-def _best(
-    records: Records, words: Mapping[str, Any], key: str, names: Sequence[str], rule: Mapping[str, Any]
-) -> list[Run]:
+def _best(records: Records, words: Mapping[str, Any], rule: Rule, scores: Sequence[str]) -> list[ResultRow]:
     """Return the runs of the best mean over all recorded values of one key, as the paper's search would."""
-    column = key.rpartition(".")[2]
-    values = {row[column] for row, _ in records.runs if row["experiment"] == words["experiment"]}
+    key = rule["best_over"]
+    values = {getattr(row, key.removeprefix("opt.")) for row in records.rows if row.experiment == words["experiment"]}
     sign = -1 if rule["expect"] == "lower" else 1  # the side that is asked about says what is better
-    found = [runs for value in sorted(values) if by_seed(runs := select(records, {**words, key: value}), names)]
-    return max(found, key=lambda runs: sign * statistics.fmean(by_seed(runs, names).values()), default=[])
+    grid = (select(records, {**words, key: value}) for value in sorted(values, key=str))
+    scored = [rows for rows in grid if by_seed(rows, scores)]
+    return max(scored, key=lambda rows: sign * statistics.fmean(by_seed(rows, scores).values()), default=[])

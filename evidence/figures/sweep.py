@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from evidence.figures.style import LINES, Drawn, canvas, colour, drawable, plain, save
-from evidence.records.store import points_of, thinned
-from evidence.runs.run import Run, derived
-
-if TYPE_CHECKING:
-    from scripts.sweep import Cell
+from evidence.tables.cells import Cell
 
 SPREAD = ("#2a7fb8", "#e69f00", "#009e73", "#d55e00", "#8a6642", "#7b68c8", "#8a8f98")
 NAMES = {
@@ -23,12 +19,6 @@ NAMES = {
     "oscillation/median": "Q: median", "oscillation/mean": "Q: mean", "train/top1": "training top-1 (%)",
 }  # fmt: skip
 LOGARITHMIC = ("effective_step", "oscillation", "lr/norm", "lr/norm2")
-
-
-def series(run: Run, metric: str) -> tuple[list[float], list[float]]:
-    """Return (epochs, values) of a metric as the records keep it: what is drawn can be drawn from them again."""
-    _, epochs, values = thinned(*derived(run, metric), points=points_of(metric))
-    return epochs, [math.nan if value is None else value for value in values]
 
 
 def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: str) -> Drawn:
@@ -41,7 +31,7 @@ def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: s
         title: Above the figure.
     """
     rows, key = list(spec["rows"]), spec.get("columns")
-    groups = list(dict.fromkeys(cell.overrides.get(key, "") if key else "" for cell in cells if cell.runs))
+    groups = list(dict.fromkeys(cell.overrides.get(key, "") if key else "" for cell in cells if cell.rows))
     size = (max(4.2, 3.2 * len(groups)), 0.6 + 2.3 * len(rows))
     written: list[tuple[Any, ...]] = []
     constant = {k for k in cells[0].overrides if len({c.overrides.get(k) for c in cells}) == 1}
@@ -50,7 +40,7 @@ def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: s
             metric, group = rows[index // len(groups)], groups[index % len(groups)]
             if key == "opt" and index % len(groups):  # one network: optimizers side by side compare on one scale
                 axis.sharey(axes[index - index % len(groups)])
-            inside = [c for c in cells if c.runs and (not key or c.overrides.get(key, "") == group)]
+            inside = [c for c in cells if c.rows and (not key or c.overrides.get(key, "") == group)]
             drawn = [_line(axis, cell, place, metric, {*constant, key}, written) for place, cell in enumerate(inside)]
             axis.set_ylabel(NAMES.get(metric, plain(metric, limit=32)) if index % len(groups) == 0 else "")
             axis.set_xlabel("epoch" if index >= len(axes) - len(groups) else "")
@@ -69,8 +59,8 @@ def _line(axis: Any, cell: Cell, place: int, metric: str, known: set[Any], writt
     label = " ".join(v if k in names else f"{k.rpartition('.')[2]}={v}" for k, v in given.items())
     shade = colour(given["opt"]) if set(given) == {"opt"} else SPREAD[place % len(SPREAD)]
     positive, shown_as = False, plain(label, limit=40)
-    for count, (seed, run) in enumerate(cell.runs.items()):
-        epochs, values = series(run, metric)
+    for count, (seed, run) in enumerate(cell.rows.items()):
+        _, epochs, values = run.series(metric)
         shown = drawable(np.asarray(values, float), False)
         style = LINES[place // len(SPREAD) % len(LINES)]
         axis.plot(epochs, shown, color=shade, linestyle=style, linewidth=1.2, label=shown_as if count == 0 else None)

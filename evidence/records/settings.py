@@ -1,131 +1,83 @@
-"""Which runs are repetitions of one setting: everything equal but the seed."""
+"""Repetitions: runs grouped by setting, which is everything but the seed, and by data set and scale above it.
+
+The one grouping of runs: tables, figures, claims and pages use it, for run folders and for recorded rows alike.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from evidence.records.row import ResultRow
 from evidence.runs.run import Run
-from evidence.stats import mean_and_deviation as mean_and_deviation  # one place for the formula
-from tasks.engine.config import RESULT_NEUTRAL_KEYS
 
-# Keys, by first or last part, that do not change what is trained: names, places, logging, hardware.
-# Recipes are tables to look values up in; the values in force stand under `opt`.
-BYSTANDER_ROOTS = frozenset({
-    "name", "tag", "experiment_name", "scale_name", "opt_name", "recipe", "sweep", "hydra", "results",
-    "data_root", "paths", "logger", "launcher", "gpus", "jobs", "processes",
-    "pictures", "figures",
-})  # fmt: skip
-BYSTANDER_LEAVES = frozenset({
-    *RESULT_NEUTRAL_KEYS, "seed", "root", "cache", "path", "folder", "device", "threads", "log_every", "probe_every",
-    "oscillation_window",
-})  # fmt: skip
+R = TypeVar("R", Run, ResultRow)
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Generic[R]):
     """Runs that differ in nothing but the seed (and where and how they were executed).
 
     Attributes:
-        label: Short and unique among the groups of one section.
+        label: Short and unique among the groups of one data set and scale.
         runs: At least one, ordered by seed.
-        setting: Flat configuration without bystanders.
+        setting: Flat configuration without result-neutral keys.
     """
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[R, ...]
     setting: Mapping[str, Any]
 
     @property
-    def first(self) -> Run:
+    def first(self) -> R:
         """A run to read what all share from."""
         return self.runs[0]
 
     @property
-    def finished(self) -> list[Run]:
+    def finished(self) -> list[R]:
         """The runs that reached their end."""
         return [run for run in self.runs if run.finished]
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"opt.lr": 0.1, ...}; lists become JSON text."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{path}.")
-        else:
-            flat[path] = json.dumps(value) if isinstance(value, list) else value
-    return flat
-
-
-def _bystander(key: str) -> bool:
-    parts = key.split(".")
-    return parts[0] in BYSTANDER_ROOTS or parts[-1] in BYSTANDER_LEAVES
-
-
-def setting(run: Run) -> dict[str, Any]:
-    """Return what decides a run's outcome apart from the seed: optimizer, scale, data, configuration."""
-    flat = flatten(run.section("config"))
-    kept = {key: value for key, value in flat.items() if not _bystander(key)}
-    # Numbers given as text ("1e-4" in YAML 1.1) or as integers (0 for 0.0) are the same setting.
-    for key, value in (("opt.lr", run.lr), ("opt.weight_decay", run.weight_decay)):
-        if value is not None:
-            kept[key] = value
-    return {"optimizer": run.opt_name, "scale": run.scale, "data set": run.data, **kept}
-
-
-def digest(values: Mapping[str, Any]) -> str:
-    """Return 8 hex digits that name a setting."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def sections(runs: Sequence[Run]) -> dict[tuple[str, str], list[Group]]:
+def group_by_setting(runs: Sequence[R]) -> dict[tuple[str, str], list[Group[R]]]:
     """Return (data set, scale) -> groups. Runs on different data or at different scale are never compared."""
-    by_place: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    by_place: dict[tuple[str, str], dict[str, list[R]]] = {}
     for run in runs:
-        place = by_place.setdefault((run.data, run.scale), {})
-        place.setdefault(json.dumps(setting(run), sort_keys=True, default=str), []).append(run)
-    return {place: _label(list(found.values())) for place, found in sorted(by_place.items())}
+        by_place.setdefault((run.data, run.scale), {}).setdefault(run.setting_key, []).append(run)
+    return {place: _labelled(by_setting) for place, by_setting in sorted(by_place.items())}
 
 
-def _label(groups: list[list[Run]]) -> list[Group]:
+def _labelled(by_setting: Mapping[str, list[R]]) -> list[Group[R]]:
     """Name each group by its optimizer, its decay and what else separates it from that optimizer's others."""
-    settings = [setting(runs[0]) for runs in groups]
-    taken: dict[str, dict[str, set[str]]] = {}  # optimizer -> key -> the values it takes among that optimizer's groups
-    count = Counter(own["optimizer"] for own in settings)
-    for own in settings:
-        values = taken.setdefault(own["optimizer"], {})
-        for key, value in own.items():
-            values.setdefault(key, set()).add(str(value))
-    held = {opt: Counter(key for own in settings if own["optimizer"] == opt for key in own) for opt in taken}
-    labels = []
-    for runs, own in zip(groups, settings, strict=True):
-        values, opt = taken[own["optimizer"]], own["optimizer"]
-        differing = [key for key in own if len(values[key] | ({"None"} if held[opt][key] < count[opt] else set())) > 1]
-        extra = [key for key in differing if key not in ("opt.weight_decay", "opt.lr")]
-        parts = [own["optimizer"], f"wd={short(runs[0].weight_decay)}"]
-        parts += [f"lr={short(runs[0].lr)}"] if "opt.lr" in differing else []
+    settings = {key: runs[0].setting for key, runs in by_setting.items()}
+    by_optimizer: dict[str, list[dict[str, Any]]] = {}
+    for setting in settings.values():
+        by_optimizer.setdefault(setting["optimizer"], []).append(setting)
+    labels: dict[str, str] = {}
+    for key, setting in settings.items():
+        others, run = by_optimizer[setting["optimizer"]], by_setting[key][0]
+        differing = [name for name in setting if len({str(other.get(name)) for other in others}) > 1]
+        parts: list[str] = [setting["optimizer"], f"wd={short(run.weight_decay)}"]
+        parts += [f"lr={short(run.lr)}"] if "opt.lr" in differing else []
+        extra = [name for name in differing if name not in ("opt.weight_decay", "opt.lr")]
         # The same option can stand in two places, e.g. data.image_size and task.data.image_size.
-        named = dict.fromkeys(f"{key.rpartition('.')[2]}={short(own[key])}" for key in extra)
-        labels.append(", ".join([*parts, *list(named)[:3]]))
-    named_so = Counter(labels)
-    made = [
+        words: dict[str, None] = dict.fromkeys(f"{name.rpartition('.')[2]}={short(setting[name])}" for name in extra)
+        labels[key] = ", ".join([*parts, *list(words)[:3]])
+    count = Counter(labels.values())
+    groups = [
         Group(
-            label if named_so[label] == 1 else f"{label} [{digest(own)}]",
-            tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name))),
-            own,
+            label if count[label] == 1 else f"{label} [{key}]",
+            tuple(sorted(by_setting[key], key=lambda run: (run.seed is None, run.seed, run.name))),
+            settings[key],
         )
-        for label, runs, own in zip(labels, groups, settings, strict=True)
+        for key, label in labels.items()
     ]
-    return sorted(made, key=lambda group: (_rank(group.first), group.label))
+    return sorted(groups, key=lambda group: (_rank(group.first), group.label))
 
 
-def _rank(run: Run) -> tuple[str, float, float]:
+def _rank(run: Run | ResultRow) -> tuple[str, float, float]:
     return run.opt_name, run.weight_decay or 0.0, run.lr or 0.0
 
 

@@ -3,12 +3,12 @@
 A run folder is `<root>/<experiment>/<name>/` with `run.json` (one object), `metrics.jsonl` (append-only, one
 object a line) and `timing.jsonl`. A process may be writing to any of them while we read.
 
-Errors are `ReadError` and not `tasks.base.InputError`: importing the latter means importing torch, which
-takes longer than reading the runs does.
+Errors are `ReadError` and not `tasks.base.InputError`, which would import torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -17,12 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-STATISTICS = (
-    "mean",
-    "min",
-    "median",
-    "max",
-)  # `norm/mean` is over all layers, `norm/<anything else>` is one layer
+from evidence import metrics as registry
+from tasks.engine.neutral_keys import separates_settings
+
+STATISTICS = ("mean", "min", "median", "max")  # `norm/mean` is over all layers, `norm/<anything else>` is one layer
 
 LINES = 20_000  # of metrics.jsonl and of each kind that are all read; longer files are sampled
 
@@ -168,7 +166,7 @@ class Run:
         names = {key: None for line in self.metrics for key in line if key.startswith(prefix)}
         return [key[len(prefix) :] for key in names if key[len(prefix) :] not in STATISTICS]
 
-    def ends(self, key: str) -> tuple[float | None, float | None]:
+    def first_and_last(self, key: str) -> tuple[float | None, float | None]:
         """Return a metric's first and last value, None where it was never logged."""
         _, _, values = self.series(key)
         return (values[0], values[-1]) if values else (None, None)
@@ -176,8 +174,23 @@ class Run:
     @property
     def growth(self) -> float | None:
         """n_last^2 - n_0^2, n being the mean norm of the filters of all scale-invariant weights."""
-        first, last = self.ends("norm/mean")
+        first, last = self.first_and_last("norm/mean")
         return None if first is None or last is None else last**2 - first**2
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What decides the outcome apart from the seed, flat: optimizer, scale, data set, configuration."""
+        kept = {key: value for key, value in flatten(self.section("config")).items() if separates_settings(key)}
+        # Numbers given as text ("1e-4" in YAML 1.1) or as integers (0 for 0.0) are the same setting.
+        for key, value in (("opt.lr", self.lr), ("opt.weight_decay", self.weight_decay)):
+            if value is not None:
+                kept[key] = value
+        return {"optimizer": self.opt_name, "scale": self.scale, "data set": self.data, **kept}
+
+    @property
+    def setting_key(self) -> str:
+        """Eight hex digits that name the setting."""
+        return digest(self.setting)
 
     @property
     def monitor(self) -> str:
@@ -186,9 +199,8 @@ class Run:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether the monitored score is the better the smaller it is: its task then names it with a minus."""
-        name = self.text("monitor")
-        return name.startswith("-") or (not name and "loss" in (primary_score([self]) or ""))
+        """Whether lower is better of the score that stands for this run."""
+        return registry.lower_is_better(primary_score([self]) or "", monitor=self.text("monitor"))
 
     @property
     def roles(self) -> list[str]:
@@ -214,20 +226,21 @@ class Run:
         return found[len(found) // 2] if found else None
 
 
-def derived(run: Run, metric: str) -> tuple[list[int], list[float], list[float]]:
-    """Return (steps, epochs, values) of a metric of metrics.jsonl, or of one made from it.
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"opt.lr": 0.1, ...}; lists become JSON text."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = json.dumps(value) if isinstance(value, list) else value
+    return flat
 
-    `lr/norm/<parameter>` is the effective learning rate of a layer, rate over mean filter norm; `lr/norm2/<parameter>`
-    divides by the square, which is how fast a filter of a network with momentum-free SGD turns.
-    """
-    found = run.series(metric)
-    for prefix, power in (("lr/norm2/", 2), ("lr/norm/", 1)):
-        if metric.startswith(prefix) and not found[0]:
-            norms = zip(*run.series("norm/" + metric[len(prefix) :]), strict=True)
-            rates = dict(zip(*[run.series("lr")[0], run.series("lr")[2]], strict=True))
-            points = [(step, epoch, rates[step] / norm**power) for step, epoch, norm in norms if step in rates and norm]
-            return [p[0] for p in points], [p[1] for p in points], [p[2] for p in points]
-    return found
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Return 8 hex digits that name a setting."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _of_role(key: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from evidence.figures.style import colour
 from evidence.records.settings import Group, short
 from evidence.runs.run import Run, number, primary_score
-from evidence.stats import leader, mean_and_deviation, paired
+from evidence.stats import mean_and_deviation, paired, select_best
 
 NONE = "–"
 
@@ -126,11 +126,11 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles = []
     score = primary_score([run])
     if score is not None:
-        last = run.ends(score)[1] if run.ends(score)[1] is not None else run.scores.get(score)
+        last = run.first_and_last(score)[1] if run.first_and_last(score)[1] is not None else run.scores.get(score)
         best = run.section("best")
         detail = f"best {plain_number(best.get('score'))} at epoch {plain_number(best.get('epoch'))}" if best else ""
         tiles.append((f"{score}, last", plain_number(last), detail))
-    first, last = run.ends("norm/mean")
+    first, last = run.first_and_last("norm/mean")
     if last is not None:
         tiles.append(
             (
@@ -140,7 +140,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
             )
         )
         tiles.append(("norm growth", plain_number(run.growth, digits=3), "n² last − n² first"))
-    if (loss := run.ends("train/loss")[1]) is not None:
+    if (loss := run.first_and_last("train/loss")[1]) is not None:
         tiles.append(("training loss, last", plain_number(loss), ""))
     tiles.append(("epochs done", plain_number(run.epochs_done), f"of {plain_number(run.epochs)}"))
     rate = run.throughput()
@@ -211,7 +211,7 @@ def section_view(title: str, groups: Sequence[Group], figures: Sequence[Any]) ->
     score = primary_score(runs)
     sides = {str(k): found for k, group in enumerate(groups) if (found := _scores(group, score))}
     lower = any(run.lower_is_better for run in runs)
-    first, ahead = leader(sides, lower_is_better=lower) if sides else ("", False)
+    first, ahead = select_best(sides, lower_is_better=lower) if sides else ("", False)
     rows = []
     for place, group in enumerate(groups[:SETTINGS]):
         own, key = sides.get(str(place)), str(place)
@@ -233,7 +233,7 @@ def _scores(group: Group, score: str | None) -> dict[str, float]:
 
 def _group_row(group: Group, score: str | None, behind: str) -> dict[str, Any]:
     runs = group.finished
-    norms = [run.ends("norm/mean") for run in runs]
+    norms = [run.first_and_last("norm/mean") for run in runs]
     growths = [growth for run in runs if (growth := run.growth) is not None]
     steps = [_last_epoch(run, "effective_step/mean") for run in runs]
     walls = [wall for run in runs if (wall := number(run.record.get("wall_time_s"))) is not None]

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evidence.figures.style import COLOURS, Drawn
-from evidence.records.settings import sections
+from evidence.records.settings import group_by_setting
 from evidence.runs.run import BrokenRunError, Run, read_run
 from evidence.site import page_data as views
 from evidence.site import run_data
@@ -117,7 +117,7 @@ def write_experiment(root: Path, experiment: str, out: Path) -> Path:
     pictures = _pictures(folder / "figures")
     shown = [
         views.section_view(f"{data}, scale {scale}", groups, pictures.get(f"{data}, scale {scale}", []))
-        for (data, scale), groups in sections(made.runs).items()
+        for (data, scale), groups in group_by_setting(made.runs).items()
     ]
     text = (
         environment()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.engine.provenance import git_state, hardware, versions
+from evidence.csv_files import read_csv as read_csv
+from evidence.csv_files import write_csv as write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,6 +54,8 @@ def table(numbers: Sequence[Number]) -> str:
 
 def provenance(command: str) -> str:
     """Return what made the numbers, as a Markdown list."""
+    from tasks.engine.provenance import git_state, hardware, versions  # torch
+
     git, found = git_state(ROOT), versions()
     commit = str(git["commit"] or "unknown")[:10] + ("+" if git["dirty"] else "")
     return "\n".join([
@@ -62,21 +64,6 @@ def provenance(command: str) -> str:
         f"- machine: {hardware(1)['machine']}; float64 on one CPU thread",
         f"- versions: Python {found['python']}, torch {found['torch']}",
     ])  # fmt: skip
-
-
-def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write rows of text, with Unix line ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heads)
-        writer.writerows(rows)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def write(numbers: Sequence[Number], folder: Path, stem: str, *, title: str, notes: str, command: str) -> str:

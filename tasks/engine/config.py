@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.base import InputError
+from tasks.engine.neutral_keys import RESULT_NEUTRAL_KEYS as RESULT_NEUTRAL_KEYS
+from tasks.engine.neutral_keys import decides_result
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Options of placement, speed and verbosity that change no bit of a result. They may differ between the stored
-# configuration of a run and the command that resumes it.
-RESULT_NEUTRAL_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress", "check_every")
 
 
 @dataclass
@@ -131,10 +130,7 @@ def result_keys(config: dict[str, Any]) -> dict[str, Any]:
             flat[prefix] = node
 
     walk("", config)
-    neutral_roots = ("data_root", "logger", "launcher", "paths", "gpus", "jobs", "pictures", "figures")
-    places = {f"{prefix}data.{key}" for prefix in ("", "task.") for key in ("root", "cache")}
-    neutral = {f"train.{key}" for key in RESULT_NEUTRAL_KEYS} | places | {"task.num_workers"}
-    return {k: v for k, v in flat.items() if k.split(".")[0] not in neutral_roots and k not in neutral}
+    return {key: value for key, value in flat.items() if decides_result(key)}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -68,7 +68,7 @@ def looked_at(folder: Path) -> None:
             run.throughput()
             run.layers("norm")
             for key in ("norm/mean", "train/loss", "val/top1", "lr"):
-                run.series(key), run.ends(key)
+                run.series(key), run.first_and_last(key)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -8,12 +8,12 @@ import pytest
 from evidence.figures import curves as figures
 from evidence.figures import heatmaps
 from evidence.figures import style as board
-from evidence.records.settings import sections
+from evidence.records.settings import group_by_setting
 from evidence.runs import run as runs
 
 
 def groups_of(root):
-    (found,) = sections(runs.load_runs(root)).values()
+    (found,) = group_by_setting(runs.load_runs(root)).values()
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from evidence.runs.run import ReadError
 from scripts import figure_4, table_e2
-from tests.scripts.conftest import record
+from tests.run_folders import record
 
 CURVES = {  # opt -> attacked accuracy after each of four epochs; clean is 10 more
     "adam": [30.0, 40.0, 50.0, 48.0],

@@ -51,7 +51,7 @@ def test_points_lie_in_their_ranges_evenly_in_the_logarithm_and_a_larger_budget_
 
 
 def test_ranges_are_read_and_default_to_a_decade_on_either_side() -> None:
-    assert tune.ends("1e-4..0.1", "lr") == (1e-4, 0.1)
+    assert tune.first_and_last("1e-4..0.1", "lr") == (1e-4, 0.1)
     assert tune.around(0.1, None, "lr") == pytest.approx((0.01, 1.0))
     assert tune.around(0.0, (1e-6, 1e-4), "decay") == (1e-6, 1e-4)
     with pytest.raises(ReadError, match=r"decay=LOW\.\.HIGH"):
@@ -61,7 +61,7 @@ def test_ranges_are_read_and_default_to_a_decade_on_either_side() -> None:
 @pytest.mark.parametrize("text", ["0.1", "0..1", "1..0.1", "a..b", "1..nan", "1..inf", ".."])
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(ReadError, match=r"LOW\.\.HIGH"):
-        tune.ends(text, "lr")
+        tune.first_and_last(text, "lr")
 
 
 # What chooses -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.records.store import read_rows
+from evidence.csv_files import read_csv
 from evidence.runs.run import ReadError
 from scripts import claims, tables, verify_results
 
@@ -69,7 +69,7 @@ def test_a_number_that_somebody_typed_is_named(whole, capsys, name, old, new):
 
 @pytest.mark.usefixtures("drawings")
 def test_a_record_that_is_not_what_its_run_says_is_named(whole, capsys):
-    row = read_rows(whole / "records.csv")[0]
+    row = read_csv(whole / "records.csv")[0]
     back = altered(whole / "records.csv", row["norm_last"], "99.9")
     code, said = verify(whole, capsys)
     back()

@@ -9,18 +9,21 @@ from typing import Any
 
 import pytest
 
-from evidence.claims import verdicts as claims_rules
-from evidence.claims.select import Records, fits, select
-from evidence.claims.verdicts import judge, published_difference
-from evidence.records import store as recorded
-from evidence.records.metrics import MEASURES
+from evidence.claims import verdicts
+from evidence.claims.ledger import read_claims
+from evidence.claims.select import Records, load, matches, select
+from evidence.claims.verdicts import judge, judge_claim, published_difference
+from evidence.csv_files import read_csv
+from evidence.paper import read_paper
+from evidence.records import store
+from evidence.records.row import from_csv
 from evidence.runs import run as runs
 from evidence.stats import Difference
 from scripts import claims
 
 ROOT = Path(__file__).resolve().parents[2]
-LEDGER = list(claims.read_claims(ROOT / "results" / "claims.yaml"))
-PAPER = recorded.read_rows(ROOT / "results" / "paper.csv")
+LEDGER = list(read_claims(ROOT / "results" / "claims.yaml"))
+PAPER = read_paper(ROOT / "results" / "paper.csv")
 EMPTY = Records([], PAPER, ROOT / "nowhere")
 
 
@@ -42,8 +45,8 @@ def records(tmp_path, write_run):
                 change["name"] = name + given.get("more", "")
                 write_run(tmp_path / "runs", words["opt"], seed=seed, change=change, folder=change["name"], **kept)
         found = runs.load_runs(tmp_path / "runs")
-        recorded.add(found, tmp_path / "records.csv", measures=MEASURES)
-        return claims.load(tmp_path / "records.csv", ROOT / "results" / "paper.csv")
+        store.add(store.rows_of_runs(found), tmp_path / "records.csv")
+        return load(tmp_path / "records.csv", ROOT / "results" / "paper.csv")
 
     return make
 
@@ -71,7 +74,7 @@ LOW, HIGH = (70.0, 71.0, 72.1), (75.0, 76.1, 77.0)
 )
 def test_a_difference_is_judged_by_its_interval_and_scale(records, scale, ours, theirs, verdict):
     found = records({"opt": "sgdp", "scale": scale, "tops": ours}, {"opt": "sgd", "scale": scale, "tops": theirs})
-    finding = claims_rules.find(found, claim(**PAIR))
+    finding = judge_claim(found, claim(**PAIR))
     assert (finding.verdict, finding.scale) == (verdict, scale)
 
 
@@ -80,13 +83,13 @@ def test_full_runs_decide_where_there_are_any_and_nothing_is_not_run(records):
         {"opt": "sgdp", "tops": LOW}, {"opt": "sgd", "tops": HIGH},
         {"opt": "sgdp", "scale": "full", "tops": HIGH}, {"opt": "sgd", "scale": "full", "tops": LOW},
     )  # fmt: skip
-    assert claims_rules.find(found, claim(**PAIR)).verdict == "reproduced"
-    assert claims_rules.find(EMPTY, claim(**PAIR)).verdict == "not run"
+    assert judge_claim(found, claim(**PAIR)).verdict == "reproduced"
+    assert judge_claim(EMPTY, claim(**PAIR)).verdict == "not run"
 
 
 def test_a_claim_about_a_mechanism_is_reproduced_by_small_runs_too(records):
     found = records({"opt": "sgdp", "tops": HIGH}, {"opt": "sgd", "tops": LOW})
-    assert claims_rules.find(found, claim(**PAIR, holds="at any scale")).verdict == "reproduced"
+    assert judge_claim(found, claim(**PAIR, holds="at any scale")).verdict == "reproduced"
 
 
 def test_runs_are_named_by_the_words_of_their_command_and_no_others(records):
@@ -107,10 +110,11 @@ def test_runs_are_named_by_the_words_of_their_command_and_no_others(records):
 
 
 def test_a_row_of_another_rate_than_the_recipe_is_not_taken_for_the_recipe():
-    row = {"experiment": "e", "opt": "sgd", "scale": "mini", "lr": "0.2", "weight_decay": "0", "recipe": "lr",
+    cells = {"experiment": "e", "opt": "sgd", "scale": "mini", "lr": "0.2", "weight_decay": "0", "recipe": "lr",
            "name": "sgd,wd=0,lr=0.2,mini,seed=0"}  # fmt: skip
-    assert not fits(row, {"experiment": "e", "opt": "sgd"})
-    assert fits(row, {"experiment": "e", "opt": "sgd", "opt.lr": 0.2})
+    row = from_csv(cells)
+    assert not matches(row, {"experiment": "e", "opt": "sgd"})
+    assert matches(row, {"experiment": "e", "opt": "sgd", "opt.lr": 0.2})
 
 
 def test_failing_ratios_levels_and_times(records):
@@ -121,19 +125,19 @@ def test_failing_ratios_levels_and_times(records):
     )
     word = {"experiment": "e"}
     fails = {"rule": {"kind": "fails", "of": {**word, "opt": "adam"}}, "paper": "AWS", "id": "x"}
-    assert claims_rules.find(found, fails).verdict == "direction only"
+    assert judge_claim(found, fails).verdict == "direction only"
     fails["rule"]["of"]["opt"] = "sgd"
-    assert claims_rules.find(found, fails).verdict == "not at this scale"
+    assert judge_claim(found, fails).verdict == "not at this scale"
     level = claim(kind="level", score="val/top1", of={**word, "opt": "sgdp"}, at_least=99, holds="at any scale")
-    assert claims_rules.find(found, level).verdict == "reproduced"
+    assert judge_claim(found, level).verdict == "reproduced"
     level["rule"]["of"] = {**word, "opt": "sgd"}
-    assert claims_rules.find(found, level).verdict == "contradicted"
+    assert judge_claim(found, level).verdict == "contradicted"
     ratio = claim(kind="ratio", score="growth", **PAIR, at_least=3)  # growths of the synthetic curves: 1 and 6
-    assert claims_rules.find(found, ratio).verdict == "reproduced"
+    assert judge_claim(found, ratio).verdict == "reproduced"
     ratio["rule"]["at_least"] = 10
-    assert claims_rules.find(found, ratio).verdict == "direction only"
+    assert judge_claim(found, ratio).verdict == "direction only"
     times = claim(kind="sooner", score="val/top1", **PAIR, at_most=0.5)  # curves to 94, last scores 50 and 1
-    assert claims_rules.find(found, times).verdict == "direction only"
+    assert judge_claim(found, times).verdict == "direction only"
 
 
 def test_settings_on_a_par_lie_within_the_margin_with_their_interval():
@@ -153,7 +157,7 @@ def test_of_a_grid_the_best_value_of_each_side_counts(records):
     found = records(
         {"opt": "sgdp", "tops": HIGH}, {"opt": "sgd", "tops": LOW}, {"opt": "sgd", "weight_decay": 0.1, "tops": HIGH}
     )
-    finding = claims_rules.find(found, claim(**PAIR, best_over="opt.weight_decay"))
+    finding = judge_claim(found, claim(**PAIR, best_over="opt.weight_decay"))
     assert finding.ours.startswith("+0.00")
 
 
@@ -164,16 +168,16 @@ def test_checks_of_formulas_and_toys_are_read_from_what_their_commands_wrote(tmp
         rows = [["a", "AdamP", "c", "f", "0", "", "1", "PASS"], ["a", "", "control", "", "2", "", "1", control]]
         with (tmp_path / "toy" / "theory-claims.csv").open("w", newline="") as file:
             csv.writer(file).writerows([heads, *rows])
-        found = claims_rules.find(Records([], [], tmp_path), {"paper": "AdamP", "rule": {"checks": "a"}})
+        found = judge_claim(Records([], [], tmp_path), {"paper": "AdamP", "rule": {"checks": "a"}})
         assert (found.verdict, found.scale) == (verdict, "exact")
     toy = {"paper": "AdamP", "rule": {"numbers": "toy/toy2d-numbers.csv", "runs": "gd"}}
-    assert claims_rules.find(Records([], [], tmp_path), toy).verdict == "not run"
+    assert judge_claim(Records([], [], tmp_path), toy).verdict == "not run"
     for obtained, agrees, verdict in (
         ("2.931", "PASS", "reproduced"), ("2.95", "PASS", "direction only"), ("2.95", "FAIL", "contradicted"),
     ):  # fmt: skip
         lines = f"run,quantity,published,obtained,agrees_when,verdict\ngd,norm,2.93,{obtained},x,{agrees}\n"
         (tmp_path / "toy" / "toy2d-numbers.csv").write_text(lines)
-        assert claims_rules.find(Records([], [], tmp_path), toy).verdict == verdict
+        assert judge_claim(Records([], [], tmp_path), toy).verdict == verdict
 
 
 # The ledger itself ---------------------------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ def test_every_closed_form_claim_and_every_published_table_is_in_the_ledger():
     from scripts.theory import CLAIMS
 
     assert {c["rule"]["checks"] for c in LEDGER if "checks" in c["rule"]} == {c.key for c in CLAIMS}
-    tables = {(row["paper"], row["table"]) for row in PAPER if row["paper"] in ("adamp", "aws", "adarem")}
+    tables = {(number.paper, number.table) for number in PAPER if number.paper in ("adamp", "aws", "adarem")}
     where = {(c["paper"].lower(), c["where"]) for c in LEDGER}
     for paper, table in tables:
         word = table.replace("Fig.", "Figure ") if "Fig" in table else f"Section {table}" if table == "3.1" else table
@@ -193,7 +197,7 @@ def test_every_closed_form_claim_and_every_published_table_is_in_the_ledger():
 @pytest.mark.parametrize("entry", [c for c in LEDGER if c["rule"].get("kind")], ids=lambda c: c["id"])
 def test_published_numbers_exist_and_have_the_sign_that_the_rule_expects(entry):
     rule = entry["rule"]
-    values = claims_rules.published(EMPTY, rule, entry["paper"])
+    values = verdicts.published(EMPTY, rule, entry["paper"])
     gap = published_difference(values)
     if rule["kind"] == "difference" and gap is not None:
         margin = rule.get("margin", 0)
@@ -216,12 +220,12 @@ def test_every_command_is_a_make_target():
 
 def test_no_verdict_is_typed():
     text = (ROOT / "results" / "claims.yaml").read_text()
-    assert not any(re.search(rf"\b{verdict}\b", text) for verdict in claims_rules.VERDICTS if verdict != "not run")
+    assert not any(re.search(rf"\b{verdict}\b", text) for verdict in verdicts.VERDICTS if verdict != "not run")
 
 
 def test_the_ledger_is_written_as_page_and_table_whatever_the_records_hold(tmp_path, capsys):
     assert claims.main([f"records={tmp_path}/none.csv", f"out={tmp_path}", f"claims={ROOT}/results/claims.yaml"]) == 0
-    rows = recorded.read_rows(tmp_path / "claims.csv")
+    rows = read_csv(tmp_path / "claims.csv")
     assert len(rows) == len(LEDGER) and {row["verdict"] for row in rows} == {"not run"}
     assert f"{len(LEDGER)} claims: 0 reproduced" in capsys.readouterr().out
     assert "## AdaRem" in (tmp_path / "claims.md").read_text()
@@ -239,4 +243,4 @@ def test_the_ledger_is_written_as_page_and_table_whatever_the_records_hold(tmp_p
 def test_a_broken_ledger_is_refused_in_words(tmp_path, text, words):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(runs.ReadError, match=words):
-        list(claims.read_claims(tmp_path / "c.yaml"))
+        list(read_claims(tmp_path / "c.yaml"))

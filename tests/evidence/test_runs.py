@@ -51,7 +51,7 @@ def test_missing_and_empty_metrics_are_an_empty_series(tmp_path, write_run):
     (write_run(tmp_path, seed=1) / "metrics.jsonl").write_text("")
     for run in runs.load_runs(tmp_path):
         assert run.series("train/loss") == ([], [], [])
-        assert (run.growth, run.ends("norm/mean")) == (None, (None, None))
+        assert (run.growth, run.first_and_last("norm/mean")) == (None, (None, None))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, b"\xff\xfe"])
@@ -79,7 +79,7 @@ def test_a_record_of_wrong_types_is_still_readable(tmp_path, write_run):
     (run,) = runs.load_runs(tmp_path)
     assert (run.name, run.status, run.opt_name, run.lr, run.seed) == ("odd", "unknown", "unknown", None, None)
     assert (run.scores, run.commit, run.data) == ({}, "unknown", "unknown data")
-    assert groups.sections([run])
+    assert groups.group_by_setting([run])
 
 
 def test_every_status_is_kept(tmp_path, write_run):
@@ -130,7 +130,7 @@ def test_groups_hold_runs_that_differ_in_the_seed_alone(tmp_path, write_run):
         write_run(tmp_path, "sgdp", seed=seed)
     write_run(tmp_path, "sgdp", weight_decay=1e-4)
     write_run(tmp_path, "sgd")
-    ((place, found),) = groups.sections(runs.load_runs(tmp_path)).items()
+    ((place, found),) = groups.group_by_setting(runs.load_runs(tmp_path)).items()
     assert place == ("digits", "mini")
     assert [(group.label, len(group.runs)) for group in found] == [
         ("sgd, wd=0", 1), ("sgdp, wd=0", 2), ("sgdp, wd=0.0001", 1),
@@ -142,7 +142,7 @@ def test_data_sets_and_scales_are_never_grouped_together(tmp_path, write_run):
     write_run(tmp_path, folder="a")
     write_run(tmp_path, folder="b", scale="full")
     write_run(tmp_path, folder="c", data="imagenet")
-    found = groups.sections(runs.load_runs(tmp_path))
+    found = groups.group_by_setting(runs.load_runs(tmp_path))
     assert sorted(found) == [("digits", "full"), ("digits", "mini"), ("imagenet", "mini")]
 
 
@@ -150,7 +150,7 @@ def test_other_differing_options_separate_groups_and_show_in_labels(tmp_path, wr
     write_run(tmp_path, folder="a", epochs=2)
     write_run(tmp_path, folder="b", epochs=4)
     write_run(tmp_path, folder="c", epochs=4, lr=0.2)
-    (found,) = groups.sections(runs.load_runs(tmp_path)).values()
+    (found,) = groups.group_by_setting(runs.load_runs(tmp_path)).values()
     assert [group.label for group in found] == [
         "sgdp, wd=0, lr=0.1, epochs=2", "sgdp, wd=0, lr=0.1, epochs=4", "sgdp, wd=0, lr=0.2, epochs=4",
     ]  # fmt: skip
@@ -159,7 +159,7 @@ def test_other_differing_options_separate_groups_and_show_in_labels(tmp_path, wr
 def test_places_logging_and_number_forms_do_not_separate_groups(tmp_path, write_run):
     write_run(tmp_path, seed=0, change={"config": {"data": {"root": "here"}, "opt": {"weight_decay": 0}}})
     write_run(tmp_path, seed=1, change={"config": {"train": {"log_every": 5}, "opt": {"weight_decay": "0.0"}}})
-    (found,) = groups.sections(runs.load_runs(tmp_path)).values()
+    (found,) = groups.group_by_setting(runs.load_runs(tmp_path)).values()
     assert len(found) == 1
 
 
@@ -168,7 +168,7 @@ def test_labels_stay_unique_when_too_much_differs(tmp_path, write_run):
         changed = dict.fromkeys(("a", "b", "c"), count)
         write_run(tmp_path, folder=f"r{count}", change={"config": {"x": changed | {"d": 1}}})
     write_run(tmp_path, folder="r2", change={"config": {"x": {"a": 0, "b": 0, "c": 0, "d": 2}}})
-    (found,) = groups.sections(runs.load_runs(tmp_path)).values()
+    (found,) = groups.group_by_setting(runs.load_runs(tmp_path)).values()
     assert len({group.label for group in found}) == 3
 
 
@@ -210,6 +210,6 @@ def test_of_several_networks_the_first_stands_for_the_run_and_each_can_be_looked
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = runs.load_run(folder)
     assert run is not None and run.roles == ["f", "g"]
-    assert run.ends("norm/mean") == (1.0, 3.0) and run.ends("train/loss") == (0.5, 0.5)
-    assert run.of_role("g").ends("norm/mean") == (5.0, 5.0)
+    assert run.first_and_last("norm/mean") == (1.0, 3.0) and run.first_and_last("train/loss") == (0.5, 0.5)
+    assert run.of_role("g").first_and_last("norm/mean") == (5.0, 5.0)
     assert runs.primary_score([run]) == "val/loss"

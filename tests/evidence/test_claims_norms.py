@@ -2,6 +2,8 @@ import math
 
 import pytest
 
+from evidence.claims.norms import growth_ratio, pass_or_fail, step_ratio
+from evidence.records.row import ResultRow, result_row
 from evidence.runs import run as runs
 from scripts import claims_norms as claims
 
@@ -122,23 +124,23 @@ def test_two_learning_rates_of_one_optimizer_must_be_chosen_between(sweep, check
 
 
 def test_growth_that_is_not_positive_fails(tmp_path):
-    def run(last: float | None) -> runs.Run:
+    def run(last: float | None) -> ResultRow:
         lines = [{"step": 0, "epoch": 0, "norm/mean": 1.0}, {"step": 1, "epoch": 1, "norm/mean": last}]
-        return runs.Run(tmp_path, {}, lines)
+        return result_row(runs.Run(tmp_path, {}, lines))
 
-    assert claims.growth_ratio(run(2.0), run(1.5)) == pytest.approx(3 / 1.25)
+    assert growth_ratio(run(2.0), run(1.5)) == pytest.approx(3 / 1.25)
     for last in (1.0, 0.9, None):
-        ratio = claims.growth_ratio(run(2.0), run(last))
-        assert math.isnan(ratio) and claims.verdict(ratio, 3.0) == "FAIL"
+        ratio = growth_ratio(run(2.0), run(last))
+        assert math.isnan(ratio) and pass_or_fail(ratio, 3.0) == "FAIL"
 
 
 def test_the_step_ratio_looks_at_common_steps_after_the_first_quarter(tmp_path):
-    def run(factor: float, steps: range) -> runs.Run:
+    def run(factor: float, steps: range) -> ResultRow:
         lines = [{"step": i, "epoch": i / 10, "effective_step/mean": factor * (i != 40)} for i in steps]
-        return runs.Run(tmp_path, {}, lines)
+        return result_row(runs.Run(tmp_path, {}, lines))
 
-    assert claims.step_ratio(run(1, range(0, 41, 5)), run(3, range(0, 41, 10))) == "3.00 (3.00 to 3.00)"
-    assert claims.step_ratio(run(1, range(0)), run(3, range(5))) == "–"
+    assert step_ratio(run(1, range(0, 41, 5)), run(3, range(0, 41, 10))) == "3.00 (3.00 to 3.00)"
+    assert step_ratio(run(1, range(0)), run(3, range(5))) == "–"
 
 
 def test_words_that_are_no_options_are_refused(tmp_path):

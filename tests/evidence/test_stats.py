@@ -32,12 +32,12 @@ def test_one_pair_none_and_differences_without_spread_have_no_interval():
     assert equal.low is None and equal.sign == 0
 
 
-def test_the_leader_leads_only_where_all_others_are_behind_beyond_their_intervals():
+def test_the_best_is_significant_only_where_all_others_are_behind_beyond_their_intervals():
     a, b, c = ({str(k): v for k, v in enumerate(x)} for x in ((1, 2, 3.1), (5, 6, 7), (4, 7, 6)))
-    assert seeds.leader({"a": a, "b": b}, lower_is_better=False) == ("b", True)
-    assert seeds.leader({"a": a, "b": b}, lower_is_better=True) == ("a", True)
-    assert seeds.leader({"a": a, "b": b, "c": c}, lower_is_better=False) == ("b", False)
-    assert seeds.leader({"a": a}, lower_is_better=False) == ("a", False)
+    assert seeds.select_best({"a": a, "b": b}, lower_is_better=False) == ("b", True)
+    assert seeds.select_best({"a": a, "b": b}, lower_is_better=True) == ("a", True)
+    assert seeds.select_best({"a": a, "b": b, "c": c}, lower_is_better=False) == ("b", False)
+    assert seeds.select_best({"a": a}, lower_is_better=False) == ("a", False)
 
 
 def test_the_time_to_a_target_is_the_first_time_in_either_direction():
@@ -52,3 +52,9 @@ def test_times_say_how_many_seeds_reached_the_target():
     assert seeds.times_text([None, None]) == "never (0 of 2)"
     assert seeds.times_text([2.0, None, 4.0]) == "3.00 ± 1.41 (2 of 3)"
     assert seeds.times_text([2.0]) == "2.00"
+
+
+def test_means_are_written_with_their_deviation():
+    assert seeds.mean_text([1.0, None, 2.0]) == "1.50 ± 0.71"
+    assert seeds.mean_text([1.0], ".3f") == "1.000"
+    assert seeds.mean_text([None]) == "–"

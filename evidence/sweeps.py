@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-SWEEPS = Path(__file__).resolve().parents[2] / "configs" / "sweep"
+SWEEPS = Path(__file__).resolve().parents[1] / "configs" / "sweep"
 NOTES = ("printed", "label")  # entries of a block that are for the table, not for Hydra
 
 

@@ -3,12 +3,16 @@ import io
 
 import pytest
 
-from evidence.records import store as recorded
+from evidence.csv_files import read_csv
+from evidence.paper import read_paper
+from evidence.records import store
+from evidence.records.row import ResultRow, from_csv, result_row, to_csv
 from evidence.runs import run as runs
-from evidence.tables import sections as layout
+from evidence.tables import formats
+from evidence.tables.sections import result_tables
 from scripts import tables
 
-PAPER = tables.read_rows(tables.Path(__file__).parents[2] / "results" / "paper.csv")
+PAPER = read_paper(tables.Path(__file__).parents[2] / "results" / "paper.csv")
 README = "# title\n<!-- table:imagenet-resnet18 begin -->\nold\n<!-- table:imagenet-resnet18 end -->\nrest\n"
 
 
@@ -23,17 +27,16 @@ def place(tmp_path, write_run):
     return tmp_path, [f"{key}={tmp_path / name}" for key, name in names.items()]
 
 
-def rows_of(**changes: str) -> list[dict[str, str]]:
-    base = dict.fromkeys(recorded.FACTS, "")
-    base |= {"experiment": "imagenet-resnet18", "opt": "sgd", "weight_decay": "0.0001", "lr": "0.1", "epochs": "4"}
+def rows_of(**changes: str) -> list[ResultRow]:
+    base = {"experiment": "imagenet-resnet18", "opt": "sgd", "weight_decay": "0.0001", "lr": "0.1", "epochs": "4"}
     base |= {"scale": "mini", "data": "digits", "setting": "aa", "commit": "c", "dirty": "no", "machine": "m"}
-    return [base | {"val/top1": "70", "name": "n", "seed": "0"} | changes]
+    return [from_csv(base | {"val/top1": "70", "name": "n", "seed": "0"} | changes)]
 
 
 def test_the_published_numbers_are_whole():
     assert len(PAPER) == 262
-    assert {row["paper"] for row in PAPER} == {"adamp", "project_page", "adarem", "aws"}
-    assert all(row["value"] and row["metric"] for row in PAPER)
+    assert {number.paper for number in PAPER} == {"adamp", "project_page", "adarem", "aws"}
+    assert all(number.value and number.metric for number in PAPER)
 
 
 def test_finished_runs_become_rows_and_others_do_not(place, write_run):
@@ -41,7 +44,7 @@ def test_finished_runs_become_rows_and_others_do_not(place, write_run):
     write_run(root / "runs", "adamw", change={"status": "failed"})
     write_run(root / "runs", "adamp", change={"status": "running"})
     assert tables.main(words) == 0
-    rows = tables.read_rows(root / "records.csv")
+    rows = read_csv(root / "records.csv")
     assert [(row["opt"], row["seed"]) for row in rows] == [(opt, str(s)) for opt in ("sgd", "sgdp") for s in (0, 1, 2)]
     assert float(rows[0]["norm_first"]) == pytest.approx(1.5**0.5)
     assert rows[0]["dirty"] == "no" and rows[0]["date"] == "2026-01-02" and float(rows[0]["val/top1"]) > 90
@@ -57,16 +60,16 @@ def test_running_twice_changes_nothing(place):
 
 def test_rows_of_runs_that_are_gone_or_elsewhere_stay(place):
     root, words = place
-    recorded.write_rows(root / "records.csv", rows_of(name="far away", **{"val/ap": "3"}))
+    store.write_rows(root / "records.csv", rows_of(name="far away", **{"val/ap": "3"}))
     tables.main(words)
-    rows = tables.read_rows(root / "records.csv")
+    rows = read_csv(root / "records.csv")
     assert len(rows) == 7
     assert next(row for row in rows if row["name"] == "far away")["val/ap"] == "3"
 
 
 def test_a_run_made_anew_replaces_its_row():
     old, new = rows_of(**{"val/top1": "1"}), rows_of(**{"val/top1": "2"})
-    assert [row["val/top1"] for row in recorded.merge(old, new)] == ["2"]
+    assert [row.scores["val/top1"] for row in store.merge(old, new)] == [2.0]
 
 
 def test_tables_can_be_made_without_run_folders(place):
@@ -113,7 +116,7 @@ def test_a_block_without_records_names_the_command():
 
 def test_paper_and_ours_never_share_a_heading():
     for data in ("digits", "imagenet-100"):
-        (section,) = layout.sections("imagenet-resnet18", rows_of(data=data), PAPER)
+        (section,) = result_tables("imagenet-resnet18", rows_of(data=data), PAPER)
         paper, ours = section.titles[4], section.titles[6]
         assert paper == "paper: top-1 on ImageNet"
         assert ours == f"ours: top-1 on {data}, mini"
@@ -132,8 +135,8 @@ def test_paper_and_ours_never_share_a_heading():
     ],
 )
 def test_the_paper_number_is_that_of_our_optimizer_and_decay(opt, decay, numbers, source):
-    (section,) = layout.sections("imagenet-resnet18", rows_of(opt=opt, weight_decay=decay), PAPER)
-    assert (section.lines[0].paper, section.lines[0].source) == (numbers, source)
+    (section,) = result_tables("imagenet-resnet18", rows_of(opt=opt, weight_decay=decay), PAPER)
+    assert (section.rows[0].paper, section.rows[0].source) == (numbers, source)
 
 
 def test_scales_data_sets_and_settings_are_kept_apart():
@@ -141,18 +144,18 @@ def test_scales_data_sets_and_settings_are_kept_apart():
         *rows_of(name="a"), *rows_of(name="b", seed="1"), *rows_of(name="c", setting="bb"),
         *rows_of(name="d", scale="full"), *rows_of(name="e", data="imagenet"),
     ]  # fmt: skip
-    made = layout.sections("imagenet-resnet18", rows, PAPER)
-    assert [(section.data, section.scale, [line.count for line in section.lines]) for section in made] == [
+    made = result_tables("imagenet-resnet18", rows, PAPER)
+    assert [(section.data, section.scale, [len(line.by_seed) for line in section.rows]) for section in made] == [
         ("digits", "full", [1]), ("digits", "mini", [2, 1]), ("imagenet", "mini", [1]),
     ]  # fmt: skip
-    assert [line.opt for line in made[1].lines] == ["sgd [aa]", "sgd [bb]"]
+    assert [line.label for line in made[1].rows] == ["sgd [aa]", "sgd [bb]"]
 
 
 def test_one_run_has_no_deviation_and_several_have():
-    (section,) = layout.sections("imagenet-resnet18", rows_of(), PAPER)
-    assert section.lines[0].ours == "70.00"
+    (section,) = result_tables("imagenet-resnet18", rows_of(), PAPER)
+    assert section.rows[0].score_text == "70.00"
     two = [*rows_of(name="a"), *rows_of(name="b", seed="1", **{"val/top1": "71"})]
-    assert layout.sections("imagenet-resnet18", two, PAPER)[0].lines[0].ours == "70.50 ± 0.71"
+    assert result_tables("imagenet-resnet18", two, PAPER)[0].rows[0].score_text == "70.50 ± 0.71"
 
 
 def best_of(*groups: tuple[str, ...]) -> list[str]:
@@ -160,8 +163,8 @@ def best_of(*groups: tuple[str, ...]) -> list[str]:
     for opt, *scores in groups:
         for seed, score in enumerate(scores):
             rows += rows_of(opt=opt, setting=opt, name=f"{opt}{seed}", seed=str(seed), **{"val/top1": score})
-    (section,) = layout.sections("imagenet-resnet18", rows, PAPER)
-    return [line.opt for line in section.lines if line.best]
+    (section,) = result_tables("imagenet-resnet18", rows, PAPER)
+    return [line.label for line in section.rows if line.is_significant]
 
 
 def test_bold_needs_the_interval_of_every_paired_difference_to_exclude_0():
@@ -175,9 +178,9 @@ def test_bold_needs_the_interval_of_every_paired_difference_to_exclude_0():
 def test_a_diverged_seed_makes_its_setting_a_failed_one_and_never_the_best():
     rows = [*rows_of(name="a"), *rows_of(name="b", seed="1", status="diverged", **{"val/top1": ""})]
     rows += [r for s in "01" for r in rows_of(name=s, seed=s, setting="bb", opt="adam", **{"val/top1": "3"})]
-    failed, whole = sorted(layout.sections("imagenet-resnet18", rows, PAPER)[0].lines, key=lambda line: line.count)
-    assert (failed.ours, failed.seeds) == ("failed", "0, 1 failed")
-    assert whole.ours == "3.00 ± 0.00"
+    failed, whole = sorted(result_tables("imagenet-resnet18", rows, PAPER)[0].rows, key=lambda line: len(line.by_seed))
+    assert (failed.score_text, failed.seeds) == ("failed", "0, 1 failed")
+    assert whole.score_text == "3.00 ± 0.00"
 
 
 def test_a_loss_is_the_better_the_smaller():
@@ -186,9 +189,9 @@ def test_a_loss_is_the_better_the_smaller():
         for seed, score in enumerate(scores):
             facts = {"monitor": "val/loss", "better": "lower", "val/loss": str(score)}
             rows += rows_of(opt=opt, setting=opt, name=f"{opt}{seed}", seed=str(seed), **facts)
-    (section,) = layout.sections("imagenet-resnet18", rows, PAPER)
-    assert [line.opt for line in section.lines if line.best] == ["b"]
-    assert section.lines[0].behind == "+0.30 [+0.28, +0.31]"
+    (section,) = result_tables("imagenet-resnet18", rows, PAPER)
+    assert [line.label for line in section.rows if line.is_significant] == ["b"]
+    assert section.rows[0].diff_text == "+0.30 [+0.28, +0.31]"
 
 
 def test_the_epochs_to_the_target_come_from_the_recorded_curves(place):
@@ -201,18 +204,18 @@ def test_the_epochs_to_the_target_come_from_the_recorded_curves(place):
 
 def test_mixed_commits_dirty_trees_and_machines_all_show():
     rows = [*rows_of(name="a"), *rows_of(name="b", seed="1", commit="d", dirty="yes", machine="k")]
-    (line,) = layout.sections("imagenet-resnet18", rows, PAPER)[0].lines
+    (line,) = result_tables("imagenet-resnet18", rows, PAPER)[0].rows
     assert (line.commits, line.machines) == ("c, d+", "k; m")
 
 
 def test_hostile_texts_stay_in_their_cells():
     rows = rows_of(opt="a|b\n*c*<img>`d`", machine="x & y_z % $ # {~^}\\")
-    made = layout.sections("imagenet-resnet18", rows, PAPER)
-    lines = layout.markdown("imagenet-resnet18", made).splitlines()
+    made = result_tables("imagenet-resnet18", rows, PAPER)
+    lines = formats.markdown("imagenet-resnet18", made).splitlines()
     assert "a\\|b \\*c\\*&lt;img>\\`d\\`" in lines[-1]
-    assert r"\textbackslash{}" not in layout.latex("imagenet-resnet18", made)  # machines are not in the LaTeX table
-    assert "<img" not in layout.markdown("imagenet-resnet18", made)
-    assert layout._tex("&%$#_{}~^\\") == (r"\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}")
+    assert r"\textbackslash{}" not in formats.latex("imagenet-resnet18", made)  # machines are not in the LaTeX table
+    assert "<img" not in formats.markdown("imagenet-resnet18", made)
+    assert formats._tex("&%$#_{}~^\\") == (r"\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}")
 
 
 def test_all_three_formats_have_the_same_rows(place):
@@ -229,7 +232,7 @@ def test_all_three_formats_have_the_same_rows(place):
 
 def test_a_run_cut_short_shows_the_epochs_it_had(tmp_path, write_run):
     run = runs.load_run(write_run(tmp_path, change={"epochs": 0.25}))
-    assert recorded.record_row(run)["epochs"] == "0.25"
+    assert to_csv(result_row(run))["epochs"] == "0.25"
 
 
 def test_the_folder_of_results_moves_with_the_environment(tmp_path, write_run, monkeypatch):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 # G = n_last^2 - n_0^2 that each optimizer's synthetic curve ends with at weight decay 0.
 GROWTH = {"gd": 0.3, "sgd": 6.0, "sgdp": 1.0, "adamw": 14.0, "adamp": 1.0, "adam": 9.0, "adarem": 0.4}
@@ -127,13 +124,3 @@ def write_run(
     timing = [{"step": 5, "seconds": 2.0, "examples_per_s": 410.0, "peak_memory_mib": 812.5}]
     (path / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in timing))
     return path
-
-
-@pytest.fixture(name="make_run", scope="session")
-def _make_run() -> Callable[..., Path]:
-    return write_run
-
-
-@pytest.fixture(name="write_run")
-def _write_run() -> Callable[..., Path]:
-    return write_run

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from evidence import sweeps as grids
 from evidence.figures import sweep as sweep_figure
+from evidence.paper import PaperNumber, read_paper
+from evidence.records.row import ResultRow, result_row
 from evidence.runs.run import Run
-from evidence.tables import sweeps as grids
+from evidence.tables.cells import Cell, compared, published, tabulate
 from scripts import sweep
-from scripts.sweep import Cell
 from tests import commands
 from tests.test_configs import check_arguments, composed
 
@@ -21,20 +23,24 @@ TABLES = ("table-1", "table-2", "table-b1", "table-d3", "table-d4", "aws-table-1
           "adarem-table-1", "adarem-table-2")  # fmt: skip
 
 
-def run(top1: float | None, *, seed: int = 0, data: str = "imagenet", scale: str = "full", **more: Any) -> Run:
+def run(top1: float | None, *, seed: int = 0, data: str = "imagenet", scale: str = "full", **more: Any) -> ResultRow:
     record = {
         "name": f"run{seed}", "status": "finished" if top1 is not None else "failed", "scale": scale,
         "scores": {} if top1 is None else {"val/top1": top1}, "data": {"name": data},
         "git": {"commit": "a" * 40, "dirty": False}, "hardware": {"machine": "a machine"},
         "diverged_at": 7 if top1 is None else None,
     }  # fmt: skip
-    return Run(Path("somewhere"), record, more.get("metrics", ()))
+    return result_row(Run(Path("somewhere"), record, more.get("metrics", ())), figures=more.get("figures", ()))
 
 
 def cell(*tops: float | None, block: dict[str, Any] | None = None, **overrides: str) -> Cell:
     words = {key.replace("__", "."): value for key, value in overrides.items()}
-    runs = {str(seed): run(top, seed=seed) for seed, top in enumerate(tops)}
-    return Cell(words, block or {}, runs, count=max(3, len(tops)))
+    keys = {seed: ("e", f"run{seed}") for seed in range(max(3, len(tops)))}
+    return Cell(words, block or {}, keys, {seed: run(top, seed=seed) for seed, top in enumerate(tops)})
+
+
+def single(words: dict[str, str], row: ResultRow, *, seed: int = 0) -> Cell:
+    return Cell(words, {}, {seed: row.key}, {seed: row})
 
 
 # Grids ------------------------------------------------------------------------------------------------------------
@@ -70,14 +76,14 @@ def test_cells_are_the_product_of_parameters_and_block() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_of_a_published_table_has_a_cell_at_full_size(name: str) -> None:
     spec = grids.read(name)["sweep"]["table"]
-    paper = [r for r in sweep.read_rows(Path("results/paper.csv")) if r["task"] == "classification"]
+    paper = [r for r in read_paper(Path("results/paper.csv")) if r.task == "classification"]
     wanted = {
-        (r["model"], r["optimizer"], r["setting"], r["metric"]): r["value"]
+        (r.model, r.optimizer, r.setting, r.metric): r.value
         for r in paper
-        if (r["paper"], r["table"]) == (spec["paper"], str(spec["table"])) and r["optimizer"] != "published"
+        if (r.paper, r.table) == (spec["paper"], str(spec["table"])) and r.optimizer != "published"
     }
     cells = [Cell(overrides, block) for block, overrides in grids.cells(name, "full", {"train.seed": "0"})]
-    found = [sweep.published(each, spec, paper) for each in cells]
+    found = [published(each, spec, paper) for each in cells]
     assert sum(len(each) for each in found) >= len(wanted)
     for (_, _, _, metric), value in wanted.items():
         assert any(each.get(metric) == value for each in found), (metric, value)
@@ -97,10 +103,10 @@ def test_the_first_and_last_cell_of_a_sweep_compose(name: str, scale: str) -> No
 
 def test_a_printed_decay_is_found_in_the_units_of_the_block() -> None:
     spec = grids.read("table-1")["sweep"]["table"]
-    paper = sweep.read_rows(Path("results/paper.csv"))
+    paper = read_paper(Path("results/paper.csv"))
     words = {"experiment": "imagenet-resnet18-norms", "opt": "sgdp", "opt__weight_decay": "1e-4"}
-    assert sweep.published(cell(block={"printed": 0.1}, **words), spec, paper)["top1"] == "70.57"
-    assert "top1" not in sweep.published(cell(block={}, **words), spec, paper)
+    assert published(cell(block={"printed": 0.1}, **words), spec, paper)["top1"] == "70.57"
+    assert "top1" not in published(cell(block={}, **words), spec, paper)
 
 
 def test_differences_are_to_the_same_cell_with_the_other_optimizer() -> None:
@@ -112,10 +118,10 @@ def test_differences_are_to_the_same_cell_with_the_other_optimizer() -> None:
         cell(61.0, 62.0, 64.5, experiment="b", opt="sgdp"),
     ]
     paper = [
-        {"paper": "p", "table": "1", "model": m, "optimizer": o, "setting": "", "metric": "top1", "value": v}
+        PaperNumber(paper="p", table="1", model=m, optimizer=o, metric="top1", value=v)
         for m, o, v in [("m", "sgd", "71.5"), ("m", "sgdp", "72.0")]
     ]
-    heads, *rows = sweep.tabulate(cells, spec, paper)
+    heads, *rows = tabulate(cells, spec, paper)
     at = heads.index("top1, difference: paper")
     assert [row[at : at + 3] for row in rows] == [
         ["reference", "–", "–"],
@@ -129,40 +135,36 @@ def test_differences_are_to_the_same_cell_with_the_other_optimizer() -> None:
 
 def test_numbers_of_another_data_set_are_not_subtracted_from_the_papers() -> None:
     spec = {"paper": "p", "table": 1, "model": {"a": "m"}}
-    paper = [
-        {"paper": "p", "table": "1", "model": "m", "optimizer": "sgd", "setting": "", "metric": "top1", "value": "71"}
-    ]
-    small = Cell({"experiment": "a", "opt": "sgd"}, {}, {"0": run(80.0, data="fashion_mnist_10k", scale="mini")}, 1)
-    heads, row = sweep.tabulate([small], spec, paper)
+    paper = [PaperNumber(paper="p", table="1", model="m", optimizer="sgd", metric="top1", value="71")]
+    small = single({"experiment": "a", "opt": "sgd"}, run(80.0, data="fashion_mnist_10k", scale="mini"))
+    heads, row = tabulate([small], spec, paper)
     assert row[heads.index("ours - paper")] == "–"
     assert row[heads.index("data, scale")] == "fashion_mnist_10k, mini"
 
 
 def test_a_diverged_run_is_shown_as_failed_and_a_missing_one_as_missing() -> None:
-    heads, failed, missing = sweep.tabulate(
-        [cell(70.0, None, opt="sgd"), cell(opt="adam")], {"paper": "p", "table": 1}, []
-    )
+    heads, failed, missing = tabulate([cell(70.0, None, opt="sgd"), cell(opt="adam")], {"paper": "p", "table": 1}, [])
     assert failed[heads.index("ours: top1")] == "failed"
     assert failed[heads.index("seeds")] == "0, 1 (2 of 3)"
     assert (missing[heads.index("ours: top1")], missing[heads.index("seeds")]) == ("–", "– (0 of 3)")
 
 
 def test_a_failed_or_unpaired_cell_has_no_difference() -> None:
-    whole, failed, single = cell(70.0, 71.0), cell(70.0, None), cell(75.0)
-    assert sweep.compared(failed, whole, "top1") == ["–", "–"]
-    assert sweep.compared(single, whole, "top1") == ["+5.00", "–"]  # one pair has no interval
-    other = Cell({}, {}, {"7": run(70.0)}, 1)
-    assert sweep.compared(other, whole, "top1") == ["–", "–"]
+    whole, failed, alone = cell(70.0, 71.0), cell(70.0, None), cell(75.0)
+    assert compared(failed, whole, "top1") == ["–", "–"]
+    assert compared(alone, whole, "top1") == ["+5.00", "–"]  # one pair has no interval
+    other = single({}, run(70.0), seed=7)
+    assert compared(other, whole, "top1") == ["–", "–"]
 
 
 def test_the_second_score_is_the_epochs_until_the_references_last_score() -> None:
     def curve(*tops: float) -> list[dict[str, Any]]:
         return [{"step": 10 * k, "epoch": k, "val/top1": top} for k, top in enumerate(tops, start=1)]
 
-    slow = Cell({"opt": "sgd"}, {}, {"0": run(60.0, metrics=curve(40, 50, 60))}, 1)
-    fast = Cell({"opt": "sgdp"}, {}, {"0": run(70.0, metrics=curve(55, 65, 70))}, 1)
-    weak = Cell({"opt": "adam"}, {}, {"0": run(50.0, metrics=curve(30, 40, 50))}, 1)
-    heads, *rows = sweep.tabulate([slow, fast, weak], {"paper": "p", "table": 1, "reference": {"opt": "sgd"}}, [])
+    slow = single({"opt": "sgd"}, run(60.0, metrics=curve(40, 50, 60)))
+    fast = single({"opt": "sgdp"}, run(70.0, metrics=curve(55, 65, 70)))
+    weak = single({"opt": "adam"}, run(50.0, metrics=curve(30, 40, 50)))
+    heads, *rows = tabulate([slow, fast, weak], {"paper": "p", "table": 1, "reference": {"opt": "sgd"}}, [])
     at = heads.index("target top1")
     assert [row[at : at + 2] for row in rows] == [["60.00", "3.00"], ["60.00", "2.00"], ["60.00", "never (0 of 1)"]]
 
@@ -173,11 +175,11 @@ def test_detection_is_counted_over_the_whole_run_and_norms_at_the_first_epochs_e
         for s, p, v in [(1, 1.0, 0.5), (2, 0.9, 0.0), (4, 0.8, 0.1)]
     ]
     found = run(70.0, metrics=lines)
-    assert sweep.PUBLISHED["scale_invariant_detection"](found) == pytest.approx(90.0)
-    assert sweep.PUBLISHED["scale_variant_detection"](found) == pytest.approx(80.0)
-    assert sweep.PUBLISHED["weight_norm_first_epoch"](found) == 3.0
-    assert sweep.PUBLISHED["weight_norm_last_epoch"](found) == 5.0
-    assert sweep.PUBLISHED["top5"](found) is None
+    assert found.value("scale_invariant_detection") == pytest.approx(90.0)
+    assert found.value("scale_variant_detection") == pytest.approx(80.0)
+    assert found.value("weight_norm_first_epoch") == 3.0
+    assert found.value("weight_norm_last_epoch") == 5.0
+    assert found.value("top5") is None
 
 
 # The figure -------------------------------------------------------------------------------------------------------
@@ -185,17 +187,17 @@ def test_detection_is_counted_over_the_whole_run_and_norms_at_the_first_epochs_e
 
 def test_an_effective_rate_is_the_rate_over_the_layers_norm() -> None:
     lines = [{"step": s, "epoch": s / 2, "lr": 0.1 / s, "norm/conv1.weight": 2.0 * s} for s in (1, 2)]
-    found = run(70.0, metrics=lines)
-    assert sweep_figure.series(found, "lr/norm/conv1.weight") == ([0.5, 1.0], pytest.approx([0.05, 0.0125]))
-    assert sweep_figure.series(found, "lr/norm2/conv1.weight")[1] == pytest.approx([0.025, 0.003125])
+    found = run(70.0, metrics=lines, figures=("lr/norm/conv1.weight", "lr/norm2/conv1.weight"))
+    assert found.series("lr/norm/conv1.weight")[1:] == ([0.5, 1.0], pytest.approx([0.05, 0.0125]))
+    assert found.series("lr/norm2/conv1.weight")[2] == pytest.approx([0.025, 0.003125])
 
 
 def test_a_figure_has_a_row_a_metric_and_its_numbers_beside_it(tmp_path: Path) -> None:
     cells = []
     for opt in ("sgd", "sgdp"):
         lines = [{"step": s, "epoch": s / 2, "norm/mean": 1.0 + s, "val/top1": 10.0 * s} for s in (1, 2, 3)]
-        cells.append(Cell({"opt": opt, "opt.weight_decay": "0"}, {}, {"0": run(70.0, metrics=lines)}, 1))
-    cells.append(Cell({"opt": "adam"}, {}, {}, 1))
+        cells.append(single({"opt": opt, "opt.weight_decay": "0"}, run(70.0, metrics=lines)))
+    cells.append(Cell({"opt": "adam"}))
     spec = {"rows": ["norm/mean", "val/top1", "effective_step/mean"], "columns": "opt"}
     drawn = sweep_figure.draw(cells, spec, tmp_path / "figure.svg", title="A figure")
     assert drawn.svg.exists()

@@ -1,0 +1,100 @@
+"""The ledger of the papers' claims (results/claims.yaml): each a sentence, a command and a rule, never a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import yaml
+
+from evidence.runs.run import ReadError
+
+KEYS = ("id", "paper", "where", "claim", "command", "rule")
+
+
+class Rule(TypedDict, total=False):
+    """How a claim is judged.
+
+    Attributes:
+        kind: A name of `verdicts.BY_RUNS`; instead of it `checks`, `numbers` or `overhead` name a file of results.
+        score: The score, or several of which a run's first counts.
+        of: Words of the command whose runs the claim is about, and `to` those that they are compared with.
+        mini: Further words at a scale; `full` likewise. Words under `of` or `to` are for that side alone.
+        expect: "higher", "lower" or "equal" (within `margin`).
+        at_least: The bound of a ratio or a value; `at_most` likewise.
+        best_over: The key over whose recorded values each side is searched.
+        holds: "at any scale" for a claim about a mechanism, which a small run tests as well as a large one.
+        published: Values that name a row of results/paper.csv; under `of` and `to` those of a side.
+        printed: The paper's words where results/paper.csv has no number.
+    """
+
+    kind: str
+    score: str | list[str]
+    of: Any  # words; the name of an optimizer where `overhead` names a benchmark
+    to: Any
+    mini: dict[str, Any]
+    full: dict[str, Any]
+    scales: list[str]
+    expect: str
+    margin: float
+    at_least: float
+    at_most: float
+    best_over: str
+    holds: str
+    published: dict[str, Any]
+    printed: str
+    checks: str
+    numbers: str
+    runs: str | list[str]
+    quantity: str
+    overhead: str
+
+
+class Claim(TypedDict):
+    """One claim of a paper."""
+
+    id: str
+    paper: str
+    where: str
+    claim: str
+    command: str
+    rule: Rule
+
+
+def filled(value: Any, words: Mapping[str, Any]) -> Any:
+    """Return a value with `{word}` replaced in its texts; a text that is one word alone becomes that word's value."""
+    if isinstance(value, str):
+        if value.startswith("{") and value.endswith("}") and value[1:-1] in words:
+            found = words[value[1:-1]]
+            return filled(found, words) if isinstance(found, str) and "{" in found else found
+        try:
+            return value.format_map(words) if "{" in value else value
+        except (KeyError, ValueError, IndexError) as error:
+            raise ReadError(f"{value!r} in claims.yaml needs a word that its `for` does not give: {error}") from None
+    if isinstance(value, dict):
+        return {key: filled(entry, words) for key, entry in value.items()}
+    return [filled(entry, words) for entry in value] if isinstance(value, list) else value
+
+
+def read_claims(path: Path) -> Iterator[Claim]:
+    """Yield the claims of a file, one for each member of an entry's `for`.
+
+    Raises:
+        ReadError: The file cannot be read, or an entry lacks a key or shares its id.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ReadError(f"cannot read {path}: {error}") from None
+    seen: set[str] = set()
+    for entry in entries:
+        for words in entry.get("for", [{}]):
+            claim = {key: filled(value, words) for key, value in entry.items() if key != "for"}
+            if missing := [key for key in KEYS if key not in claim]:
+                raise ReadError(f"{path}: claim {claim.get('id', '?')} has no {', '.join(missing)}")
+            claim["id"] = str(claim["id"]).replace(" ", "-").replace(",", "").replace("+", "and")
+            if claim["id"] in seen:
+                raise ReadError(f"{path}: two claims have the id {claim['id']}")
+            seen.add(claim["id"])
+            yield cast(Claim, claim)
