@@ -10,19 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/sweep.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from evidence import sweeps  # noqa: E402
 from evidence.paper import read_paper  # noqa: E402
-from evidence.records.store import add, read_rows  # noqa: E402
 from evidence.runs.run import ReadError  # noqa: E402
-from evidence.tables.cells import NOTE, fill, sweep_cells, tabulate  # noqa: E402
-from evidence.tables.render import write_page  # noqa: E402
+from evidence.tables.build import collect, write_table  # noqa: E402
 from scripts.options import command, results  # noqa: E402
 
 USAGE = """
 usage: python scripts/sweep.py SWEEP [scale=full] [runs=FOLDER] [out=FOLDER] [records=FILE] [paper=FILE] [KEY=VALUE ...]
 
 Writes OUT/tables/SWEEP.md and .csv from the runs of a sweep (configs/sweep/SWEEP.yaml), and OUT/figures/SWEEP.png, .svg
-and .csv if the sweep asks for a figure. Cells that have not been run are shown as such.
+and .csv if the sweep asks for a figure. Cells that have not been run are shown as such. Where the file names
+experiments (table-3, table-e2, figure-4), every recorded setting of them is a row or a line, whatever its scale.
 
   runs=FOLDER  default results/runs
   out=FOLDER   default results
@@ -48,26 +46,16 @@ def main(words: Sequence[str]) -> int:
         if not equals:
             raise ReadError(f"unknown argument {word!r}; give KEY=VALUE, or --help")
         (options if key in options else typed)[key] = value
-    config = sweeps.read(sweep)
-    if not config:
-        raise ReadError(f"there is no sweep {sweep}; see configs/sweep")
-    spec = config.get("sweep") or {}
-    if not spec.get("table") and not spec.get("figure"):
+    out = Path(options["out"].rstrip("/"))
+    places = {"runs": Path(options["runs"]), "records": Path(options["records"] or out / "records.csv")}
+    made = collect(sweep, options["scale"], typed, identify=identify, **places)
+    if made is None:
         return 0  # a plain grid: the pages of its experiment show it
-    out, title = Path(options["out"].rstrip("/")), str(spec.get("title", sweep))
-    records = Path(options["records"] or out / "records.csv")
-    cells = sweep_cells(sweep, options["scale"], typed, identify=identify)
-    fresh = fill(cells, runs=Path(options["runs"]), recorded={row.key: row for row in read_rows(records)})
-    if fresh:
-        add(fresh, records)
-    if spec.get("table"):
-        heads, *rows = tabulate(cells, spec["table"], read_paper(Path(options["paper"])))
-        notes = f"\n{NOTE}\n{spec.get('note', '')}".rstrip() + "\n"
-        write_page(out / "tables", sweep, title=title, heads=heads, rows=rows, notes=notes)
-    if spec.get("figure") and any(cell.rows for cell in cells):
-        from evidence.figures.sweep import draw
+    write_table(made, read_paper(Path(options["paper"])), out / "tables")
+    if made.spec.get("figure"):
+        from evidence.figures.sweep import draw_figure  # matplotlib
 
-        print(f"written to {draw(cells, spec['figure'], out / 'figures' / f'{sweep}.svg', title=title).svg}")
+        print(*draw_figure(made, out / "figures"), sep="\n")
     return 0
 
 

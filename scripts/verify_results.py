@@ -6,7 +6,6 @@ Exit code: 0 where all are what the records say, 1 where one is not, 2 for wrong
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import re
 import sys
@@ -18,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/verify_results.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from evidence import sweeps as grids  # noqa: E402
+from evidence import sweeps  # noqa: E402
 from evidence.csv_files import read_csv  # noqa: E402
 from evidence.records.row import FACTS, to_csv  # noqa: E402
 from evidence.records.store import restore, rows_of_runs  # noqa: E402
@@ -83,26 +82,16 @@ def makers(folder: Path, runs: Path, out: Path) -> Iterator[tuple[str, Callable[
     from scripts import sweep
 
     committed = {path.stem: path for kind in ("figures", "tables") for path in sorted((folder / kind).glob("*.csv"))}
-    committed |= {path.stem: path for path in (folder / "tables").glob("claims-norms.md")}
-    for stem, path in sorted(committed.items()):
-        if grids.read(stem).get("sweep", {}).keys() & {"table", "figure"}:
-            module = ROOT / "scripts" / f"{stem.replace('-', '_')}.py"
-            if not module.exists():
-                words = [stem, f"scale={_scale(path)}", f"runs={runs}", f"out={out}", f"records={out}/records.csv"]
-                yield stem, lambda words=words: sweep.main(words)
-        if stem == "claims-norms":
-            yield stem, lambda path=path: _norms(path, runs, out)
-    for module in sorted((ROOT / "scripts").glob("*.py")):
-        stem = module.stem.replace("_", "-")
-        made = next((s for s in committed if s == stem or s.startswith(f"{stem}-")), None)
-        if (
-            made
-            and stem.startswith(("table-", "figure-", "adarem-", "aws-"))
-            and (grids.SWEEPS / f"{stem}.yaml").exists()
-        ):
-            kind = committed[made].parent.name
-            called = importlib.import_module(f"scripts.{module.stem}")
-            yield stem, lambda called=called, kind=kind: called.main([f"runs={runs}", f"out={out}/{kind}"])
+    names = sorted(path.stem for path in sweeps.SWEEPS.glob("*.yaml"))
+    for name in names:
+        stems = [stem for stem in committed if stem == name or (stem.startswith(f"{name}-") and stem not in names)]
+        if stems and sweeps.read(name).get("sweep", {}).keys() & {"table", "figure"}:
+            scale = _scale(committed[stems[0]])
+            words = [name, f"scale={scale}", f"runs={runs}", f"out={out}", f"records={out}/records.csv"]
+            yield name, lambda words=words: sweep.main(words)
+    norms = folder / "tables" / "claims-norms.md"
+    if norms.exists():
+        yield norms.stem, lambda: _norms(norms, runs, out)
 
 
 def _norms(path: Path, runs: Path, out: Path) -> int:

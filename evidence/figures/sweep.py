@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from evidence.figures import score_curves
 from evidence.figures.style import LINES, Drawn, canvas, colour, drawable, plain, save
+from evidence.tables.build import SweepRows
 from evidence.tables.cells import Cell
 
 SPREAD = ("#2a7fb8", "#e69f00", "#009e73", "#d55e00", "#8a6642", "#7b68c8", "#8a8f98")
@@ -19,6 +21,17 @@ NAMES = {
     "oscillation/median": "Q: median", "oscillation/mean": "Q: mean", "train/top1": "training top-1 (%)",
 }  # fmt: skip
 LOGARITHMIC = ("effective_step", "oscillation", "lr/norm", "lr/norm2")
+
+
+def draw_figure(made: SweepRows, folder: Path) -> list[str]:
+    """Draw the figure that a sweep asks for, and return what to print: paths, and what the curves say."""
+    spec = made.spec.get("figure")
+    if spec and made.rows:
+        drawn = score_curves.draw_all(made.rows, spec, folder, stem=made.sweep, title=made.title)
+        return [line for figure, sentences in drawn for line in (str(figure.svg), *sentences)]
+    if not spec or not any(cell.rows for cell in made.cells):
+        return []
+    return [f"written to {draw(made.cells, spec, folder / f'{made.sweep}.svg', title=made.title).svg}"]
 
 
 def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: str) -> Drawn:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evidence.runs.run import ReadError
-from scripts import filterbank, table_3
+from scripts import filterbank, sweep
 from scripts.prepare import speech_commands_tts
 from tests import commands
 from tests.tasks.audio import layouts
@@ -48,13 +48,13 @@ def test_a_run_of_tags_gives_a_row_for_each_of_them(trained):
 
 
 def test_the_table_puts_the_papers_numbers_beside_ours(trained, tmp_path, capsys):
-    assert table_3.main([f"runs={trained}", f"out={tmp_path}"]) == 0
-    lines = [line.split(",") for line in (tmp_path / "table-3.csv").read_text().splitlines()]
+    assert sweep.main(["table-3", f"runs={trained}", f"out={tmp_path}"]) == 0
+    lines = [line.split(",") for line in (tmp_path / "tables" / "table-3.csv").read_text().splitlines()]
     found = {line[0]: line for line in lines}
     assert "96.89" in found["speech-commands"]
     assert "56.04" in found["dcase"]
     with pytest.raises(ReadError, match="no finished run"):
-        table_3.main([f"runs={tmp_path}"])
+        sweep.main(["table-3", f"runs={tmp_path}", f"out={tmp_path}/other"])
 
 
 def test_wrong_words_of_the_scripts_are_refused(trained, tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from evidence.runs.run import ReadError
-from scripts import figure_4, table_e2
+from scripts import sweep
 from tests.run_folders import record
 
 CURVES = {  # opt -> attacked accuracy after each of four epochs; clean is 10 more
@@ -48,12 +48,12 @@ def runs(tmp_path):
 
 
 def rows(out):
-    with (out / "table-e2.csv").open() as file:
+    with (out / "tables" / "table-e2.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 def test_the_table_puts_last_and_best_epoch_beside_the_paper(runs, tmp_path, capsys):
-    assert table_e2.main([f"runs={runs}", f"out={tmp_path}"]) == 0
+    assert sweep.main(["table-e2", f"runs={runs}", f"out={tmp_path}"]) == 0
     found = {(row["attack"], row["optimizer"]): row for row in rows(tmp_path)}
     assert len(found) == len(rows(tmp_path)) == 5
     adam = found["Linf 4/255", "adam"]
@@ -65,18 +65,18 @@ def test_the_table_puts_last_and_best_epoch_beside_the_paper(runs, tmp_path, cap
     sgd = found["Linf 4/255", "sgd"]
     assert sgd["paper, CIFAR-10: clean / attacked"] == "–"
     assert sgd["ours, last epoch: clean / attacked"] == "50.00 / 40.00"
-    assert (tmp_path / "table-e2.md").read_text() in capsys.readouterr().out
+    assert (tmp_path / "tables" / "table-e2.md").read_text() in capsys.readouterr().out
 
 
 def test_another_rate_has_no_published_number_beside_it(tmp_path):
     write_run(tmp_path / "runs", "adamp", lr=0.02)
-    table_e2.main([f"runs={tmp_path / 'runs'}", f"out={tmp_path}"])
+    sweep.main(["table-e2", f"runs={tmp_path / 'runs'}", f"out={tmp_path}"])
     assert rows(tmp_path)[0]["paper, CIFAR-10: clean / attacked"] == "–"
 
 
 def test_the_figure_has_a_row_a_ball_and_says_when_adamp_passes_adams_last_level(runs, tmp_path, capsys):
-    assert figure_4.main([f"runs={runs}", f"out={tmp_path}"]) == 0
-    stem = tmp_path / "figure-4-fashion_mnist_10k-mini"
+    assert sweep.main(["figure-4", f"runs={runs}", f"out={tmp_path}"]) == 0
+    stem = tmp_path / "figures" / "figure-4-fashion_mnist_10k-mini"
     assert all(stem.with_suffix(end).exists() for end in (".svg", ".png", ".csv"))
     said = capsys.readouterr().out
     assert said.count("AdamP passes Adam's last 49.00 in epoch 2 of 4") == 2
@@ -84,20 +84,22 @@ def test_the_figure_has_a_row_a_ball_and_says_when_adamp_passes_adams_last_level
     with stem.with_suffix(".csv").open() as file:
         numbers = list(csv.DictReader(file))
     assert len(numbers) == 9 * 2 * 4
-    assert {row["metric"] for row in numbers} == {f"{e}/{s}" for e in list(table_e2.BALLS)[:2] for s in table_e2.SCORES}
+    assert {row["metric"] for row in numbers} == {
+        f"cifar10-pgd-{ball}/val/{score}_accuracy" for ball in ("linf", "l2") for score in ("clean", "attacked")
+    }
 
 
 def test_a_level_that_is_never_passed_is_said_so(tmp_path, capsys):
     write_run(tmp_path / "runs", "adam", shift=50.0)
     write_run(tmp_path / "runs", "adamp")
-    figure_4.main([f"runs={tmp_path / 'runs'}", f"out={tmp_path}"])
+    sweep.main(["figure-4", f"runs={tmp_path / 'runs'}", f"out={tmp_path}"])
     assert capsys.readouterr().out.count("00 never\n") == 2
 
 
-@pytest.mark.parametrize("command", [table_e2, figure_4])
-def test_no_runs_are_an_error_that_names_the_command(tmp_path, command):
-    with pytest.raises(ReadError, match="make table-e2"):
-        command.main([f"runs={tmp_path}", f"out={tmp_path}"])
+@pytest.mark.parametrize("name", ["table-e2", "figure-4"])
+def test_no_runs_are_an_error_that_names_the_command(tmp_path, name):
+    with pytest.raises(ReadError, match=f"make {name}"):
+        sweep.main([name, f"runs={tmp_path}", f"out={tmp_path}"])
     write_run(tmp_path, "adam", status="failed")
     with pytest.raises(ReadError, match="no finished run"):
-        command.main([f"runs={tmp_path}", f"out={tmp_path}"])
+        sweep.main([name, f"runs={tmp_path}", f"out={tmp_path}"])

@@ -1,0 +1,110 @@
+"""Score curves of several experiments: a row of panels per experiment, a column per score, a line per setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from matplotlib.axes import Axes
+
+from evidence.figures.curves import counted, over_seeds, styles
+from evidence.figures.style import Drawn, canvas, save
+from evidence.records.row import ResultRow
+from evidence.records.settings import Group, group_by_setting
+
+Groups = Mapping[str, Sequence[Group[ResultRow]]]  # experiment -> its settings
+
+
+class ScoreCurvesSpec(TypedDict):
+    """`sweep.figure` of a file in configs/sweep that draws score curves.
+
+    Attributes:
+        experiments: Experiment -> its label, in the order of the rows.
+        scores: The columns.
+        target: The optimizer whose last mean score is a dotted line.
+        challenger: The optimizer of which it is reported when it exceeds that.
+        names: Optimizer -> its name in that report.
+        caption: Below the figure.
+    """
+
+    experiments: dict[str, str]
+    scores: list[str]
+    target: str
+    challenger: str
+    names: dict[str, str]
+    caption: str
+
+
+def draw_all(
+    rows: Sequence[ResultRow], spec: ScoreCurvesSpec, folder: Path, *, stem: str, title: str
+) -> list[tuple[Drawn, list[str]]]:
+    """Draw a figure per data set and scale, and report when the challenger exceeds the target in each."""
+    finished = [row for row in rows if row.finished]
+    drawn = []
+    for data, scale in group_by_setting(finished):
+        groups: dict[str, Sequence[Group[ResultRow]]] = {}
+        for name in spec["experiments"]:
+            chosen = [row for row in finished if (row.experiment, row.data, row.scale) == (name, data, scale)]
+            if chosen:
+                groups[name] = group_by_setting(chosen)[data, scale]
+        path = folder / f"{stem}-{data}-{scale}.svg"
+        figure = draw(groups, spec, path, title=f"{title} · {data} · scale {scale}")
+        drawn.append((figure, crossings(groups, spec)))
+    return drawn
+
+
+def draw(groups: Groups, spec: ScoreCurvesSpec, path: Path, *, title: str) -> Drawn:
+    """Draw one figure."""
+    scores = spec["scores"]
+    size = (10.0, 0.6 + 2.9 * len(groups))
+    with canvas(title, rows=len(groups), columns=len(scores), size=size) as (figure, axes):
+        for row, (name, own) in enumerate(groups.items()):
+            for axis, key in zip(axes[len(scores) * row :], scores, strict=False):
+                _draw_panel(axis, own, key, target=spec["target"])
+                axis.set_title(f"{spec['experiments'][name]}: {key.partition('/')[2].replace('_', ' ')} (%)")
+        axes[0].legend()
+        numbers = [
+            [group.label, run.name, run.seed, f"{name}/{key}", step, epoch, value]
+            for name, own in groups.items()
+            for group in own
+            for run in group.runs
+            for key in scores
+            for step, epoch, value in zip(*run.series(key), strict=True)
+        ]
+        return save(figure, path, title, caption=spec["caption"], rows=numbers)
+
+
+def _draw_panel(axis: Axes, groups: Sequence[Group[ResultRow]], key: str, *, target: str) -> None:
+    for group, style in zip(groups, styles(groups), strict=True):
+        epochs, values = over_seeds(group.runs, key)
+        if not epochs:
+            continue
+        line: dict[str, Any] = {**style, "marker": style["marker"] or ("o" if len(epochs) < 10 else "")}
+        axis.plot(epochs, values.mean(axis=0), label=counted(group), markersize=3, **line)
+        if len(values) > 1:
+            axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, lw=0)
+        if group.first.opt_name == target:
+            axis.axhline(values[:, -1].mean(), color=style["color"], linestyle=":", linewidth=0.9)
+    axis.set_xlabel("epoch")
+
+
+def crossings(groups: Groups, spec: ScoreCurvesSpec) -> list[str]:
+    """Return a sentence per experiment and score: when the challenger exceeds the target's last mean score."""
+    target, challenger = spec["target"], spec["challenger"]
+    lines = []
+    for name, own in groups.items():
+        by_optimizer = {group.first.opt_name: group for group in own}
+        if not {target, challenger} <= by_optimizer.keys():
+            continue
+        for key in spec["scores"]:
+            epochs, values = over_seeds(by_optimizer[target].runs, key)
+            times, curves = over_seeds(by_optimizer[challenger].runs, key)
+            if not epochs or not times:
+                continue
+            last = values[:, -1].mean()
+            reached = next((t for t, mean in zip(times, curves.mean(axis=0), strict=True) if mean > last), None)
+            when = "never" if reached is None else f"in epoch {reached:g} of {epochs[-1]:g}"
+            who = f"{spec['names'][challenger]} passes {spec['names'][target]}'s last {last:.2f}"
+            lines.append(f"{spec['experiments'][name]}, {key}: {who} {when}")
+    return lines

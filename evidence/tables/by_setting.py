@@ -1,0 +1,139 @@
+"""Tables with a row per recorded setting, beside the paper's numbers, as `sweep.table.columns` lists their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from evidence.paper import PaperNumber, look_up
+from evidence.records.row import ResultRow, norm_at_first_epoch
+from evidence.records.settings import Group, group_by_setting, short
+from evidence.records.store import rows_of_runs
+from evidence.runs.run import experiments, load_runs
+from evidence.stats import NONE, mean_text
+
+
+class ExperimentSpec(TypedDict, total=False):
+    """One experiment of a table.
+
+    Attributes:
+        label: Its name in the table.
+        metrics: A list per row: the metrics whose numbers the row shows, separated by " / ".
+        published: Values that name the paper's numbers; none where the paper has no such experiment.
+    """
+
+    label: str
+    metrics: list[list[str]]
+    published: dict[str, str]
+
+
+class SettingTableSpec(TypedDict, total=False):
+    """`sweep.table` of a file in configs/sweep whose rows are recorded settings.
+
+    Attributes:
+        paper: Whose table it is, and its number in `table`.
+        split: The split whose scores are shown.
+        experiments: Experiment -> how it is shown, in the order of the rows.
+        optimizer: Our optimizer -> the paper's.
+        published_where: Values that a run must have for the paper's number to stand beside it.
+        columns: Heading -> a name of `COLUMNS`.
+    """
+
+    paper: str
+    table: str | int
+    split: str
+    experiments: dict[str, ExperimentSpec]
+    optimizer: dict[str, str]
+    published_where: dict[str, float]
+    columns: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """A row of such a table: the runs of one setting, and the metrics shown of them."""
+
+    experiment: str
+    spec: SettingTableSpec
+    group: Group[ResultRow]
+    metrics: Sequence[str]
+    paper: Sequence[PaperNumber]
+
+    @property
+    def first(self) -> ResultRow:
+        """A run to read what all share from."""
+        return self.group.first
+
+    def values(self, value: Callable[[ResultRow], float | None]) -> str:
+        """Return "mean ± deviation" over the finished runs."""
+        return mean_text([value(run) for run in self.group.finished])
+
+    def facts(self, fact: Callable[[ResultRow], str], separator: str) -> str:
+        """Return the different texts that the finished runs have."""
+        return separator.join(sorted({fact(run) for run in self.group.finished}))
+
+    def scores(self, value: Callable[[ResultRow, str], float | None]) -> str:
+        """Return the metrics' means, given how a score is read of a run."""
+        keys = [f"{self.spec['split']}/{metric}" for metric in self.metrics]
+        return " / ".join(self.values(lambda run, key=key: value(run, key)) for key in keys)  # type: ignore[misc]
+
+    @property
+    def published(self) -> str:
+        """The paper's numbers; a dash where it has none for this experiment, optimizer, rate and decay."""
+        wanted = self.spec["experiments"][self.experiment].get("published")
+        where = self.spec.get("published_where") or {}
+        if not wanted or any(getattr(self.first, key) != value for key, value in where.items()):
+            return NONE
+        opt = (self.spec.get("optimizer") or {}).get(self.first.opt_name, self.first.opt_name)
+        place = {"paper": self.spec["paper"], "table": str(self.spec["table"]), "optimizer": opt, **wanted}
+        numbers = [look_up(self.paper, **place, metric=metric) for metric in self.metrics]
+        return " / ".join(found[0].value for found in numbers) if all(numbers) else NONE
+
+
+def _at_best_epoch(run: ResultRow, key: str) -> float | None:
+    """Return a score after the epoch that had the best monitored score, None where it was not logged."""
+    _, epochs, values = run.series(key)
+    return next((value for epoch, value in zip(epochs, values, strict=True) if epoch == run.best_epoch), None)
+
+
+COLUMNS: Mapping[str, Callable[[SettingRow], str]] = {
+    "experiment": lambda row: row.spec["experiments"][row.experiment].get("label", row.experiment),
+    "setting": lambda row: row.group.label,
+    "optimizer": lambda row: row.first.opt_name,
+    "lr": lambda row: short(row.first.lr),
+    "weight decay": lambda row: short(row.first.weight_decay),
+    "epochs": lambda row: short(row.first.epochs_done),
+    "metric": lambda row: " / ".join(row.metrics),
+    "published": lambda row: row.published,
+    "last score": lambda row: row.scores(lambda run, key: run.scores.get(key)),
+    "score at best epoch": lambda row: row.scores(_at_best_epoch),
+    "norms": lambda row: f"{row.values(norm_at_first_epoch)} -> {row.values(lambda run: run.norm_last)}",
+    "runs": lambda row: str(len(row.group.finished)),
+    "data, scale": lambda row: f"{row.first.data}, {row.first.scale}",
+    "commit": lambda row: row.facts(lambda run: run.commit, ", "),
+    "machine": lambda row: row.facts(lambda run: run.machine, "; "),
+}
+
+
+def setting_rows(
+    rows: Sequence[ResultRow], spec: SettingTableSpec, paper: Sequence[PaperNumber]
+) -> Iterator[SettingRow]:
+    """Yield the rows of a table: experiments in the spec's order, then data sets, then settings, then metrics."""
+    for experiment, shown in spec["experiments"].items():
+        for groups in group_by_setting([row for row in rows if row.experiment == experiment]).values():
+            for group in groups:
+                for metrics in shown["metrics"] if group.finished else ():
+                    yield SettingRow(experiment, spec, group, metrics, paper)
+
+
+def tabulate(rows: Sequence[ResultRow], spec: SettingTableSpec, paper: Sequence[PaperNumber]) -> list[list[str]]:
+    """Return heads and rows."""
+    cells = [[COLUMNS[name](row) for name in spec["columns"].values()] for row in setting_rows(rows, spec, paper)]
+    return [list(spec["columns"]), *cells]
+
+
+def load_rows(names: Mapping[str, Any], *, runs: Path) -> list[ResultRow]:
+    """Return the rows of these experiments' run folders."""
+    present = [name for name in names if name in experiments(runs)]
+    return rows_of_runs(run for name in present for run in load_runs(runs, name))
