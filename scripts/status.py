@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ if str(ROOT) not in sys.path:  # `python scripts/status.py` puts scripts/ there,
     sys.path.insert(0, str(ROOT))
 
 from evidence import sweeps  # noqa: E402
-from evidence.runs.progress import STATUSES, State, state, states  # noqa: E402
+from evidence.runs.progress import State, state, states  # noqa: E402
 from evidence.runs.run import ReadError  # noqa: E402
+from evidence.runs.status_text import report  # noqa: E402
 from evidence.tables.cells import sweep_cells  # noqa: E402
 from scripts.options import command, results  # noqa: E402
 
@@ -55,68 +55,6 @@ def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) ->
 def of_sweep(folders: Iterable[Path]) -> list[State]:
     """Return the states of a sweep's cells."""
     return [state(folder) if folder.is_dir() else State(folder, "waiting", "not asked for yet") for folder in folders]
-
-
-def summary(found: Sequence[State]) -> list[str]:
-    """Return a line an experiment, and one for all."""
-    counts: dict[str, Counter[str]] = {}
-    for each in found:
-        counts.setdefault(each.experiment, Counter())[each.status] += 1
-    width = max([len(name) for name in counts] + [5])
-    lines = [f"{'':{width}}  " + "  ".join(f"{status:>11}" for status in STATUSES)]
-    for name, counted in sorted(counts.items()):
-        lines.append(f"{name:{width}}  " + "  ".join(f"{counted[status]:>11}" for status in STATUSES))
-    total = Counter(each.status for each in found)
-    lines.append(f"{'all':{width}}  " + "  ".join(f"{total[status]:>11}" for status in STATUSES))
-    return lines
-
-
-def told(each: State) -> list[str]:
-    """Return what there is to say of one run that is not finished."""
-    facts = []
-    if each.step is not None:
-        facts.append(f"step {each.step}" + (f" of {each.steps}" if each.steps else ""))
-    if each.loss is not None:
-        facts.append(f"loss {each.loss:.4g}")
-    if each.status == "running":
-        facts += [f"{each.rate:.4g} examples/s"] if each.rate is not None else []
-        facts += [f"{clock(each.left_s)} left"] if each.left_s is not None else []
-    lines = [f"  {each.title}"]
-    if facts or each.reason:
-        lines.append("      " + "; ".join([*([each.reason] if each.reason else []), *facts]))
-    if each.status in ("failed", "broken") and each.log:
-        lines.append(f"      log {each.log}")
-    return lines
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as it stands on a clock.
-
-    Examples:
-        >>> clock(3723)
-        '1:02:03'
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def report(found: Sequence[State], rows: int) -> list[str]:
-    """Return the whole text."""
-    lines = summary(found)
-    for status in STATUSES[1:]:
-        chosen = [each for each in found if each.status == status]
-        if not chosen:
-            continue
-        lines += ["", status]
-        for each in chosen[:rows]:
-            lines += told(each)
-        if len(chosen) > rows:
-            lines.append(f"  and {len(chosen) - rows} more: rows={len(chosen)} shows them")
-    again = sum(each.retriable for each in found)
-    if again:
-        lines += ["", f"make retry starts {again} of them again"]
-    return lines
 
 
 def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[State]:

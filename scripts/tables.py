@@ -7,21 +7,18 @@ made it.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # `python scripts/tables.py` puts scripts/ there, not the root
     sys.path.insert(0, str(ROOT))
 
-from evidence.paper import PaperNumber, read_paper  # noqa: E402
-from evidence.records.row import ResultRow  # noqa: E402
+from evidence.paper import read_paper  # noqa: E402
 from evidence.records.store import add, read_rows, recorded_runs, rows_of_runs  # noqa: E402
 from evidence.runs.run import ReadError, load_runs  # noqa: E402
-from evidence.tables import formats  # noqa: E402
-from evidence.tables.sections import result_tables  # noqa: E402
+from evidence.tables.formats import rewrite_readme, write_tables  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 
 USAGE = """
@@ -46,47 +43,6 @@ example: python scripts/tables.py experiment=imagenet-resnet18 --readme
 """
 
 PICTURED = ("imagenet-resnet18",)  # whose figures README.md shows
-BLOCK = re.compile(
-    r"(?P<begin><!-- table:(?P<name>[\w.-]+) begin -->\n)(?P<body>.*?)(?P<end><!-- table:(?P=name) end -->)", re.DOTALL
-)
-
-
-def write_tables(
-    experiment: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, folder: Path
-) -> list[Path]:
-    """Write one experiment's table as .md, .csv and .tex and return the paths."""
-    tables = result_tables(experiment, rows, paper)
-    forms = {"md": formats.markdown_page, "csv": formats.comma_separated, "tex": formats.latex}
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for ending, form in forms.items():
-        path = folder / f"{experiment}.{ending}"
-        path.write_text(form(experiment, tables), encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
-def rewrite(readme: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, only: str = "") -> str:
-    """Return README text with its table blocks made anew from the records.
-
-    Raises:
-        ReadError: There is no block, or none of experiment `only`.
-    """
-    names = {match["name"] for match in BLOCK.finditer(readme)}
-    if not names or (only and only not in names):
-        name = only or "imagenet-resnet18"
-        raise ReadError(
-            f"README has no block for {name}; put these two lines where the table belongs:\n"
-            f"<!-- table:{name} begin -->\n<!-- table:{name} end -->"
-        )
-
-    def block(match: re.Match[str]) -> str:
-        name = match["name"]
-        if only and name != only:
-            return match[0]
-        return match["begin"] + formats.markdown(name, result_tables(name, rows, paper)) + match["end"]
-
-    return BLOCK.sub(block, readme)
 
 
 def draw_figures(records: Path, folder: Path, *, only: str = "") -> list[Path]:
@@ -104,25 +60,6 @@ def draw_figures(records: Path, folder: Path, *, only: str = "") -> list[Path]:
     return [figure.svg.with_suffix(".csv") for figure in drawn]
 
 
-def _check(values: Mapping[str, str], paper: Sequence[PaperNumber]) -> int:
-    path = Path(values["readme"])
-    text = _read(path)
-    if rewrite(text, read_rows(Path(values["records"])), paper, only=values["experiment"]) == text:
-        return 0
-    print(
-        f"{path} is stale: its tables are not what {values['records']} says; run: python scripts/tables.py --readme",
-        file=sys.stderr,
-    )
-    return 1
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ReadError(f"cannot read {path}: {error.strerror}") from None
-
-
 def main(words: Sequence[str]) -> int:
     """Do what the command line asks for and print each file written."""
     options = {
@@ -131,10 +68,18 @@ def main(words: Sequence[str]) -> int:
     }  # fmt: skip
     flags = ("--readme", "--check", "--figures")
     values = parse([word for word in words if word not in flags], options=options)
-    paper = read_paper(Path(values["paper"]))
-    if "--check" in words:
-        return _check(values, paper)
+    paper, readme = read_paper(Path(values["paper"])), Path(values["readme"])
     records, only = Path(values["records"]), values["experiment"]
+    try:
+        text = readme.read_text(encoding="utf-8") if {"--check", "--readme"} & set(words) else ""
+    except OSError as error:
+        raise ReadError(f"cannot read {readme}: {error.strerror}") from None
+    if "--check" in words:
+        if rewrite_readme(text, read_rows(records), paper, only=only) == text:
+            return 0
+        again = "run: python scripts/tables.py --readme"
+        print(f"{readme} is stale: its tables are not what {records} says; {again}", file=sys.stderr)
+        return 1
     try:
         rows = add(rows_of_runs(load_runs(Path(values["runs"]), only or None)), records)
     except ReadError:
@@ -147,9 +92,8 @@ def main(words: Sequence[str]) -> int:
     if "--figures" in words:
         print(*draw_figures(records, Path(values["out"]).parent / "figures", only=only), sep="\n")
     if "--readme" in words:
-        path = Path(values["readme"])
-        path.write_text(rewrite(_read(path), rows, paper, only=only), encoding="utf-8")
-        print(path)
+        readme.write_text(rewrite_readme(text, rows, paper, only=only), encoding="utf-8")
+        print(readme)
     return 0
 
 

@@ -19,9 +19,9 @@ if str(ROOT) not in sys.path:  # `python scripts/verify_results.py` puts scripts
 
 from evidence import sweeps  # noqa: E402
 from evidence.csv_files import read_csv  # noqa: E402
-from evidence.records.row import FACTS, to_csv  # noqa: E402
-from evidence.records.store import restore, rows_of_runs  # noqa: E402
-from evidence.runs.run import ReadError, load_run  # noqa: E402
+from evidence.records.comparison import Comparison  # noqa: E402
+from evidence.records.store import restore  # noqa: E402
+from evidence.runs.run import ReadError  # noqa: E402
 from scripts import claims, tables  # noqa: E402
 from scripts.options import command, parse, results  # noqa: E402
 
@@ -40,29 +40,6 @@ made again at another commit is named and fails nothing.
 example: python scripts/verify_results.py
 """
 FOLDERS = ("toy", "benchmarks")  # results of other commands, which the ledger reads
-
-
-class Outcome:
-    """What has been compared so far."""
-
-    def __init__(self) -> None:
-        self.same, self.problems, self.repeated = 0, list[str](), list[str]()
-
-    def compare(self, committed: Path, made: Path) -> None:
-        """Compare a committed file with the one made anew, line by line."""
-        if not made.exists():
-            self.problems.append(f"{committed}: no command makes it from the records")
-            return
-        ours, theirs = (path.read_text(encoding="utf-8").splitlines() for path in (committed, made))
-        if ours == theirs:
-            self.same += 1
-            return
-        pairs = enumerate(zip(ours, theirs, strict=False), start=1)
-        short = min(len(ours), len(theirs)) + 1
-        line, (old, new) = next(
-            ((n, pair) for n, pair in pairs if pair[0] != pair[1]), (short, ("", "another number of lines"))
-        )
-        self.problems.append(f"{committed}:{line} is not what the records say\n  there: {old}\n  made:  {new}")
 
 
 def _scale(path: Path) -> str:
@@ -103,27 +80,6 @@ def _norms(path: Path, runs: Path, out: Path) -> int:
     return claims_norms.main([*words, f"runs={runs}", f"out={out}/tables/{path.name}"])
 
 
-def _folders(folder: Path, outcome: Outcome) -> int:
-    """Compare run folders that are still there with their rows, and return how many are not recorded yet."""
-    rows = {(row["experiment"], row["name"]): row for row in read_csv(folder / "records.csv")}
-    missing = 0
-    runs = (load_run(path.parent) for path in sorted((folder / "runs").glob("*/*/run.json")))
-    for run in rows_of_runs(run for run in runs if run is not None):
-        row, made = rows.get(run.key), to_csv(run)
-        if row is None:
-            missing += 1
-            continue
-        wrong = [k for k in {*FACTS, *made} if k in row and row[k] != made.get(k, "")]
-        if {"commit", "wall_time_s"} <= set(wrong):  # somebody ran it again; what is recorded stays what it was
-            outcome.repeated.append(f"{run.experiment}/{run.name}: best {row['best']} there, {made['best']} here")
-        elif wrong:
-            told = ", ".join(f"{key}: {row[key]} there, {made.get(key, '')} in the run" for key in sorted(wrong)[:3])
-            outcome.problems.append(f"{folder / 'records.csv'}: {run.experiment}/{run.name}: {told}")
-        else:
-            outcome.same += 1
-    return missing
-
-
 def remake(folder: Path, out: Path, readme: Path, problems: list[str]) -> None:
     """Write tables, figures and the ledger under `out`, from the records of `folder` alone."""
     runs = out / "runs"
@@ -156,7 +112,7 @@ def _readme(readme: Path, out: Path) -> int:
 def main(words: Sequence[str]) -> int:
     """Make all again, compare, and say what differs."""
     values = parse(words, options={"results": results(), "only": "", "readme": "README.md"})
-    folder, outcome = Path(values["results"].rstrip("/")), Outcome()
+    folder, outcome = Path(values["results"].rstrip("/")), Comparison()
     if not (folder / "records.csv").exists():
         raise ReadError(f"there is no {folder / 'records.csv'}; make tables writes it")
     with tempfile.TemporaryDirectory() as name:
@@ -166,20 +122,20 @@ def main(words: Sequence[str]) -> int:
             endings = (".csv", ".jsonl") if kind == "" else (".md", ".csv", ".tex") if kind == "tables" else (".csv",)
             for path in sorted((folder / kind).glob("*")):
                 if path.suffix in endings and values["only"] in path.name and path.name != "paper.csv":
-                    outcome.compare(path, out / kind / path.name)
+                    outcome.compare_files(path, out / kind / path.name)
     for picture in sorted((folder / "figures").glob("*.png")):
         if not picture.with_suffix(".csv").exists():
             outcome.problems.append(f"{picture}: the numbers behind it are not beside it as .csv")
-    missing = _folders(folder, outcome)
+    outcome.compare_runs(folder)
     print(*outcome.problems, sep="\n" if outcome.problems else "")
     if outcome.repeated:
         print(f"{len(outcome.repeated)} runs were made again at another commit than the recorded ones:")
         print(*(f"  {line}" for line in outcome.repeated[:5]), sep="\n")
-    if missing:
-        print(f"{missing} finished runs are not in the records yet: make tables adds them")
+    if outcome.unrecorded:
+        print(f"{outcome.unrecorded} finished runs are not in the records yet: make tables adds them")
     print("Not from records, and not compared: results/toy and results/benchmarks; their own commands make them again.")
     verdict = f"FAIL: {len(outcome.problems)} differ" if outcome.problems else "PASS"
-    print(f"{verdict}; {outcome.same} files and runs are what the records say")
+    print(f"{verdict}; {outcome.equal} files and runs are what the records say")
     return 1 if outcome.problems else 0
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from evidence.paper import PaperNumber
+from evidence.records.row import ResultRow
 from evidence.records.settings import short
+from evidence.runs.run import ReadError
 from evidence.stats import times_text
-from evidence.tables.sections import ResultTable
+from evidence.tables.sections import ResultTable, result_tables
 
 OURS = 6  # the column of our score, in bold where it is significantly the best
 NOTE = (
@@ -18,6 +23,9 @@ NOTE = (
     "first reaches the median of the settings' means, mean ± deviation over the seeds that do. Norm: mean L2 norm over "
     "the filters of all scale-invariant weights. A + behind a commit: the working tree had changes. Weight decay in "
     "torch's units."
+)
+BLOCK = re.compile(
+    r"(?P<begin><!-- table:(?P<name>[\w.-]+) begin -->\n)(?P<body>.*?)(?P<end><!-- table:(?P=name) end -->)", re.DOTALL
 )
 TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -97,3 +105,41 @@ def _latex_table(table: ResultTable) -> str:
 
 def _tex(text: str) -> str:
     return "".join(TEX.get(letter, letter) for letter in text)
+
+
+def write_tables(
+    experiment: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, folder: Path
+) -> list[Path]:
+    """Write one experiment's table as .md, .csv and .tex and return the paths."""
+    tables = result_tables(experiment, rows, paper)
+    forms = {"md": markdown_page, "csv": comma_separated, "tex": latex}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for ending, form in forms.items():
+        path = folder / f"{experiment}.{ending}"
+        path.write_text(form(experiment, tables), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def rewrite_readme(readme: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, only: str = "") -> str:
+    """Return README text with its table blocks made anew from the records.
+
+    Raises:
+        ReadError: There is no block, or none of experiment `only`.
+    """
+    names = {match["name"] for match in BLOCK.finditer(readme)}
+    if not names or (only and only not in names):
+        name = only or "imagenet-resnet18"
+        raise ReadError(
+            f"README has no block for {name}; put these two lines where the table belongs:\n"
+            f"<!-- table:{name} begin -->\n<!-- table:{name} end -->"
+        )
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if only and name != only:
+            return match[0]
+        return match["begin"] + markdown(name, result_tables(name, rows, paper)) + match["end"]
+
+    return BLOCK.sub(block, readme)

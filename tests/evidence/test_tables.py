@@ -105,13 +105,13 @@ def test_check_tells_a_stale_readme(place, capsys):
 
 def test_a_readme_without_the_block_says_what_to_put_in():
     with pytest.raises(runs.ReadError, match=r"<!-- table:toy begin -->\n<!-- table:toy end -->"):
-        tables.rewrite(README, [], PAPER, only="toy")
+        tables.rewrite_readme(README, [], PAPER, only="toy")
     with pytest.raises(runs.ReadError, match="put these two lines"):
-        tables.rewrite("nothing", [], PAPER)
+        tables.rewrite_readme("nothing", [], PAPER)
 
 
 def test_a_block_without_records_names_the_command():
-    assert "`make imagenet-resnet18` makes one" in tables.rewrite(README, [], PAPER)
+    assert "`make imagenet-resnet18` makes one" in tables.rewrite_readme(README, [], PAPER)
 
 
 def test_paper_and_ours_never_share_a_heading():

@@ -16,6 +16,7 @@ import pytest
 
 from evidence.runs import progress as states
 from evidence.runs.run import ReadError
+from evidence.runs.status_text import describe
 from scripts import status
 from tests import commands
 
@@ -87,7 +88,7 @@ def test_a_run_whose_folder_is_held_runs_and_its_time_left_follows_from_its_last
     assert (found.status, found.step, found.steps, found.rate) == ("running", 40, 80, 256.0)
     assert found.left_s == pytest.approx(10.0)
     assert found.loss == json.loads(lines[-1])["train/loss"]
-    shown = "\n".join(status.told(found))
+    shown = "\n".join(describe(found))
     assert "step 40 of 80; loss" in shown
     assert "256 examples/s; 0:00:10 left" in shown
 
