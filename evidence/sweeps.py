@@ -28,14 +28,14 @@ def read(name: str) -> dict[str, Any]:
     path = SWEEPS / f"{name}.yaml"
     if not name or not path.is_file():
         return {}
-    found: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-    return found
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+    return config
 
 
 def blocks(name: str, scale: str) -> list[dict[str, Any]]:
     """Return a sweep's blocks at a scale: one empty block for a plain Hydra sweep."""
-    given = (read(name).get("sweep") or {}).get("blocks") or [{}]
-    return list(given.get(scale, []) if isinstance(given, Mapping) else given)
+    listed = (read(name).get("sweep") or {}).get("blocks") or [{}]
+    return list(listed.get(scale, []) if isinstance(listed, Mapping) else listed)
 
 
 def runs(words: Sequence[str]) -> list[list[str]]:
@@ -44,11 +44,11 @@ def runs(words: Sequence[str]) -> list[list[str]]:
     What is typed wins over a block: `sweep=table-2 opt=sgdp` runs the sweep's cells of that optimizer.
     """
     typed = {word.partition("=")[0] for word in words}
-    found = []
+    lines = []
     for block in blocks(chosen(words, "sweep"), chosen(words, "scale", "mini")):
         more = [f"{key}={_text(value)}" for key, value in block.items() if key not in typed and key not in NOTES]
-        found.append([*words, *more])
-    return found
+        lines.append([*words, *more])
+    return lines
 
 
 def cells(name: str, scale: str, typed: Mapping[str, str] | None = None) -> list[tuple[dict[str, Any], dict[str, str]]]:
@@ -60,12 +60,12 @@ def cells(name: str, scale: str, typed: Mapping[str, str] | None = None) -> list
         typed: Overrides of the command line.
     """
     params = read(name).get("hydra", {}).get("sweeper", {}).get("params", {})
-    found = []
+    product = []
     for block in blocks(name, scale):
         grid = {**params, **{k: v for k, v in block.items() if k not in NOTES}, **(typed or {})}
         lists = [_text(values).split(",") for values in grid.values()]
-        found += [(block, dict(zip(grid, values, strict=True))) for values in itertools.product(*lists)]
-    return found
+        product += [(block, dict(zip(grid, values, strict=True))) for values in itertools.product(*lists)]
+    return product
 
 
 def _text(value: Any) -> str:

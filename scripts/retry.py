@@ -40,13 +40,13 @@ SIZING = ("gpus=", "train.device=")
 
 def cells(chosen: Sequence[State]) -> dict[tuple[str, ...], list[list[str]]]:
     """Return the words of each run, without those that place it, grouped by what their launcher must know."""
-    found: dict[tuple[str, ...], list[list[str]]] = {}
+    grouped: dict[tuple[str, ...], list[list[str]]] = {}
     for each in chosen:
         folders = [word for word in each.argv if word.startswith(("--config-dir=", "hydra.searchpath="))]
         words = [word for word in each.argv if word not in folders and not word.startswith(PLACING)]
         sizes = [word for word in words if word.startswith(SIZING)]
-        found.setdefault((*folders, *sizes), []).append(words)
-    return found
+        grouped.setdefault((*folders, *sizes), []).append(words)
+    return grouped
 
 
 def launch(shared: Sequence[str], words: Sequence[Sequence[str]], typed: Sequence[str], *, out: Path) -> int:
@@ -68,10 +68,10 @@ def launch(shared: Sequence[str], words: Sequence[Sequence[str]], typed: Sequenc
             signal.signal(number, handler)
 
 
-def choose(found: Sequence[State], only: str) -> list[State]:
+def choose(states: Sequence[State], only: str) -> list[State]:
     """Return the runs to start again; say which are left out and why."""
-    again = [each for each in found if each.retriable and (not only or each.status == only)]
-    diverged = sum(each.diverged for each in found)
+    again = [each for each in states if each.retriable and (not only or each.status == only)]
+    diverged = sum(each.diverged for each in states)
     if diverged:
         print(f"{diverged} diverged and would again: left out")
     if old := [each for each in again if not each.argv]:

@@ -66,11 +66,11 @@ def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[State
     runs = Path(options["runs"])
     if options["sweep"]:
         return of_sweep(expected(options["sweep"], options["scale"] or "mini", typed, runs=runs))
-    found = list(states(runs, options["experiment"] or None))
-    if not found:
+    gathered_states = list(states(runs, options["experiment"] or None))
+    if not gathered_states:
         what = f"runs of experiment={options['experiment']}" if options["experiment"] else "runs"
         raise ReadError(f"no {what} in {runs}; make one with: make {options['experiment'] or 'imagenet-resnet18'}")
-    return found
+    return gathered_states
 
 
 def separated(words: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -48,14 +48,14 @@ def main(words: Sequence[str]) -> int:
         (options if key in options else typed)[key] = value
     out = Path(options["out"].rstrip("/"))
     places = {"runs": Path(options["runs"]), "records": Path(options["records"] or out / "records.csv")}
-    made = collect(sweep, options["scale"], typed, identify=identify, **places)
-    if made is None:
+    data = collect(sweep, options["scale"], typed, identify=identify, **places)
+    if data is None:
         return 0  # a plain grid: the pages of its experiment show it
-    write_table(made, read_paper(Path(options["paper"])), out / "tables")
-    if made.spec.get("figure"):
+    write_table(data, read_paper(Path(options["paper"])), out / "tables")
+    if data.spec.get("figure"):
         from evidence.figures.sweep import draw_figure  # matplotlib
 
-        print(*draw_figure(made, out / "figures"), sep="\n")
+        print(*draw_figure(data, out / "figures"), sep="\n")
     return 0
 
 

@@ -75,8 +75,8 @@ def _norms(path: Path, runs: Path, out: Path) -> int:
     """Check the claims on norms again with the words that the committed page names."""
     from scripts import claims_norms
 
-    found = re.search(r"`python scripts/claims_norms\.py ?([^`]*)`", path.read_text(encoding="utf-8"))
-    words = found[1].split() if found else []
+    recorded = re.search(r"`python scripts/claims_norms\.py ?([^`]*)`", path.read_text(encoding="utf-8"))
+    words = recorded[1].split() if recorded else []
     return claims_norms.main([*words, f"runs={runs}", f"out={out}/tables/{path.name}"])
 
 

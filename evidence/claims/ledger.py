@@ -62,19 +62,19 @@ class Claim(TypedDict):
     rule: Rule
 
 
-def filled(value: Any, words: Mapping[str, Any]) -> Any:
+def substitute(value: Any, words: Mapping[str, Any]) -> Any:
     """Return a value with `{word}` replaced in its texts; a text that is one word alone becomes that word's value."""
     if isinstance(value, str):
         if value.startswith("{") and value.endswith("}") and value[1:-1] in words:
-            found = words[value[1:-1]]
-            return filled(found, words) if isinstance(found, str) and "{" in found else found
+            word = words[value[1:-1]]
+            return substitute(word, words) if isinstance(word, str) and "{" in word else word
         try:
             return value.format_map(words) if "{" in value else value
         except (KeyError, ValueError, IndexError) as error:
             raise ReadError(f"{value!r} in claims.yaml needs a word that its `for` does not give: {error}") from None
     if isinstance(value, dict):
-        return {key: filled(entry, words) for key, entry in value.items()}
-    return [filled(entry, words) for entry in value] if isinstance(value, list) else value
+        return {key: substitute(entry, words) for key, entry in value.items()}
+    return [substitute(entry, words) for entry in value] if isinstance(value, list) else value
 
 
 def read_claims(path: Path) -> Iterator[Claim]:
@@ -90,7 +90,7 @@ def read_claims(path: Path) -> Iterator[Claim]:
     seen: set[str] = set()
     for entry in entries:
         for words in entry.get("for", [{}]):
-            claim = {key: filled(value, words) for key, value in entry.items() if key != "for"}
+            claim = {key: substitute(value, words) for key, value in entry.items() if key != "for"}
             if missing := [key for key in KEYS if key not in claim]:
                 raise ReadError(f"{path}: claim {claim.get('id', '?')} has no {', '.join(missing)}")
             claim["id"] = str(claim["id"]).replace(" ", "-").replace(",", "").replace("+", "and")

@@ -68,16 +68,16 @@ def select_runs(
         if place in sets.setdefault(key, {}):
             doubled.setdefault(key, []).append(f"{sets[key][place].name} and {run.name}")
         sets[key][place] = run
-    whole = [key for key, found in sets.items() if len(found) == len(OPTIMIZERS) * len(seeds)]
-    if not whole:
+    complete = [key for key, by_place in sets.items() if len(by_place) == len(OPTIMIZERS) * len(seeds)]
+    if not complete:
         raise ReadError(_missing(sets, seeds, wanted, experiment=experiment))
-    if len(whole) > 1:
-        differences = _differences(sets, whole)
+    if len(complete) > 1:
+        differences = _differences(sets, complete)
         raise ReadError(f"several settings have all runs; choose one with KEY=VALUE; they differ in {differences}")
-    if whole[0] in doubled:
-        pairs = "; ".join(doubled[whole[0]])
+    if complete[0] in doubled:
+        pairs = "; ".join(doubled[complete[0]])
         raise ReadError(f"runs differ in their optimizer's options alone; choose with OPT.KEY=VALUE between {pairs}")
-    chosen = sets[whole[0]]
+    chosen = sets[complete[0]]
     _check_pairs(chosen)
     taken = {run.name for run in chosen.values()}
     return chosen, sorted(f"{run.name} [{digest(common(run))}]" for run in usable if run.name not in taken)
@@ -128,8 +128,8 @@ def _differences(sets: Mapping[str, Runs], keys: Sequence[str]) -> str:
     """Return "train.epochs (4, 12)" for each key in which complete sets differ."""
     settings = [common(next(iter(sets[key].values()))) for key in keys]
     names = sorted({name for values in settings for name in values})
-    found = {name: sorted({str(values.get(name, "absent")) for values in settings}) for name in names}
-    return ", ".join(f"{name} ({', '.join(values)})" for name, values in found.items() if len(values) > 1)
+    values = {name: sorted({str(setting.get(name, "absent")) for setting in settings}) for name in names}
+    return ", ".join(f"{name} ({', '.join(options)})" for name, options in values.items() if len(options) > 1)
 
 
 def _check_pairs(chosen: Runs) -> None:

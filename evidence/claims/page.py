@@ -43,11 +43,11 @@ def summary(rows: Sequence[Sequence[str]]) -> str:
 def page(rows: Sequence[Sequence[str]]) -> str:
     """Return the ledger as Markdown: a table per paper, what has been run first."""
     parts = ["# The papers' claims, as far as the records go", summary(rows) + "."]
-    shown = ("where", "claim", "verdict", "scale", "published", "ours", "runs", "data", "command")
+    columns = ("where", "claim", "verdict", "scale", "published", "ours", "runs", "data", "command")
     for paper in dict.fromkeys(row[1] for row in rows):
         own = sorted((row for row in rows if row[1] == paper), key=lambda row: row[-1] == NOT_RUN)
-        cells = [[_cell(row[HEADS.index(head)], head) for head in shown] for row in own]
-        parts += [f"## {paper}", markdown(shown, cells)]
+        cells = [[_cell(row[HEADS.index(head)], head) for head in columns] for row in own]
+        parts += [f"## {paper}", markdown(columns, cells)]
     return "\n\n".join([*parts, NOTES.strip()]) + "\n"
 
 

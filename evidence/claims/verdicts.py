@@ -230,8 +230,8 @@ def checks(records: Records, rule: Rule) -> Finding:
     if not rows:
         return Finding(NOT_RUN, "exact")
     passed = all(row["verdict"] == "PASS" for row in rows)
-    shown = f"{rows[0]['deviation']} off, at most {rows[0]['tolerance']}; {len(rows) - 1} controls"
-    return Finding(REPRODUCED if passed else CONTRADICTED, "exact", rows[0]["formula"], shown)
+    text = f"{rows[0]['deviation']} off, at most {rows[0]['tolerance']}; {len(rows) - 1} controls"
+    return Finding(REPRODUCED if passed else CONTRADICTED, "exact", rows[0]["formula"], text)
 
 
 def numbers(records: Records, rule: Rule) -> Finding:
@@ -244,14 +244,14 @@ def numbers(records: Records, rule: Rule) -> Finding:
     rows = [
         row for row in read_csv(records.folder / rule["numbers"]) if row["run"] in wanted and kind in row["quantity"]
     ]
-    judged = [row for row in rows if row["verdict"]]
-    if not judged:
+    checked = [row for row in rows if row["verdict"]]
+    if not checked:
         return Finding(NOT_RUN, "exact")
-    passed = all(row["verdict"] == "PASS" for row in judged)
-    printed = all(_as_printed(row["obtained"], row["published"]) for row in judged)
+    passed = all(row["verdict"] == "PASS" for row in checked)
+    printed = all(_as_printed(row["obtained"], row["published"]) for row in checked)
     verdict = CONTRADICTED if not passed else REPRODUCED if printed else DIRECTION
-    shown = "; ".join(row["obtained"] for row in judged)
-    return Finding(verdict, "exact", "; ".join(row["published"] for row in judged), shown)
+    text = "; ".join(row["obtained"] for row in checked)
+    return Finding(verdict, "exact", "; ".join(row["published"] for row in checked), text)
 
 
 def _as_printed(obtained: str, published: str) -> bool:
@@ -272,13 +272,13 @@ def overhead(records: Records, rule: Rule, *, paper: str) -> Finding:
     ratios = [100 * (ours[k] / theirs[k] - 1) for k in sorted(ours.keys() & theirs.keys())]
     if not ratios:
         return Finding(NOT_RUN)
-    found, most = statistics.median(ratios), float(rule["at_most"])
+    median, most = statistics.median(ratios), float(rule["at_most"])
     # Rounds differ by more than the overhead itself: the quartiles say whether the median decides.
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (found, found, found)
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (median, median, median)
     verdict = DIRECTION if high <= most else CONTRADICTED if low > most else UNDECIDED
-    shown = f"{found:+.1f} % (quartiles {low:+.1f} to {high:+.1f})"
+    text = f"{median:+.1f} % (quartiles {low:+.1f} to {high:+.1f})"
     printed = " ".join(published(records, rule, paper))
-    return Finding(verdict, "mini", f"{printed} %", shown, f"{len(ratios)} rounds", "")
+    return Finding(verdict, "mini", f"{printed} %", text, f"{len(ratios)} rounds", "")
 
 
 BY_RUNS: dict[str, Callable[..., Finding | None]] = {

@@ -23,15 +23,15 @@ NAMES = {
 LOGARITHMIC = ("effective_step", "oscillation", "lr/norm", "lr/norm2")
 
 
-def draw_figure(made: SweepRows, folder: Path) -> list[str]:
+def draw_figure(data: SweepRows, folder: Path) -> list[str]:
     """Draw the figure that a sweep asks for, and return what to print: paths, and what the curves say."""
-    spec = made.spec.get("figure")
-    if spec and made.rows:
-        drawn = score_curves.draw_all(made.rows, spec, folder, stem=made.sweep, title=made.title)
+    spec = data.spec.get("figure")
+    if spec and data.rows:
+        drawn = score_curves.draw_all(data.rows, spec, folder, stem=data.sweep, title=data.title)
         return [line for figure, sentences in drawn for line in (str(figure.svg), *sentences)]
-    if not spec or not any(cell.rows for cell in made.cells):
+    if not spec or not any(cell.rows for cell in data.cells):
         return []
-    return [f"written to {draw(made.cells, spec, folder / f'{made.sweep}.svg', title=made.title).svg}"]
+    return [f"written to {draw(data.cells, spec, folder / f'{data.sweep}.svg', title=data.title).svg}"]
 
 
 def draw(cells: Sequence[Cell], spec: Mapping[str, Any], path: Path, *, title: str) -> Drawn:

@@ -1,4 +1,4 @@
-"""Comparison of committed results with those made anew from the records, and of run folders with their rows."""
+"""Comparison of committed results with those made again from the records, and of run folders with their rows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Comparison:
     repeated: list[str] = field(default_factory=list)
     unrecorded: int = 0
 
-    def compare_files(self, committed: Path, made: Path) -> None:
+    def compare_files(self, committed: Path, remade: Path) -> None:
         """Compare a committed file with the one made anew, line by line."""
-        if not made.exists():
+        if not remade.exists():
             self.problems.append(f"{committed}: no command makes it from the records")
             return
-        texts = (path.read_text(encoding="utf-8").splitlines() for path in (committed, made))
+        texts = (path.read_text(encoding="utf-8").splitlines() for path in (committed, remade))
         for line, (old, new) in enumerate(itertools.zip_longest(*texts, fillvalue="no such line"), start=1):
             if old != new:
                 self.problems.append(f"{committed}:{line} is not what the records say\n  there: {old}\n  made:  {new}")

@@ -28,7 +28,7 @@ Curve = tuple[Sequence[int], Sequence[float], Sequence[float | None]]  # steps, 
 
 
 def _fact(column: str = "", default: Any = None) -> Any:
-    """A fixed column of records.csv, named like the field where nothing else is said."""
+    """A fixed column of records.csv, named like the field unless `column` is given."""
     return field(default=default, metadata={"column": column})
 
 
@@ -270,8 +270,8 @@ def as_run(row: ResultRow, root: Path) -> Run:
     if row.overrides is not None:
         record["argv"] = [f"{key}={value}" for key, value in row.overrides.items()] or [f"experiment={row.experiment}"]
     if row.off_recipe is not None:
-        own = {key: value for key, value in config["opt"].items() if number(value) is not None}
-        config["recipe"] = {row.opt_name: {k: "another" if k in row.off_recipe else v for k, v in own.items()}}
+        options = {key: value for key, value in config["opt"].items() if number(value) is not None}
+        config["recipe"] = {row.opt_name: {k: "another" if k in row.off_recipe else v for k, v in options.items()}}
     lines: dict[int, dict[str, Any]] = {}
     for key, points in row.curves.items():
         for step, epoch, value in zip(*points, strict=True):

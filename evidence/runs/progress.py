@@ -1,4 +1,4 @@
-"""How far each run is, from the ends of its files: a million lines of metrics are not read to know the last one.
+"""Progress of runs, read from the ends of their files: a million lines of metrics are not read for the last one.
 
 Nothing here imports torch or Hydra, and no run folder, however broken, raises.
 """
@@ -35,14 +35,14 @@ class State:
         folder: The folder.
         status: One of `STATUSES`. A run that diverged has failed; so has one that never wrote its record.
         reason: Why it failed, is broken, was interrupted or waits, in a line.
-        log: What it said, where a launcher kept it.
+        log: The file of its output, where a launcher keeps one.
         argv: Words after `scripts/train.py` that run it again; empty in records of earlier versions.
         diverged: Whether its loss was not finite: running it again gives the same.
         stranded: Whether it waits, but nobody is there to start it.
         step: Optimizer steps done.
-        steps: Optimizer steps of the whole run, estimated from the epochs.
+        steps: Total optimizer steps, estimated from the epochs.
         loss: Last training loss.
-        rate: Examples a second.
+        rate: Examples per second.
         left_s: Seconds to the end, at the pace of the last lines.
         score: The monitored score, where there is one.
     """
@@ -123,10 +123,10 @@ def _unstarted(folder: Path, note: Mapping[str, Any]) -> State:
         return State(folder, "broken", "run.json is missing")
     if alive(note) and note.get("code") is None:
         return State(folder, "waiting", f"for the launcher {note.get('launcher')}", log, argv)
-    said = last_line(Path(log)) if log else ""
-    if note.get("code") or said:
+    message = last_line(Path(log)) if log else ""
+    if note.get("code") or message:
         code = f" with code {note['code']}" if note.get("code") else ""
-        return State(folder, "failed", said or f"ended{code} before it began", log, argv)
+        return State(folder, "failed", message or f"ended{code} before it began", log, argv)
     return State(folder, "waiting", "its launcher has ended", log, argv, stranded=True)
 
 
@@ -134,12 +134,12 @@ def _recorded(folder: Path, record: Mapping[str, Any], note: Mapping[str, Any]) 
     status, reason = str(record.get("status")), str(record.get("error") or "").split("\n")[0]
     argv = tuple(map(str, record.get("argv") or note.get("argv") or ()))
     log = str(record.get("log") or "")
-    line, whole = last_lines(folder / "metrics.jsonl", "loss")
+    line, is_complete = last_lines(folder / "metrics.jsonl", "loss")
     begun = line.get("step") is not None
     queued = bool(note.get("job")) and alive(note)
     if status not in ("finished", "failed", "interrupted", "running"):
         return State(folder, "broken", f"run.json says status {status!r}", log, argv)
-    if status == "finished" and not (begun and whole):
+    if status == "finished" and not (begun and is_complete):
         missing = "is missing or empty" if not begun else "ends in half a line"
         return State(folder, "broken", f"finished, but metrics.jsonl {missing}", log, argv)
     if status == "running" and not (_locked(folder) or queued or _fresh(folder, note)):
@@ -172,8 +172,8 @@ def _length(line: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[int | N
 
 
 def _loss(line: Mapping[str, Any]) -> float | None:
-    found = [key for key in line if key.startswith("train/") and key.endswith("loss")]
-    return number(line[found[0]]) if found else None
+    keys = [key for key in line if key.startswith("train/") and key.endswith("loss")]
+    return number(line[keys[0]]) if keys else None
 
 
 def _score(record: Mapping[str, Any]) -> str:
@@ -183,20 +183,20 @@ def _score(record: Mapping[str, Any]) -> str:
 
 
 def _pace(path: Path) -> tuple[float | None, float | None]:
-    """Return examples a second and seconds a step, over the last two lines of one process."""
-    found = []
+    """Return examples per second and seconds per step, over the last two lines of one process."""
+    points = []
     for line, _ in _backwards(path):
         step, seconds = number(line.get("step")), number(line.get("seconds"))
         if step is None or seconds is None:
             continue
-        found.append((step, seconds, number(line.get("examples_per_s"))))
-        if len(found) > 1 and found[-1][0] < found[0][0]:
+        points.append((step, seconds, number(line.get("examples_per_s"))))
+        if len(points) > 1 and points[-1][0] < points[0][0]:
             break
-        if len(found) > 4:
+        if len(points) > 4:
             break
-    if not found:
+    if not points:
         return None, None
-    (step, seconds, rate), (before, earlier, _) = found[0], found[-1]
+    (step, seconds, rate), (before, earlier, _) = points[0], points[-1]
     if step > before and seconds > earlier:
         return rate, (seconds - earlier) / (step - before)
     return rate, None
@@ -213,13 +213,13 @@ def last_lines(path: Path, wanted: str) -> tuple[dict[str, Any], bool]:
         wanted: The last lines are joined until a key that ends with this word is among them.
     """
     joined: dict[str, Any] = {}
-    whole = True
+    is_complete = True
     for line, complete in _backwards(path):
-        whole = whole and complete
+        is_complete = is_complete and complete
         joined = {**line, **joined}
         if any(key.endswith(wanted) and key.startswith("train/") for key in joined):
             break
-    return joined, whole
+    return joined, is_complete
 
 
 def _backwards(path: Path) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -227,7 +227,7 @@ def _backwards(path: Path) -> Iterator[tuple[dict[str, Any], bool]]:
     try:
         with path.open("rb") as file:
             size, read, end = file.seek(0, os.SEEK_END), FIRST, b""
-            done = 0  # lines of the end that were given out
+            yielded = 0  # lines of the end already yielded
             while True:
                 start = max(0, size - read)
                 file.seek(start)
@@ -235,11 +235,11 @@ def _backwards(path: Path) -> Iterator[tuple[dict[str, Any], bool]]:
                 lines = end.split(b"\n")
                 if not lines[-1]:
                     lines.pop()
-                whole = lines if start == 0 else lines[1:]  # the first may have begun before
-                for line in reversed(whole[: len(whole) - done]):
+                complete = lines if start == 0 else lines[1:]  # the first may have begun before
+                for line in reversed(complete[: len(complete) - yielded]):
                     value = _parsed(line)
                     yield (value or {}), value is not None
-                done = len(whole)
+                yielded = len(complete)
                 if start == 0 or read >= MOST:
                     return
                 read *= 8
@@ -291,11 +291,11 @@ def _fresh(folder: Path, note: Mapping[str, Any]) -> bool:
 
 
 def alive(note: Mapping[str, Any]) -> bool:
-    """Whether who was asked to run a cell is still there: the job in the queue, or the launcher's process."""
+    """Whether the launcher of a cell is alive: its job in the queue, or its process."""
     if note.get("job"):
         return str(note["job"]) in queue()
     if note.get("host") != socket.gethostname():
-        return True  # nobody can say from here
+        return True  # another host: its processes cannot be seen
     try:
         os.kill(int(note.get("pid", 0)) or 1 << 30, 0)
     except PermissionError:

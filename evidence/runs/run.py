@@ -1,4 +1,4 @@
-"""Reading run folders, whatever state they are in: finished, failed, or still being written.
+"""Run folders: reading run.json and metrics, whether a run has finished, failed or is still being written.
 
 A run folder is `<root>/<experiment>/<name>/` with `run.json` (one object), `metrics.jsonl` (append-only, one
 object a line) and `timing.jsonl`. A process may be writing to any of them while we read.
@@ -28,7 +28,7 @@ log = logging.getLogger("evidence.runs.run")
 
 
 class ReadError(ValueError):
-    """What the user asked for is not there: shown as one or two lines without a traceback, exit code 2."""
+    """Something asked for is missing or wrong: printed as one or two lines without a traceback, exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Run:
         folder: The run's folder.
         record: `run.json`; keys may be missing, the properties below are safe to read.
         metrics: The whole lines of `metrics.jsonl`, in file order; of a very long file an even sample of them.
-        broken_lines: How many of its lines are no JSON objects.
+        broken_lines: Number of its lines that are no JSON objects.
     """
 
     folder: Path
@@ -130,8 +130,8 @@ class Run:
     @property
     def scores(self) -> dict[str, float]:
         """Last value of every score, numbers only."""
-        found = {str(key): number(value) for key, value in self.section("scores").items()}
-        return {key: value for key, value in found.items() if value is not None}
+        scores = {str(key): number(value) for key, value in self.section("scores").items()}
+        return {key: value for key, value in scores.items() if value is not None}
 
     @property
     def commit(self) -> str:
@@ -205,25 +205,24 @@ class Run:
     @property
     def roles(self) -> list[str]:
         """The networks whose probes have keys of their own, `<role>/norm/mean`, where there are several."""
-        found = {key.removesuffix("/norm/mean"): None for line in self.metrics for key in line if _of_role(key)}
-        return list(found)
+        return list({key.removesuffix("/norm/mean"): None for line in self.metrics for key in line if _of_role(key)})
 
     def of_role(self, role: str) -> Run:
         """Return the run as seen from one of its networks: that network's keys stand without its name."""
-        own, loss = f"{role}/", f"train/{role}_loss"
+        prefix, loss = f"{role}/", f"train/{role}_loss"
         metrics = []
         for line in self.metrics:
-            seen = {key.removeprefix(own): value for key, value in line.items() if key.startswith(own)}
+            renamed = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
             if loss in line:
-                seen["train/loss"] = line[loss]
-            metrics.append({**line, **seen})
+                renamed["train/loss"] = line[loss]
+            metrics.append({**line, **renamed})
         return replace(self, metrics=metrics)
 
     def throughput(self) -> float | None:
-        """Median examples a second over the log intervals, None where nothing was timed."""
+        """Median examples per second over the log intervals, None where nothing was timed."""
         rates = [number(line.get("examples_per_s")) for line in _lines(self.folder / "timing.jsonl") if line]
-        found = sorted(rate for rate in rates if rate is not None and math.isfinite(rate))
-        return found[len(found) // 2] if found else None
+        finite = sorted(rate for rate in rates if rate is not None and math.isfinite(rate))
+        return finite[len(finite) // 2] if finite else None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -258,7 +257,7 @@ def number(value: Any) -> float | None:
 
 
 class BrokenRunError(ReadError):
-    """A folder that should hold a run does not: the text says why."""
+    """A folder holds no readable run; the text says why."""
 
 
 def sampled(path: Path, most: int) -> tuple[list[tuple[int, bytes]], int]:
@@ -383,10 +382,10 @@ def load_runs(root: Path, experiment: str | None = None) -> list[Run]:
         raise ReadError(f"no runs of experiment={experiment} in {root}; there are runs of: {', '.join(known)}")
     chosen = known if experiment is None else [experiment]
     folders = [folder for name in chosen for folder in sorted((root / name).iterdir()) if folder.is_dir()]
-    found = [run for folder in folders if (run := load_run(folder)) is not None]
-    if not found:
+    runs = [run for folder in folders if (run := load_run(folder)) is not None]
+    if not runs:
         raise ReadError(f"no readable run in {root}; see the warnings above")
-    return found
+    return runs
 
 
 def primary_score(runs: Sequence[Run]) -> str | None:

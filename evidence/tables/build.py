@@ -58,25 +58,25 @@ def collect(
         rows = [
             row for row in {**recorded, **{row.key: row for row in fresh}}.values() if row.experiment in experiments
         ]
-        made = SweepRows(sweep, spec, [], rows)
+        data = SweepRows(sweep, spec, [], rows)
         if not any(row.finished for row in rows):
             raise ReadError(f"no finished run of {', '.join(experiments)} in {runs}; make {sweep} makes them")
     else:
-        made = SweepRows(sweep, spec, sweep_cells(sweep, scale, typed, identify=identify), [])
-        fresh = fill(made.cells, runs=runs, recorded=recorded)
+        data = SweepRows(sweep, spec, sweep_cells(sweep, scale, typed, identify=identify), [])
+        fresh = fill(data.cells, runs=runs, recorded=recorded)
     if fresh:
         add(fresh, records)
-    return made
+    return data
 
 
-def write_table(made: SweepRows, paper: Sequence[PaperNumber], folder: Path) -> None:
+def write_table(data: SweepRows, paper: Sequence[PaperNumber], folder: Path) -> None:
     """Write the table of a sweep that has one, and print it."""
-    spec, note = made.spec.get("table"), str(made.spec.get("note", "")).rstrip()
+    spec, note = data.spec.get("table"), str(data.spec.get("note", "")).rstrip()
     if not spec:
         return
-    if made.rows:
-        page, notes = by_setting.tabulate(made.rows, spec, paper), [note]
+    if data.rows:
+        page, notes = by_setting.tabulate(data.rows, spec, paper), [note]
     else:
-        page, notes = cells.tabulate(made.cells, spec, paper), [cells.NOTE, *filter(None, [note])]
+        page, notes = cells.tabulate(data.cells, spec, paper), [cells.NOTE, *filter(None, [note])]
     text = "\n".join(["", *notes, ""])
-    write_page(folder, made.sweep, title=made.title, heads=page[0], rows=page[1:], notes=text)
+    write_page(folder, data.sweep, title=data.title, heads=page[0], rows=page[1:], notes=text)

@@ -88,7 +88,7 @@ class SettingRow:
         opt = (self.spec.get("optimizer") or {}).get(self.first.opt_name, self.first.opt_name)
         place = {"paper": self.spec["paper"], "table": str(self.spec["table"]), "optimizer": opt, **wanted}
         numbers = [look_up(self.paper, **place, metric=metric) for metric in self.metrics]
-        return " / ".join(found[0].value for found in numbers) if all(numbers) else NONE
+        return " / ".join(matching[0].value for matching in numbers) if all(numbers) else NONE
 
 
 def _at_best_epoch(run: ResultRow, key: str) -> float | None:
@@ -120,10 +120,10 @@ def setting_rows(
     rows: Sequence[ResultRow], spec: SettingTableSpec, paper: Sequence[PaperNumber]
 ) -> Iterator[SettingRow]:
     """Yield the rows of a table: experiments in the spec's order, then data sets, then settings, then metrics."""
-    for experiment, shown in spec["experiments"].items():
+    for experiment, columns in spec["experiments"].items():
         for groups in group_by_setting([row for row in rows if row.experiment == experiment]).values():
             for group in groups:
-                for metrics in shown["metrics"] if group.finished else ():
+                for metrics in columns["metrics"] if group.finished else ():
                     yield SettingRow(experiment, spec, group, metrics, paper)
 
 

@@ -53,16 +53,16 @@ def table(numbers: Sequence[Number]) -> str:
 
 
 def provenance(command: str) -> str:
-    """Return what made the numbers, as a Markdown list."""
+    """Return the provenance of the numbers, as a Markdown list."""
     from tasks.engine.provenance import git_state, hardware, versions  # torch
 
-    git, found = git_state(ROOT), versions()
+    git, packages = git_state(ROOT), versions()
     commit = str(git["commit"] or "unknown")[:10] + ("+" if git["dirty"] else "")
     return "\n".join([
         f"- command: `{command}`",
         f"- commit (+: with uncommitted changes): {commit}",
         f"- machine: {hardware(1)['machine']}; float64 on one CPU thread",
-        f"- versions: Python {found['python']}, torch {found['torch']}",
+        f"- versions: Python {packages['python']}, torch {packages['torch']}",
     ])  # fmt: skip
 
 

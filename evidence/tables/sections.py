@@ -137,21 +137,21 @@ def result_tables(experiment: str, rows: Sequence[ResultRow], paper: Sequence[Pa
         score = _score_key(runs)
         lower = _lower_is_better(runs, score)
         target = _target(groups, score)
-        made = [_table_row(g, score, published, target=target, lower_is_better=lower) for g in groups]
+        table_rows = [_table_row(g, score, published, target=target, lower_is_better=lower) for g in groups]
         # Rows that look the same get their setting's digits.
-        count = Counter(_shown(row) for row in made)
-        made = [
-            row if count[_shown(row)] == 1 else replace(row, label=f"{row.label} [{group.first.setting_key}]")
-            for row, group in zip(made, groups, strict=True)
+        count = Counter(_visible(row) for row in table_rows)
+        table_rows = [
+            row if count[_visible(row)] == 1 else replace(row, label=f"{row.label} [{group.first.setting_key}]")
+            for row, group in zip(table_rows, groups, strict=True)
         ]
-        made.sort(key=lambda row: (row.label, row.weight_decay or 0.0, short(row.lr), short(row.epochs)))
-        made = _compared(made, lower_is_better=lower)
-        has_times = any(row.times for row in made)
-        tables.append(ResultTable(data, scale, score, names, tuple(made), target if has_times else None))
+        table_rows.sort(key=lambda row: (row.label, row.weight_decay or 0.0, short(row.lr), short(row.epochs)))
+        table_rows = _compared(table_rows, lower_is_better=lower)
+        has_times = any(row.times for row in table_rows)
+        tables.append(ResultTable(data, scale, score, names, tuple(table_rows), target if has_times else None))
     return tables
 
 
-def _shown(row: TableRow) -> tuple[str, ...]:
+def _visible(row: TableRow) -> tuple[str, ...]:
     return row.label, short(row.weight_decay), short(row.lr), short(row.epochs)
 
 
