@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 Kind = Literal["wn", "ws"]
 
@@ -34,8 +36,8 @@ def normalise(weight: Tensor, *, eps: float) -> Tensor:
         >>> normalise(torch.tensor([[3.0, 4.0]]), eps=0.0)
         tensor([[0.6000, 0.8000]])
     """
-    norm: Tensor = torch.linalg.vector_norm(weight, dim=_filter_dims(weight), keepdim=True)
-    return weight / (norm + eps)
+    dims = list(range(1, weight.dim()))
+    return weight / (torch.linalg.vector_norm(weight, dim=dims, keepdim=True) + eps)
 
 
 def standardise(weight: Tensor, *, eps: float) -> Tensor:
@@ -45,34 +47,32 @@ def standardise(weight: Tensor, *, eps: float) -> Tensor:
         >>> standardise(torch.tensor([[1.0, 2.0, 3.0]]), eps=0.0)
         tensor([[-1.,  0.,  1.]])
     """
-    dims = _filter_dims(weight)
+    dims = list(range(1, weight.dim()))
     centred = weight - weight.mean(dim=dims, keepdim=True)
     return centred / (weight.std(dim=dims, keepdim=True) + eps)
 
 
-def _filter_dims(weight: Tensor) -> tuple[int, ...]:
-    return tuple(range(1, weight.ndim))
+# One node each in a graph of torch.fx, whose symbolic tensors have no number of dimensions to loop over
+torch.fx.wrap("normalise")
+torch.fx.wrap("standardise")
 
 
 class _NormalisedWeight(nn.Module):
-    """Mixin of the layers below: their options and the weight that enters their function."""
+    """Mixin of the layers below: their kind, their option and its check."""
 
     kind: ClassVar[Kind]
-    weight: Tensor
 
     def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not 0 <= eps < math.inf:
             raise ValueError(f"eps={eps!r} is not valid: it must be at least 0 and finite")
-        if self.kind == "ws" and self.weight.shape[1:].numel() < 2:
+        shape = self.get_parameter("weight").shape
+        if self.kind == "ws" and shape[1:].numel() < 2:
             raise ValueError(
-                f"the weight has shape {tuple(self.weight.shape)}: a filter of one entry has no standard deviation; "
+                f"the weight has shape {tuple(shape)}: a filter of one entry has no standard deviation; "
                 "skip this layer or normalise it"
             )
-        self.eps = eps
-
-    def _normalised_weight(self) -> Tensor:
-        return (normalise if self.kind == "wn" else standardise)(self.weight, eps=self.eps)
+        self.eps = float(eps)
 
     def extra_repr(self) -> str:
         """Return the arguments in `repr`."""
@@ -100,7 +100,7 @@ class WNConv2d(_NormalisedWeight, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` (B, C, H, W) with the normalised filters."""
-        output: Tensor = self._conv_forward(input, self._normalised_weight(), self.bias)
+        output: torch.Tensor = self._conv_forward(input, normalise(self.weight, eps=self.eps), self.bias)
         return output
 
 
@@ -124,7 +124,7 @@ class WSConv2d(_NormalisedWeight, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` (B, C, H, W) with the standardised filters."""
-        output: Tensor = self._conv_forward(input, self._normalised_weight(), self.bias)
+        output: torch.Tensor = self._conv_forward(input, standardise(self.weight, eps=self.eps), self.bias)
         return output
 
 
@@ -148,7 +148,7 @@ class WNLinear(_NormalisedWeight, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the normalised rows to `input` (..., D)."""
-        return F.linear(input, self._normalised_weight(), self.bias)
+        return F.linear(input, normalise(self.weight, eps=self.eps), self.bias)
 
 
 class WSLinear(_NormalisedWeight, nn.Linear):
@@ -171,7 +171,7 @@ class WSLinear(_NormalisedWeight, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the standardised rows to `input` (..., D)."""
-        return F.linear(input, self._normalised_weight(), self.bias)
+        return F.linear(input, standardise(self.weight, eps=self.eps), self.bias)
 
 
 _CONVOLUTIONS: dict[str, type[WNConv2d] | type[WSConv2d]] = {"wn": WNConv2d, "ws": WSConv2d}
@@ -202,8 +202,8 @@ def convert(
         The model itself, or the new layer if the model is a single convolution.
 
     Raises:
-        ValueError: If kind or eps is not valid, no convolution is left to replace, or a filter to standardise
-            has a single entry.
+        ValueError: If kind or eps is not valid, no convolution is left to replace, a filter to standardise has a
+            single entry, or a convolution computes its weight already (weight_norm, spectral_norm, pruning).
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1))
@@ -212,17 +212,28 @@ def convert(
     """
     if kind not in _CONVOLUTIONS:
         raise ValueError(f"kind={kind!r} is not valid: it must be 'wn' or 'ws'")
-    chosen = [
-        (name, module) for name, module in model.named_modules() if type(module) is nn.Conv2d and not skip(name, module)
-    ]
+    chosen = [(name, module) for name, module in model.named_modules() if _is_conv2d(module) and not skip(name, module)]
     if not chosen:
         raise ValueError(f"kind={kind!r}: the model has no torch.nn.Conv2d that skip leaves to be replaced")
+    for name, conv in chosen:
+        if set(conv._parameters) != {"weight", "bias"}:
+            raise ValueError(
+                f"a parameter of {name or 'the convolution'!r} is computed from other tensors (weight_norm, "
+                "spectral_norm, pruning): remove that first, or skip this layer"
+            )
     replacements: dict[nn.Module, nn.Module] = {conv: _replacement(conv, kind, eps) for _, conv in chosen}
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        # Not named_children, which leaves out the second name of a module
+        for name, child in list(parent._modules.items()):
             if child in replacements:
                 setattr(parent, name, replacements[child])
     return replacements.get(model, model)
+
+
+def _is_conv2d(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    # A parametrised module is of a class of its own, derived from the one it had
+    cls = type(module)
+    return (cls.__base__ if is_parametrized(module) else cls) is nn.Conv2d
 
 
 def _replacement(conv: nn.Conv2d, kind: Kind, eps: float) -> nn.Module:

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
 
 from adamp.layers import WNConv2d, WNLinear, WSConv2d, WSLinear, convert, normalise, standardise
 
 CONVS = pytest.mark.parametrize("cls", [WNConv2d, WSConv2d])
+SCRIPTS = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 LAYERS = pytest.mark.parametrize(
     ("make", "shape"),
     [
@@ -105,6 +107,53 @@ def test_convert_replaces_convolutions_without_bias(kind, cls, change):
     padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
     torch.testing.assert_close(model.conv(x), F.conv2d(padded, change(weight, eps=0.25)))
     assert model(x).shape == (2, 2)
+
+
+def test_a_convolution_with_two_names_in_one_parent_is_converted_once_for_both():
+    conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    model = convert(nn.Sequential(conv, nn.BatchNorm2d(3), nn.ReLU(), conv, nn.BatchNorm2d(3)), "ws")
+    assert type(model[0]) is WSConv2d
+    assert model[3] is model[0]
+
+
+@pytest.mark.parametrize(
+    "computed_by",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+        lambda conv: nn.utils.prune.random_unstructured(conv, "weight", amount=0.5),
+    ],
+)
+def test_a_convolution_whose_weight_is_computed_is_refused_by_its_name(computed_by):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), computed_by(nn.Conv2d(4, 4, 3, bias=False)))
+    with pytest.raises(ValueError, match="a parameter of '1' is computed from other tensors"):
+        convert(model, "wn")
+    assert type(model[0]) is nn.Conv2d
+    convert(model, "wn", skip=lambda name, conv: name == "1")
+    assert type(model[0]) is WNConv2d
+
+
+@SCRIPTS
+@pytest.mark.parametrize("kind", ["wn", "ws"])
+@pytest.mark.parametrize("trace", ["fx", "script"])
+def test_a_converted_model_is_traceable(kind, trace):
+    model = convert(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 3, bias=False)), kind)
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    if trace == "script":
+        assert torch.equal(torch.jit.script(model)(x), model(x))
+    else:
+        extraction = pytest.importorskip("torchvision.models.feature_extraction")
+        features = extraction.create_feature_extractor(model, {"0": "first", "2": "last"})(x)
+        assert torch.equal(features["first"], model[0](x))
+        assert torch.equal(features["last"], model(x))
+
+
+@SCRIPTS
+@pytest.mark.parametrize("cls", [WNLinear, WSLinear])
+def test_linear_layers_are_scriptable(cls):
+    layer, x = cls(3, 2), torch.ones(4, 3)
+    assert torch.equal(torch.jit.script(layer)(x), layer(x))
 
 
 def test_skip_chooses_by_name_and_layer():
