@@ -124,6 +124,7 @@ def test_a_sweep_over_one_key_gives_each_cell_a_run_of_its_own() -> None:
 DEPARTURES = {
     "SGD": {"momentum": 0.9, "nesterov": True},
     "SGDP": {"momentum": 0.9, "nesterov": True},
+    "Lamb": {"always_adapt": True},  # LAMB without decay is LAMB
     "Muon": {"nesterov": True},  # as torch's and the method's author
     "RMSpropTF": {"eps": 1e-3, "momentum": 0.9},  # timm's recipe
     "Synthetic": {},
