@@ -309,7 +309,9 @@ def _with_descent_gradients(tensors: ParamTensors, *, maximize: bool, grad_scale
     """Return the tensors with gradients of the loss to be minimised, unscaled; `.grad` is never written to."""
     grads = tensors.grads
     if grad_scale is not None:
-        grads = [grad / grad_scale.to(grad.device) for grad in grads]
+        # In the compute dtype: a small half-precision gradient over a large scale would be 0
+        wide = [grad.to(torch.promote_types(grad.dtype, torch.float32)) for grad in grads]
+        grads = [grad / grad_scale.to(grad.device) for grad in wide]
     if maximize:
         grads = [-grad for grad in grads]
     return tensors._replace(grads=grads)

@@ -232,3 +232,15 @@ def test_what_the_kernel_does_not_take_is_unscaled_and_skipped_too(cls, options,
         return
     cls([plain], **options, foreach=False).step()
     torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("strides", ["contiguous", "transposed"])
+@pytest.mark.parametrize("foreach", [None, False])
+def test_a_small_half_precision_gradient_is_widened_before_it_is_unscaled(strides, foreach):
+    w = torch.zeros(4, 3, dtype=torch.float16)
+    param = nn.Parameter(w if strides == "contiguous" else w.t())
+    param.grad = torch.full_like(param, 1e-3)
+    optimizer = SGDP([param], lr=1e6, **{**path_options("fused"), "foreach": foreach})
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(65536.0), torch.tensor(0.0)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.full_like(param, -0.01526), rtol=1e-3, atol=0)
