@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from adamp.kernels.options import AdamPOptions
 from adamp.projection import ScaleInvariantMode, project
-from adamp.step.checked import decayed_update
+from adamp.step.checked import check_betas, decayed_update
 from adamp.step.dispatch import ParamTensors, ProjectedOptimizer, local_in_compute_dtype, step_buffers, step_device
 from adamp.step.foreach import StepBuffers
 from adamp.step.precision import to_compute_dtype, write_back
@@ -129,7 +129,7 @@ class AdamP(ProjectedOptimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "betas": betas,
+            "betas": check_betas(betas),
             "eps": eps,
             "weight_decay": weight_decay,
             "delta": delta,
@@ -146,13 +146,18 @@ class AdamP(ProjectedOptimizer):
 
     def _check(self, options: dict[str, Any]) -> None:
         super()._check(options)
-        betas = options["betas"]
-        if not (isinstance(betas, tuple | list) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
-            raise ValueError(f"betas={betas!r} is not valid: it must be two numbers, each with 0 <= beta < 1")
+        check_betas(options["betas"])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as the base class does; its betas become a tuple."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["betas"] = check_betas(group["betas"])
 
     def _upgrade_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if "step" in state:  # a Python int in the authors' package
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=step_device(param, group))
+            step = torch.as_tensor(state["step"], dtype=torch.float32, device=step_device(param, group))
+            state["step"] = step.reshape(())
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         return ("step", "exp_avg", "exp_avg_sq")

@@ -37,7 +37,8 @@ def normalise(weight: Tensor, *, eps: float) -> Tensor:
         tensor([[0.6000, 0.8000]])
     """
     dims = list(range(1, weight.dim()))
-    return weight / (torch.linalg.vector_norm(weight, dim=dims, keepdim=True) + eps)
+    norm: Tensor = torch.linalg.vector_norm(weight, dim=dims, keepdim=True)
+    return weight / (norm + eps)
 
 
 def standardise(weight: Tensor, *, eps: float) -> Tensor:
@@ -100,7 +101,7 @@ class WNConv2d(_NormalisedWeight, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` (B, C, H, W) with the normalised filters."""
-        output: torch.Tensor = self._conv_forward(input, normalise(self.weight, eps=self.eps), self.bias)
+        output: Tensor = self._conv_forward(input, normalise(self.weight, eps=self.eps), self.bias)
         return output
 
 
@@ -124,7 +125,7 @@ class WSConv2d(_NormalisedWeight, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` (B, C, H, W) with the standardised filters."""
-        output: torch.Tensor = self._conv_forward(input, standardise(self.weight, eps=self.eps), self.bias)
+        output: Tensor = self._conv_forward(input, standardise(self.weight, eps=self.eps), self.bias)
         return output
 
 

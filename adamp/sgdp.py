@@ -79,7 +79,7 @@ class SGDP(ProjectedOptimizer):
         momentum: μ, at least 0; below 1 where weight decay is used.
         weight_decay: Decoupled weight decay per unit of lr, at least 0.
         dampening: Taken off the gradient's weight in the buffer, at least 0.
-        nesterov: Use Nesterov's update.
+        nesterov: Use Nesterov's update; at momentum 0, where torch's SGD refuses it, this is the plain gradient.
         eps: Guards the norms in the test and in the projection.
         delta: Threshold of the scale-invariance test, times 1/sqrt(row length); 0 disables it.
         wd_ratio: Factor of the weight decay of parameters that pass the test.

@@ -26,7 +26,7 @@ from adamp.hooks.handle import (
     is_step_skipped,
     run_after_backward,
 )
-from adamp.step.checked import check_bool, check_number, refuse_sparse
+from adamp.step.checked import check_betas, check_bool, check_number, refuse_sparse
 from adamp.step.precision import as_dtype_of, to_compute_dtype, write_back
 
 Kind = Literal["wn", "ws"]
@@ -240,7 +240,8 @@ def _split_groups(params: ParamsT) -> tuple[list[dict[str, Any]], list[Tensor]]:
             group["params"] = [group["params"]]
         if group["shrink"]:
             group |= {"params": list(group["params"]), "weight_decay": 0.0}
-    shrunk = [param for group in groups if group["shrink"] for param in group["params"]]
+    entries_shrunk = [entry for group in groups if group["shrink"] for entry in group["params"]]
+    shrunk = [entry[1] if isinstance(entry, tuple) else entry for entry in entries_shrunk]  # or named parameters
     if not shrunk or len(groups) < len(entries):
         raise ValueError(
             "no group of parameters has shrink=True, or not all are groups: mark the group of the weights that the "
@@ -330,6 +331,6 @@ def adam_with_shrink(
         Li et al., "Understanding the Disharmony between Weight Normalization Family and Weight Decay", §4.
     """
     groups, shrunk = _split_groups(params)
-    optimizer = torch.optim.Adam(groups, lr, betas=betas, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(groups, lr, betas=check_betas(betas), weight_decay=weight_decay)
     shrink_weights(optimizer, alpha=alpha, params=shrunk, kind=kind, coupling="weights", eps=eps)
     return optimizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,18 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 
+def is_in_range(value: Any, *, below: float = math.inf) -> bool:
+    """Return whether `value` is one number with `0 <= value < below`; a tensor must be 0-d."""
+    try:
+        return bool(0 <= value < below) and not (isinstance(value, Tensor) and value.ndim > 0)
+    except (TypeError, ValueError, RuntimeError):
+        return False  # not a number, or a tensor of several
+
+
 def check_number(options: dict[str, Any], name: str, *, below: float = math.inf) -> None:
     """Raise ValueError unless `0 <= options[name] < below`; a tensor must be 0-d."""
     value = options[name]
-    try:
-        valid = bool(0 <= value < below) and not (isinstance(value, Tensor) and value.ndim > 0)
-    except (TypeError, ValueError, RuntimeError):
-        valid = False  # not a number, or a tensor of several
-    if not valid:
+    if not is_in_range(value, below=below):
         bound = f"0 <= {name}" + (f" < {below:g}" if below < math.inf else " and finite")
         raise ValueError(f"{name}={value!r} is not valid: it must be one number with {bound}")
 
@@ -29,6 +33,17 @@ def check_bool(options: dict[str, Any], name: str) -> None:
     """Raise ValueError unless `options[name]` is a bool."""
     if not isinstance(options[name], bool):
         raise ValueError(f"{name}={options[name]!r} is not valid: it must be True or False")
+
+
+def check_betas(betas: Any) -> tuple[float, float]:
+    """Return the two decay rates of Adam as a tuple, whatever sequence they came in, such as Hydra's.
+
+    Raises:
+        ValueError: If they are not two numbers, each with `0 <= beta < 1`.
+    """
+    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(is_in_range(beta, below=1) for beta in betas)):
+        raise ValueError(f"betas={betas!r} is not valid: it must be two numbers, each with 0 <= beta < 1")
+    return betas[0], betas[1]
 
 
 def refuse_sparse(grad: Tensor, name: str) -> None:
@@ -102,7 +117,10 @@ class CheckedOptimizer(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param in self.state:
-                    self._upgrade_state(param, self.state[param], group)
+                    param_state = self.state[param]
+                    for name in [name for name, value in param_state.items() if value is None]:
+                        del param_state[name]  # torch's SGD saves None for a buffer that it has not created yet
+                    self._upgrade_state(param, param_state, group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from adamp import kernels
 from adamp.step.checked import CheckedOptimizer, check_bool, check_number, refuse_sparse
@@ -256,6 +257,8 @@ def local_in_compute_dtype(tensors: ParamTensors) -> tuple[list[Tensor], list[Te
 
 
 def _check_parameter(param: Tensor, group: dict[str, Any]) -> None:
+    if is_lazy(param):
+        return  # no shape before the first forward pass
     shape = tuple(param.shape)
     if group["scale_invariant"] is True and param.ndim < 2:
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import nn
 
 from adamp import AdamP
 from tests.adamp import reference
+from tests.adamp.problems import make_param
 from tests.adamp.trajectories import assert_equal, parameters, run_together, set_grads
 
 
@@ -90,6 +91,20 @@ def test_a_checkpoint_of_adamw_continues():
     assert optimizer.param_groups[0]["delta"] == 0.0
     run_together([(adamw, theirs), (optimizer, ours)], 3, start=3)
     assert_equal(ours, theirs)
+
+
+def test_a_count_of_steps_of_one_dimension_is_loaded(path):
+    ours, other = make_param((3, 4)), make_param((3, 4))
+    optimizer, source = AdamP([ours], **path), AdamP([other], **path)
+    source.step()
+    saved = copy.deepcopy(source.state_dict())
+    saved["state"][0]["step"] = saved["state"][0]["step"].reshape(1)
+    ours.data.copy_(other.detach())
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    source.step()
+    assert optimizer.state[ours]["step"].shape == ()
+    assert torch.equal(ours, other)
 
 
 def test_options_unknown_to_a_checkpoint_stay_as_built():

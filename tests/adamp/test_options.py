@@ -1,12 +1,13 @@
 """Options of SGDP and AdamP that are out of range are named."""
 
 import math
+from collections import UserList  # a sequence that is neither list nor tuple, like omegaconf.ListConfig
 
 import pytest
 import torch
 from torch import nn
 
-from adamp import SGDP, AdamP
+from adamp import SGDP, AdamP, AdaRem
 from tests.adamp.problems import make_param, net
 
 BAD = [
@@ -51,11 +52,41 @@ def test_a_bad_option_is_named(cls, bad, name):
         (AdamP, {"betas": (-0.1, 0.9)}, "betas"),
         (AdamP, {"betas": (0.9, math.nan)}, "betas"),
         (AdamP, {"betas": 0.9}, "betas"),
+        (AdamP, {"betas": ("0.9", "0.999")}, "betas"),
+        (AdamP, {"betas": [0.9, "0.99"]}, "betas"),
+        (AdamP, {"betas": UserList(["0.9", "0.999"])}, "betas"),
+        (AdamP, {"betas": "ab"}, "betas"),
     ],
 )
 def test_a_bad_option_of_one_optimizer_is_named(cls, bad, message):
     with pytest.raises(ValueError, match=message):
         cls([make_param((3, 4))], **{"lr": 0.1, **bad})
+    with pytest.raises(ValueError, match=message):
+        cls([{"params": [make_param((3, 4))], **bad}], lr=0.1)
+
+
+def test_betas_of_a_configuration_become_a_tuple():
+    betas = UserList([0.8, 0.9])
+    optimizer = AdamP([{"params": [make_param((3, 4))]}, {"params": [make_param((3, 4))], "betas": betas}], betas=betas)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.9), (0.8, 0.9)]
+    assert all(type(group["betas"]) is tuple for group in (*optimizer.param_groups, optimizer.defaults))
+
+
+def test_nesterov_at_momentum_zero_is_the_plain_gradient():
+    ours, plain = make_param((3, 4)), make_param((3, 4))
+    SGDP([ours], 0.1, nesterov=True).step()
+    SGDP([plain], 0.1).step()
+    assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP, AdaRem, torch.optim.SGD])
+def test_lazy_layers_may_be_given_before_their_first_forward(cls):
+    model = nn.LazyLinear(3)
+    optimizer = cls(model.parameters(), lr=0.1)
+    model(torch.ones(2, 4)).sum().backward()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
 
 
 def test_momentum_one_is_allowed_without_decay():

@@ -11,6 +11,7 @@ from torch import nn
 
 from adamp import SGDP
 from tests.adamp import reference
+from tests.adamp.problems import make_param
 from tests.adamp.trajectories import assert_equal, parameters, run_together, set_grads
 
 
@@ -122,6 +123,16 @@ def test_a_checkpoint_of_the_published_package_continues(path):
     assert optimizer.param_groups[0]["project_buffer"] is True
     run_together([(published, theirs), (optimizer, ours)], 5, start=3)
     assert_equal(ours, theirs)
+
+
+def test_a_checkpoint_without_a_buffer_yet_starts_one(path):
+    ours, fresh = make_param((3, 4)), make_param((3, 4))
+    optimizer, source = SGDP([ours], 0.1, momentum=0.9, **path), torch.optim.SGD([fresh], 0.1, momentum=0.9)
+    saved = source.state_dict()
+    saved["state"][0] = {"momentum_buffer": None}  # as torch's SGD saves it
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert torch.equal(optimizer.state[ours]["momentum_buffer"], ours.grad)
 
 
 def test_the_options_of_the_published_package_are_taken_by_keyword():

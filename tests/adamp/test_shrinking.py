@@ -45,6 +45,22 @@ def test_groups_stay_as_many_and_keep_their_options(build):
 
 
 @BUILDERS
+def test_groups_of_named_parameters_shrink(build):
+    named, plain = matrix(), matrix()
+    for param, entry in ((named, ("conv.weight", named)), (plain, plain)):
+        param.grad = torch.ones(2, 3)
+        build([{"params": [entry], "shrink": True}], lr=0.1, alpha=0.5, kind="wn").step()
+    assert torch.equal(named, plain)
+    assert not torch.equal(named, matrix())
+
+
+@pytest.mark.parametrize("betas", [("0.9", "0.999"), [0.9, "0.99"]])
+def test_betas_that_are_no_numbers_are_named(betas):
+    with pytest.raises(ValueError, match="betas="):
+        adam_with_shrink([{"params": [matrix()], "shrink": True}], betas=betas)
+
+
+@BUILDERS
 @pytest.mark.parametrize(
     ("params", "message"),
     [
