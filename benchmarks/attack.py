@@ -1,4 +1,4 @@
-"""What a step of adversarial training costs beside its bound: steps + 1 forward and backward passes of the network.
+"""A step of adversarial training beside its bound: steps + 1 forward and backward passes.
 
 `python benchmarks/attack.py [rounds=15] [attack=paper-linf] [steps=10] [depth=10] [width=1] [batch=64] [threads=1]
 [precision=fp32] [channels_last=false] [device=cpu] [out=results/benchmarks]`.
@@ -10,24 +10,22 @@ taken first, then its median over rounds.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from tasks.attacks import PRESETS, pgd_attack  # noqa: E402
-from tasks.engine.provenance import git_state, hardware, now, versions  # noqa: E402
-from tasks.wide_resnet import WideResNet  # noqa: E402
+from benchmarks import pages
+from launch.checkout import ROOT
+from scripts.options import command, parse_as
+from tasks.attacks import PRESETS, pgd_attack
+from tasks.engine.provenance import git_state, hardware, now, versions
+from tasks.wide_resnet import WideResNet
 
 DEFAULTS = {
     "rounds": 15, "attack": "paper-linf", "steps": 10, "depth": 10, "width": 1, "batch": 64, "threads": 1,
@@ -135,26 +133,11 @@ def report(options: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def main(words: Sequence[str]) -> int:
-    options: dict[str, Any] = dict(DEFAULTS)
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in DEFAULTS or not value:
-            print(f"error: {word} is no option; the options are {', '.join(DEFAULTS)}, as key=value", file=sys.stderr)
-            return 2
-        try:
-            options[key] = type(DEFAULTS[key])(value)
-        except ValueError:
-            print(f"error: {key}={value} is not a {type(DEFAULTS[key]).__name__}", file=sys.stderr)
-            return 2
+    options = parse_as(words, DEFAULTS)
     found = measure(options)
-    text = report(options, found)
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "attack.json").write_text(json.dumps({"options": options, **found}, indent=1) + "\n")
-    (out / "attack.md").write_text(text)
-    print(text)
+    pages.write(report(options, found), found, options, stem="attack")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(main, __doc__ or ""))

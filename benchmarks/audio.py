@@ -1,4 +1,4 @@
-"""What the harmonic front end costs beside torchaudio's mel spectrogram in decibels of equal size; decoding clips.
+"""The harmonic front end beside torchaudio's mel spectrogram of equal size, and decoding.
 
 `python benchmarks/audio.py [clips=16] [samples=80000] [rounds=5] [threads=1] [device=cpu] [files=64]
 [out=results/benchmarks]`.
@@ -19,18 +19,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import soundfile
+import torch
 
-import numpy as np  # noqa: E402
-import soundfile  # noqa: E402
-import torch  # noqa: E402
-
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.audio import HarmonicSpectrogram  # noqa: E402
-from tasks.audio.cache import decode_all  # noqa: E402
-from tasks.engine.provenance import provenance  # noqa: E402
+from evidence.runs.run import ReadError
+from launch.checkout import ROOT
+from scripts.options import command, parse, results
+from tasks.audio import HarmonicSpectrogram
+from tasks.audio.cache import decode_all
+from tasks.engine.provenance import provenance
 
 DEFAULTS = {
     "clips": "16", "samples": "80000", "rounds": "5", "threads": "1", "device": "cpu", "files": "64",

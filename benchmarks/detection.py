@@ -1,4 +1,4 @@
-"""What decoding and augmenting pictures for detectors costs beside torchvision's reference transforms, and of a step.
+"""Decoding and augmenting pictures for detectors beside torchvision's transforms, and a step.
 
 `python benchmarks/detection.py [pictures=48] [rounds=5] [threads=1] [size=512] [steps=8] [out=results/benchmarks]`.
 Four paths take turns on the same JPEG files of 640 x 427 pixels, round by round, so that a drift of the machine meets
@@ -20,24 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torchvision import tv_tensors  # noqa: E402
-from torchvision.transforms import v2  # noqa: E402
-
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.base import Shard, StepContext  # noqa: E402
-from tasks.data.loader import forked_generators  # noqa: E402
-from tasks.detection import CenterNet, CocoSet, Detection, FashionScenes  # noqa: E402
-from tasks.detection.detector import Objects  # noqa: E402
-from tasks.detection.targets import encode, gaussian_radius  # noqa: E402
-from tasks.detection.views import CenterNetView, SsdView, View  # noqa: E402
-from tasks.engine.provenance import provenance  # noqa: E402
+from evidence.runs.run import ReadError
+from launch.checkout import ROOT
+from scripts.options import command, parse, results
+from tasks.base import Shard, StepContext
+from tasks.data.loader import forked_generators
+from tasks.detection import CenterNet, CocoSet, Detection, FashionScenes
+from tasks.detection.detector import Objects
+from tasks.detection.targets import encode, gaussian_radius
+from tasks.detection.views import CenterNetView, SsdView, View
+from tasks.engine.provenance import provenance
 
 DEFAULTS = {"pictures": "48", "rounds": "5", "threads": "1", "size": "512", "steps": "8"}
 STRIDE, CLASSES = 4, 80

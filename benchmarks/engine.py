@@ -1,4 +1,4 @@
-"""Overhead of the engine and its norm probes over a plain training loop of the same network and batch.
+"""The engine and its probes beside a bare loop of the same network and batch.
 
 `make benchmark` or `python benchmarks/engine.py [rounds=15] [steps=20] [threads=1] [width=0.25] [size=64] [batch=64]
 [probe_every=20] [oscillation_window=0] [out=results/benchmarks]`.
@@ -14,7 +14,6 @@ backward pass; both as a fraction of the real network's plain step.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -23,23 +22,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import nn
+from torch.nn import functional as F
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from adamp import NormProbe  # noqa: E402
-from tasks.base import LoopState, Shard, StepContext, Task, Update  # noqa: E402
-from tasks.engine.config import Train  # noqa: E402
-from tasks.engine.distributed import World  # noqa: E402
-from tasks.engine.phases import Phase  # noqa: E402
-from tasks.engine.provenance import git_state, hardware, provenance  # noqa: E402
-from tasks.engine.run_record import RunRecord  # noqa: E402
-from tasks.engine.schedules import cosine  # noqa: E402
-from tasks.engine.trainer import Trainer  # noqa: E402
-from tasks.networks import resnet18  # noqa: E402
+from adamp import NormProbe
+from benchmarks import pages
+from launch.checkout import ROOT
+from scripts.options import command, parse_as
+from tasks.base import LoopState, Shard, StepContext, Task, Update
+from tasks.engine.config import Train
+from tasks.engine.distributed import World
+from tasks.engine.phases import Phase
+from tasks.engine.provenance import provenance
+from tasks.engine.run_record import RunRecord
+from tasks.engine.schedules import cosine
+from tasks.engine.trainer import Trainer
+from tasks.networks import resnet18
 
 DEFAULTS = {
     "rounds": 15, "steps": 20, "threads": 1, "width": 0.25, "size": 64, "batch": 64, "probe_every": Train.probe_every,
@@ -209,17 +208,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def main(words: Sequence[str]) -> int:
     """Measure, print a table and write it with its provenance."""
-    options: dict[str, Any] = dict(DEFAULTS)
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in DEFAULTS or not value:
-            print(f"error: {word} is no option; the options are {', '.join(DEFAULTS)}, as key=value", file=sys.stderr)
-            return 2
-        try:
-            options[key] = type(DEFAULTS[key])(value)
-        except ValueError:
-            print(f"error: {key}={value} is not a {type(DEFAULTS[key]).__name__}", file=sys.stderr)
-            return 2
+    options = parse_as(words, DEFAULTS)
     result = measure(options)
     rows = [
         ("engine / bare loop", result["engine_to_bare"]),
@@ -242,15 +231,9 @@ def main(words: Sequence[str]) -> int:
         + "".join(f"| {name} | {ms:.3f} | {100 * ms / step:.2f} % | {aim} |\n" for name, ms, aim in alone)
         + f"\n{provenance(ROOT)}. Command: `make benchmark {' '.join(words)}`\n"
     )
-    print(text)
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "engine.md").write_text(text)
-    (out / "engine.json").write_text(
-        json.dumps({**result, "options": options, "hardware": hardware(1), "git": git_state(ROOT)}, indent=2) + "\n"
-    )
+    pages.write(text, result, options, stem="engine")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(main, __doc__ or ""))

@@ -1,4 +1,4 @@
-"""What a step of AdamP and SGDP costs on a CUDA device, beside torch's fused AdamW and SGD and other implementations.
+"""Steps of AdamP and SGDP on a CUDA device beside torch's fused optimizers and other packages.
 
 `python benchmarks/gpu_optimizers.py [rounds=25] [sets=resnet50,resnet18,mobilenet_v2,vit_s16]
 [gradients=orthogonal,random] [training=25] [batch=256] [pixels=224] [precision=bfloat16]
@@ -14,7 +14,6 @@ published package needs layout=contiguous); 0 leaves them out. `fetch=false` doe
 
 from __future__ import annotations
 
-import csv
 import statistics
 import sys
 import time
@@ -22,20 +21,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from torch.optim import Optimizer  # noqa: E402
-
-from adamp import SGDP, AdamP  # noqa: E402
-from benchmarks.optimizers import ADAM, SGD, Result, attached, compared, contenders, take_turns, tensors  # noqa: E402
-from benchmarks.peers import Make  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.engine.provenance import git_state, hardware, now, versions  # noqa: E402
+from adamp import SGDP, AdamP
+from benchmarks.optimizers import ADAM, SGD, Result, attached, compared, contenders, take_turns, tensors, write
+from benchmarks.peers import Make
+from evidence.runs.run import ReadError
+from launch.checkout import ROOT
+from scripts.options import command, parse, results
+from tasks.engine.provenance import git_state, hardware, now, versions
 
 OPTIONS = {
     "rounds": "25", "sets": "resnet50,resnet18,mobilenet_v2,vit_s16", "gradients": "orthogonal,random",
@@ -272,15 +269,8 @@ def measure(options: Mapping[str, Any], words: Sequence[str], *, device: torch.d
         timed, own = training(options, family, device=device)
         found, shares = found + timed, shares | own
     print(file=sys.stderr)
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
     text = page(found, shares, counts, notes, words)
-    (out / "optimizers.md").write_text(text)
-    with (out / "optimizers.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Result.__dataclass_fields__)
-        for result in found:
-            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in vars(result).values()])
+    write(text, found, Path(options["out"]))
     return text
 
 

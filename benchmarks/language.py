@@ -1,4 +1,4 @@
-"""Tokens a second of Transformer-XL beside torch's own encoder layers of the same sizes, and its use of memory.
+"""Tokens a second of Transformer-XL beside torch's own encoder layers, and its use of memory.
 
 `python benchmarks/language.py [rounds=9] [steps=3] [threads=1] [layers=4] [width=128] [heads=4] [inner=256]
 [words=12944] [columns=16] [length=32] [memory_steps=1000] [out=results/benchmarks]`.
@@ -18,16 +18,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from scripts.options import command, parse  # noqa: E402
-from tasks.engine.provenance import git_state, hardware, now  # noqa: E402
-from tasks.language import TransformerXL  # noqa: E402
-from tasks.language.adaptive import TiedAdaptiveSoftmax  # noqa: E402
+from launch.checkout import ROOT
+from scripts.options import command, parse
+from tasks.engine.provenance import git_state, hardware, now
+from tasks.language import TransformerXL
+from tasks.language.adaptive import TiedAdaptiveSoftmax
 
 OPTIONS = {
     "rounds": "9", "steps": "3", "threads": "1", "layers": "4", "width": "128", "heads": "4", "inner": "256",

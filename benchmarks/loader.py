@@ -1,4 +1,4 @@
-"""Images a second of the suite's loader, from folders and from shards, beside timm's and the bare torchvision pipeline.
+"""Images a second of the loader, folders and shards, beside timm's and torchvision's.
 
 `python benchmarks/loader.py [images=256] [size=224] [batch=32] [workers=0,2] [rounds=9] [quality=90] [width=500]
 [height=375] [folder=] [out=results/benchmarks]`.
@@ -26,20 +26,18 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from scripts.prepare import imagenet_shards  # noqa: E402
-from tasks.base import Shard  # noqa: E402
-from tasks.data import CorruptImages, ImageFolderSet, ImageSet, ImageShardSet, train_batches  # noqa: E402
-from tasks.engine.provenance import provenance  # noqa: E402
+from evidence.runs.run import ReadError
+from launch.checkout import ROOT
+from scripts.options import command, parse, results
+from scripts.prepare import imagenet_shards
+from tasks.base import Shard
+from tasks.data import CorruptImages, ImageFolderSet, ImageSet, ImageShardSet, train_batches
+from tasks.engine.provenance import provenance
 
 DEFAULTS = {
     "images": "256", "size": "224", "batch": "32", "workers": "0,2", "rounds": "9", "quality": "90", "width": "500",

@@ -1,4 +1,4 @@
-"""What a step of AdamP and SGDP costs beside torch's fused AdamW and SGD, and beside other implementations.
+"""Steps of AdamP and SGDP beside torch's fused AdamW and SGD, and other packages' AdamP and SGDP.
 
 `make benchmark-optimizers` or `python benchmarks/optimizers.py [rounds=9] [sets=resnet18,resnet50,mobilenet_v2,vit_s16]
 [gradients=orthogonal,random] [threads=1,2] [training=20] [fetch=true] [out=results/benchmarks]`.
@@ -24,21 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 # Threads that wait sleep: where they spin, wall time on a shared machine is that of the other work. Before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-from torch.optim import Optimizer  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
 
-from adamp import SGDP, AdamP  # noqa: E402
-from benchmarks.peers import Make, peers  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.engine.provenance import git_state, hardware, now, versions  # noqa: E402
+from adamp import SGDP, AdamP
+from benchmarks.peers import Make, peers
+from evidence.runs.run import ReadError
+from launch.checkout import ROOT
+from scripts.options import command, parse, results
+from tasks.engine.provenance import git_state, hardware, now, versions
 
 OPTIONS = {
     "rounds": "9", "sets": "resnet18,resnet50,mobilenet_v2,vit_s16", "gradients": "orthogonal,random",
@@ -277,6 +276,17 @@ def page(found: Sequence[Result], notes: Sequence[str], options: Mapping[str, An
     return "\n".join(parts)
 
 
+def write(text: str, found: Sequence[Result], out: Path) -> None:
+    """Write the page, and every result as a line of CSV."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "optimizers.md").write_text(text)
+    with (out / "optimizers.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Result.__dataclass_fields__)
+        for result in found:
+            writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in vars(result).values()])
+
+
 def read_options(words: Sequence[str]) -> dict[str, Any]:
     """Return the options, typed.
 
@@ -321,16 +331,7 @@ def main(words: Sequence[str]) -> int:
     print(file=sys.stderr)
     text = page(found, notes, options, words)
     print(text)
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "optimizers.md").write_text(text)
-    with (out / "optimizers.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Result.__dataclass_fields__)
-        writer.writerows(
-            [f"{value:.6g}" if isinstance(value, float) else value for value in vars(result).values()]
-            for result in found
-        )
+    write(text, found, Path(options["out"]))
     return 0
 
 

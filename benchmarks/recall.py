@@ -1,4 +1,4 @@
-"""What exact Recall@K costs beside a faiss flat index doing the same search: time and peak memory.
+"""Exact Recall@K beside a faiss flat index doing the same search: time and peak memory.
 
 `python benchmarks/recall.py [rows=60502] [features=512] [classes=11316] [ks=1,10,100,1000] [noise=2.2] [threads=2]
 [rounds=1] [out=results/benchmarks]`.
@@ -21,14 +21,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.engine.provenance import git_state, hardware, provenance  # noqa: E402
+from benchmarks import pages
+from evidence.runs.run import ReadError
+from launch.checkout import ROOT
+from scripts.options import command, parse, results
+from tasks.engine.provenance import provenance
 
 DEFAULTS = {
     "rows": "60502", "features": "512", "classes": "11316", "ks": "1,10,100,1000", "noise": "2.2", "threads": "2",
@@ -97,10 +96,10 @@ SEARCHES = {"ours": ours, "faiss": with_faiss}
 
 def measure(name: str, folder: Path, ks: str, threads: int) -> dict[str, Any]:
     """Run one search in a process of its own: recalls, seconds, CPU seconds and peak memory in bytes."""
-    words = [sys.executable, str(Path(__file__).resolve()), "search", name, str(folder), ks, str(threads)]
+    words = [sys.executable, "-m", "benchmarks.recall", "search", name, str(folder), ks, str(threads)]
     # Threads that wait sleep, as in training: spinning on a core that others use lengthens both searches.
     env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=env)
     if done.returncode:
         raise ReadError(f"{name}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -158,13 +157,7 @@ def main(words: Sequence[str]) -> int:
                 if name not in found or one["cpu_seconds"] < found[name]["cpu_seconds"]:
                     found[name] = one
     text = table(found, options, words)
-    print(text)
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recall.md").write_text(text)
-    (out / "recall.json").write_text(
-        json.dumps({**found, "options": options, "hardware": hardware(1), "git": git_state(ROOT)}, indent=2) + "\n"
-    )
+    pages.write(text, found, options, stem="recall")
     good = found["ours"]["cpu_seconds"] <= MOST_TIME * found["faiss"]["cpu_seconds"]
     return 0 if good and found["ours"]["peak_bytes"] < MOST_MEMORY else 1
 

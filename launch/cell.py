@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-if TYPE_CHECKING:
-    from tasks.engine.run_spec import RunSpec
+from launch.compose import plan
+from launch.outcome import ComparisonPage, RunOutcome
+from tasks.engine.run_spec import RunSpec
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTE = "launch.json"
 
 
@@ -62,14 +62,30 @@ class Cell:
         return found if isinstance(found, dict) else {}
 
 
-def python_path() -> str:
-    """Return PYTHONPATH with this repository first: nodes import it, from wherever a sweep was started."""
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(ROOT)]
-    return os.pathsep.join([str(ROOT), *known])
+@dataclass(frozen=True)
+class Launch:
+    """The cells that a launcher was given.
+
+    Attributes:
+        overrides: Words of every cell.
+        pages: The comparison page of every cell, None where it draws nothing.
+        cells: Those that still have to run.
+    """
+
+    overrides: Sequence[Sequence[str]]
+    pages: Sequence[ComparisonPage | None]
+    cells: list[Cell]
+
+    def returns(self, codes: Mapping[int, int]) -> list[JobReturn]:
+        """Return the outcomes by the cells' places; a cell that was not started has been finished before."""
+        return [
+            returned(RunOutcome(codes.get(place, 0), page), overrides)
+            for place, (overrides, page) in enumerate(zip(self.overrides, self.pages, strict=True))
+        ]
 
 
-def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> list[Cell]:
-    """Return the cells that still have to run, each composed, so that a mistake in one shows before the first starts.
+def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> Launch:
+    """Compose every cell, so that a mistake in one shows before the first starts, and find those that have to run.
 
     Two cells that stand for one run are one cell.
 
@@ -77,39 +93,31 @@ def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> li
         InputError: A cell's values are out of their range.
         HydraException: A cell cannot be composed.
     """
-    from scripts import train  # it imports Hydra's decorators, and Hydra imports this
-
     assert launcher.hydra_context is not None
     assert launcher.config is not None
     loader, before = launcher.hydra_context.config_loader, HydraConfig.instance().cfg
-    found: dict[Path, Cell] = {}
+    cells: dict[Path, Cell] = {}
+    pages: list[ComparisonPage | None] = []
     done = 0
     try:
         for place, overrides in enumerate(job_overrides):
             cfg = loader.load_sweep_config(launcher.config, list(overrides))
             HydraConfig.instance().set_config(cfg)
-            own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-            plan = train.plan(own, list(overrides))
-            if plan.write_report is not None:
-                train.DRAWN.add((Path(cfg.paths.runs), plan.experiment, Path(cfg.paths.reports)))
-            if plan.finished() is None:
-                found.setdefault(plan.folder, Cell(place, tuple(overrides), plan))
+            planned = plan(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), list(overrides))
+            pages.append(ComparisonPage.of(cfg) if planned.write_report is not None else None)
+            if planned.finished() is None:
+                cells.setdefault(planned.folder, Cell(place, tuple(overrides), planned))
             else:
                 done += 1
     finally:
         HydraConfig.instance().cfg = before
     if done:
         print(f"{done} of {len(job_overrides)} cells were finished before", flush=True)
-    return list(found.values())
+    return Launch(job_overrides, pages, list(cells.values()))
 
 
-def returned(code: int, overrides: Sequence[str]) -> JobReturn:
-    """Return an exit code as Hydra hands it on."""
+def returned(outcome: RunOutcome, overrides: Sequence[str]) -> JobReturn:
+    """Return an outcome as Hydra hands it on."""
     made = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-    made.return_value = code
+    made.return_value = outcome
     return made
-
-
-def returns(job_overrides: Sequence[Sequence[str]], codes: dict[int, int]) -> list[JobReturn]:
-    """Return the codes of a launch by the cells' places; a cell that was not started has been finished before."""
-    return [returned(codes.get(place, 0), overrides) for place, overrides in enumerate(job_overrides)]

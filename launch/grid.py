@@ -12,6 +12,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from evidence import sweeps as grids
+from launch.train import Command
 
 
 @dataclass
@@ -38,21 +43,23 @@ class GridSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=dict(params or {}))
         self.file = cells
 
-    def sweep(self, arguments: list[str]) -> list[int]:
-        """Launch every cell and return their exit codes, which `scripts.train.CODES` keeps too."""
-        from scripts import train  # it imports Hydra's decorators, and Hydra imports this
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra hands every sweeper."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.command = task_function
 
+    def sweep(self, arguments: list[str]) -> list[int]:
+        """Launch every cell and return their exit codes; the command's `outcomes` are all of them then."""
         assert self.launcher is not None
         cells = self._recorded(Path(self.file)) if self.file else self._grid(arguments)
         if not cells:
             return []
-        codes = [int(done.return_value or 0) for done in self.launcher.launch(cells, initial_job_idx=0)]
-        train.CODES.extend(codes)
-        return codes
+        outcomes = [done.return_value for done in self.launcher.launch(cells, initial_job_idx=0)]
+        if isinstance(self.command, Command):
+            self.command.outcomes[:] = outcomes
+        return [outcome.code for outcome in outcomes]
 
     def _grid(self, arguments: Sequence[str]) -> list[list[str]]:
-        from evidence import sweeps as grids
-
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         cells: dict[tuple[str, ...], None] = {}

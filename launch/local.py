@@ -25,9 +25,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 
 from evidence.runs.progress import last_line
-from launch.cell import Cell, returns, unfinished
-
-TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
+from launch.cell import Cell, returned, unfinished
+from launch.checkout import TRAIN
+from tasks.base import InputError
 
 
 @dataclass
@@ -63,8 +63,6 @@ class LocalLauncher(BasicLauncher):
             InputError: jobs is no number of runs, or there are fewer GPUs than one run needs.
             SystemExit: A signal stopped the runs; each has saved a checkpoint.
         """
-        from tasks.base import InputError
-
         if self.jobs == 1:
             assert self.hydra_context is not None
             for overrides in job_overrides:  # a cell that cannot be composed must not show after hours
@@ -72,25 +70,25 @@ class LocalLauncher(BasicLauncher):
             return self._one_by_one(job_overrides, initial_job_idx)
         if self.jobs != "auto" and not (isinstance(self.jobs, int) and self.jobs >= 1):
             raise InputError(f"jobs is {self.jobs}; it must be a number of runs at a time, at least 1, or auto")
-        cells = unfinished(self, job_overrides)
-        if not cells:
-            return returns(job_overrides, {})
+        launch = unfinished(self, job_overrides)
+        if not launch.cells:
+            return launch.returns({})
         seats = groups([] if self.device == "cpu" else visible_gpus(), self.gpus)
         jobs = max(1, len(seats)) if self.jobs == "auto" else int(self.jobs)
-        for cell in cells:
+        for cell in launch.cells:
             cell.note(launcher="local", log=str(log_of(cell)))
-        return returns(job_overrides, Packing(jobs, seats, processes=self.gpus).run(cells))
+        return launch.returns(Packing(jobs, seats, processes=self.gpus).run(launch.cells))
 
     def _one_by_one(self, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
         # Hydra's own loop keeps the configuration of every cell to its end: a thousand cells took half as long again.
         print(f"{len(job_overrides)} cells, one after the other", flush=True)
-        codes = {}
+        outcomes = []
         said = logging.getLogger("hydra._internal.core_plugins.basic_launcher")
         said.addFilter(_of_one_job)
         for place, overrides in enumerate(job_overrides):
             (done,) = super().launch([overrides], first + place)
-            codes[place] = int(done.return_value or 0)
-        return returns(job_overrides, codes)
+            outcomes.append(returned(done.return_value, overrides))
+        return outcomes
 
 
 def _of_one_job(record: logging.LogRecord) -> bool:
@@ -117,8 +115,6 @@ def groups(gpus: Sequence[str], size: int) -> list[str]:
     Raises:
         InputError: There are GPUs, but fewer than a run needs.
     """
-    from tasks.base import InputError
-
     if gpus and len(gpus) < size:
         raise InputError(f"a run needs {size} GPUs and there are {len(gpus)}; lower GPUS, or set train.device=cpu")
     return [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]

@@ -24,8 +24,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from evidence.runs.progress import last_line
-from launch.cell import Cell, python_path, returns, unfinished
+from launch.cell import Cell, unfinished
+from launch.checkout import python_path
 from launch.local import log_of, one_run
+from tasks.base import InputError
 
 GRACE_S = 120  # for runs to save after Ctrl-C
 
@@ -71,18 +73,16 @@ class RayLauncher(Launcher):
         """
         import ray
 
-        from tasks.base import InputError
-
-        cells = unfinished(self, job_overrides)
-        if not cells:
-            return returns(job_overrides, {})
+        launch = unfinished(self, job_overrides)
+        if not launch.cells:
+            return launch.returns({})
         try:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray raises bare ones
             where = f"no cluster at {self.address}" if self.address else "none could be started here"
             raise InputError(f"launcher=ray: {where}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
         try:
-            return returns(job_overrides, self._run(cells))
+            return launch.returns(self._run(launch.cells))
         finally:
             ray.shutdown()
 

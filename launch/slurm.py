@@ -24,7 +24,9 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from omegaconf import OmegaConf
 
 from evidence.runs import progress as states
-from launch.cell import Cell, python_path, returns, unfinished
+from launch.cell import Cell, unfinished
+from launch.checkout import python_path
+from tasks.base import InputError
 
 OWN = {"submitit_folder", "max_num_timeout"}  # what the executor's constructor takes
 
@@ -62,8 +64,9 @@ class SlurmLauncher(BaseSubmititLauncher):
             InputError: The cluster refuses the jobs.
         """
         states.queue.cache_clear()
+        launch = unfinished(self, job_overrides)
         cells, queued = [], 0
-        for cell in unfinished(self, job_overrides):
+        for cell in launch.cells:
             if (note := cell.noted()).get("job") and states.alive(note):
                 queued += 1
             else:
@@ -71,24 +74,22 @@ class SlurmLauncher(BaseSubmititLauncher):
         if queued:
             print(f"{queued} cells are in the queue already", flush=True)
         if not cells:
-            return returns(job_overrides, {})
+            return launch.returns({})
         jobs = self._submit(cells)
         for cell, job in zip(cells, jobs, strict=True):
             cell.note(launcher="slurm", job=job.job_id, log=str(job.paths.stdout))
             print(f"job {job.job_id}  {cell.title}", flush=True)
         if not self.wait:
             print("make status tells how they fare; scancel JOB ends one")
-            return returns(job_overrides, {})
+            return launch.returns({})
         try:
-            return returns(job_overrides, self._collect(cells, jobs))
+            return launch.returns(self._collect(cells, jobs))
         except KeyboardInterrupt:
             print("the jobs go on without this process; scancel JOB ends one", file=sys.stderr)
             raise
 
     def _submit(self, cells: Sequence[Cell]) -> list[Any]:
         import submitit
-
-        from tasks.base import InputError
 
         os.environ["PYTHONPATH"] = python_path()
         base = set(OmegaConf.structured(BaseQueueConf).keys())
@@ -150,4 +151,5 @@ def result(path: Path) -> int | None:
         return None
     if outcome != "success" or value.status is not JobStatus.COMPLETED:
         return 1
-    return int(value.return_value or 0)
+    code: int = value.return_value.code
+    return code

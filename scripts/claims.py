@@ -6,17 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/claims.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence.claims.ledger import read_claims  # noqa: E402
-from evidence.claims.page import HEADS, page, row_of, summary  # noqa: E402
-from evidence.claims.select import load  # noqa: E402
-from evidence.claims.verdicts import judge_claim  # noqa: E402
-from evidence.csv_files import write_csv  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
+from evidence.claims.ledger import read_claims
+from evidence.claims.page import HEADS, page, row_of, summary
+from evidence.claims.select import load
+from evidence.claims.verdicts import judge_claim
+from evidence.csv_files import write_csv
+from evidence.runs.run import ReadError
+from scripts.options import command, parse, results
 
 USAGE = """
 usage: python scripts/claims.py [claim=WORD] [records=FILE] [out=FOLDER] [claims=FILE]

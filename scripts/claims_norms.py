@@ -6,14 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/claims_norms.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence.claims.norms import page, select_runs  # noqa: E402
-from evidence.records.store import rows_of_runs  # noqa: E402
-from evidence.runs.run import ReadError, load_runs  # noqa: E402
-from scripts.options import command, results  # noqa: E402
+from evidence.claims.norms import page, select_runs
+from evidence.records.store import rows_of_runs
+from evidence.runs.run import ReadError, load_runs
+from scripts.options import command, results
 
 USAGE = """
 usage: python scripts/claims_norms.py [experiment=NAME] [runs=FOLDER] [out=FILE] [KEY=VALUE ...]

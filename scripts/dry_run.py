@@ -1,4 +1,4 @@
-"""Take two steps of each experiment at full size, on noise: does it compose, build, fit into memory and run?
+"""Two steps of every ImageNet experiment at full size, on noise: does it build, fit and run?
 
 make dry-run [experiment=all|NAME,NAME] [batch=16|real] [micro=8] [steps=2] [memory=20] [more="key=value ..."]
              [out=results/reports]
@@ -22,16 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from omegaconf import OmegaConf
+from tqdm import tqdm
 
-from omegaconf import OmegaConf  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from evidence.runs.run import ReadError  # noqa: E402
-from evidence.tables.render import markdown, write_csv  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
+from evidence.runs.run import ReadError
+from evidence.tables.render import markdown, write_csv
+from launch.checkout import ROOT, TRAIN
+from scripts.options import command, parse, results
 
 CONFIGS = ROOT / "configs" / "experiment"
 OPTIONS = {
@@ -70,7 +67,7 @@ def attempt(name: str, values: dict[str, int], *, batch: int, more: Sequence[str
     """Run one experiment in a process of its own and return its row."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / "train.py"), *words(name, values, batch=batch, more=more)],
+            [sys.executable, str(TRAIN), *words(name, values, batch=batch, more=more)],
             capture_output=True, text=True, env={**os.environ, "ADAMP_RESULTS": folder}, check=False,
         )  # fmt: skip
         (path, *_) = [*Path(folder).glob("runs/*/*/run.json"), None]

@@ -1,4 +1,4 @@
-"""Write the gallery: one static page with the toys' figures and animation beside the published numbers."""
+"""One static page with the toys' figures and the claims beside the published numbers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/gallery.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence.figures import rosenbrock3d as rosenbrock3d_figures  # noqa: E402
-from evidence.figures import toy2d as toy2d_figures  # noqa: E402
-from evidence.figures.style import Drawn, colour  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from evidence.tables.render import read_csv  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from scripts.report import environment, inline  # noqa: E402
+from evidence.figures import rosenbrock3d as rosenbrock3d_figures
+from evidence.figures import toy2d as toy2d_figures
+from evidence.figures.style import Drawn, colour
+from evidence.runs.run import ReadError
+from evidence.site.inline import inline
+from evidence.site.pages import environment
+from evidence.tables.render import read_csv
+from scripts.options import command, parse, results
 
 USAGE = """
 usage: python scripts/gallery.py [toy=FOLDER] [out=FOLDER]

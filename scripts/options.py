@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from evidence.runs.run import ReadError
+from launch import checkout
 
 
 def results(*parts: str) -> str:
@@ -39,6 +41,43 @@ def parse(argv: Sequence[str], *, options: Mapping[str, str], flags: Sequence[st
     return values
 
 
+def split(argv: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return this script's own options and the words that are for the experiment."""
+    own = [word for word in argv if word.partition("=")[0] in known]
+    others = [word for word in argv if word not in own]
+    for word in others:
+        if "=" not in word:
+            raise ReadError(f"unknown argument {word!r}; known: {', '.join(f'{k}=...' for k in known)}, and options "
+                            "of the experiment, such as train.batch_size=64")  # fmt: skip
+    return parse(own, options=known), others
+
+
+def whole(options: Mapping[str, str], *keys: str) -> list[int]:
+    """Return options that must be whole numbers, at least 1."""
+    for key in keys:
+        if not (options[key].isdecimal() and int(options[key]) >= 1):
+            raise ReadError(f"{key} is {options[key]!r}; it must be a whole number, at least 1")
+    return [int(options[key]) for key in keys]
+
+
+def parse_as(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every option's value, each of its default's type.
+
+    Raises:
+        ReadError: A word is no option, or not of its type.
+    """
+    options = dict(defaults)
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in defaults or not value:
+            raise ReadError(f"{word} is no option; the options are {', '.join(defaults)}, as key=value")
+        try:
+            options[key] = type(defaults[key])(value)
+        except ValueError:
+            raise ReadError(f"{key}={value} is not a {type(defaults[key]).__name__}") from None
+    return options
+
+
 def command(main: Callable[[Sequence[str]], int], usage: str) -> int:
     """Run a script's `main` on the command line's words; print help or a ReadError as plain text."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -47,6 +86,7 @@ def command(main: Callable[[Sequence[str]], int], usage: str) -> int:
         print(usage.strip())
         return 0
     try:
+        checkout.enter()
         return main(words)
     except ReadError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/retry.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence.runs.progress import State  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, results  # noqa: E402
-from scripts.status import gathered, separated  # noqa: E402
+from evidence.runs.progress import State
+from evidence.runs.run import ReadError
+from launch.checkout import TRAIN
+from scripts.options import command, results
+from scripts.status import gathered, separated
 
 USAGE = """
 usage: python scripts/retry.py [experiment=NAME | sweep=NAME [scale=full]] [only=failed] [launcher=slurm] [--dry]
@@ -54,7 +51,7 @@ def launch(shared: Sequence[str], words: Sequence[Sequence[str]], typed: Sequenc
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps([list(cell) for cell in words], indent=1) + "\n", encoding="utf-8")
     line = [*shared, "hydra.mode=MULTIRUN", f"hydra.sweeper.cells='{out.resolve()}'", *typed]
-    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "train.py"), *line])
+    process = subprocess.Popen([sys.executable, str(TRAIN), *line])
 
     def forward(number: int, frame: Any) -> None:
         if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal's Ctrl-C reaches the sweep by itself

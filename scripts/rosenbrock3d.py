@@ -1,4 +1,4 @@
-"""Figure 3 of the AdamP paper: Rosenbrock's valley on a hemisphere, on the real optimizers.
+"""The AdamP paper's Figure 3: the published path, peak and norms, and a search of the learning rate.
 
 Exit code: 0 if the published path, peak and norms come out as far as they can, 1 if not, 2 for wrong input.
 """
@@ -9,19 +9,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/rosenbrock3d.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from evidence.figures import rosenbrock3d as rosenbrock3d_figures  # noqa: E402
-from evidence.runs.run import ReadError, number  # noqa: E402
-from evidence.tables.render import Number, outcome, read_csv, write  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.toy import rosenbrock3d as toy  # noqa: E402
-from tasks.toy.descent import Path as Trajectory  # noqa: E402
+from evidence.figures import rosenbrock3d as rosenbrock3d_figures
+from evidence.runs.run import ReadError, number
+from evidence.tables.render import Number, outcome, read_csv, write
+from launch.checkout import ROOT
+from scripts.options import command, parse, results
+from tasks.toy import rosenbrock3d as toy
+from tasks.toy.descent import Path as Trajectory
 
 USAGE = """
 usage: python scripts/rosenbrock3d.py [sweep.lr=0.001,0.1] [sweep.count=120] [sweep.spacing=log|linear] [out=FOLDER]

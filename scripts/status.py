@@ -6,16 +6,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/status.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence import sweeps  # noqa: E402
-from evidence.runs.progress import State, state, states  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from evidence.runs.status_text import report  # noqa: E402
-from evidence.tables.cells import sweep_cells  # noqa: E402
-from scripts.options import command, results  # noqa: E402
+from evidence import sweeps
+from evidence.runs.progress import State, state, states
+from evidence.runs.run import ReadError
+from evidence.runs.status_text import report
+from evidence.tables.cells import sweep_cells
+from scripts.options import command, results
 
 USAGE = """
 usage: python scripts/status.py [experiment=NAME | sweep=NAME [KEY=VALUE ...]] [rows=20] [runs=FOLDER]
@@ -43,7 +39,7 @@ def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) ->
     Raises:
         ReadError: There is no such sweep.
     """
-    from scripts.train import identify  # Hydra takes a second to load
+    from launch.compose import identify  # Hydra takes a second to load
 
     if not sweeps.read(sweep):
         known = ", ".join(sorted(path.stem for path in sweeps.SWEEPS.glob("*.yaml")))
@@ -79,7 +75,7 @@ def separated(words: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str,
     Raises:
         ReadError: A word is not key=value.
     """
-    options, typed = dict(known), {}
+    options, typed = dict(known), dict[str, str]()
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:

@@ -6,14 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/sweep.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence.paper import read_paper  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from evidence.tables.build import collect, write_table  # noqa: E402
-from scripts.options import command, results  # noqa: E402
+from evidence.paper import read_paper
+from evidence.runs.run import ReadError
+from evidence.tables.build import collect, write_table
+from scripts.options import command, results
 
 USAGE = """
 usage: python scripts/sweep.py SWEEP [scale=full] [runs=FOLDER] [out=FOLDER] [records=FILE] [paper=FILE] [KEY=VALUE ...]
@@ -34,7 +30,7 @@ example: python scripts/sweep.py table-1 scale=mini
 
 def main(words: Sequence[str]) -> int:
     """Write the table and the figure of the sweep that the first word names."""
-    from scripts.train import identify  # Hydra takes a second to load
+    from launch.compose import identify  # Hydra takes a second to load
 
     if not words or "=" in words[0]:
         raise ReadError("name a sweep, e.g. python scripts/sweep.py table-1")

@@ -11,15 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/tables.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence.paper import read_paper  # noqa: E402
-from evidence.records.store import add, read_rows, recorded_runs, rows_of_runs  # noqa: E402
-from evidence.runs.run import ReadError, load_runs  # noqa: E402
-from evidence.tables.formats import rewrite_readme, write_tables  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
+from evidence.paper import read_paper
+from evidence.records.store import add, read_rows, recorded_runs, rows_of_runs
+from evidence.runs.run import ReadError, load_runs
+from evidence.tables.formats import rewrite_readme, write_tables
+from scripts.options import command, parse, results
 
 USAGE = """
 usage: python scripts/tables.py [experiment=NAME] [--readme] [--figures] [--check] [records=FILE] [out=FOLDER] ...
@@ -49,7 +45,7 @@ def draw_figures(records: Path, folder: Path, *, only: str = "") -> list[Path]:
     """Draw the norms and learning curves that README.md shows from the records; return the numbers' paths."""
     from evidence.figures.curves import draw_comparison  # matplotlib
     from evidence.records.settings import group_by_setting
-    from scripts.report import slug
+    from evidence.site.reports import slug
 
     runs = recorded_runs(records)
     drawn = []

@@ -1,4 +1,4 @@
-"""Check every closed-form claim of the three papers on the real optimizers, and that wrong versions of it fail.
+"""Check every closed-form claim of the three papers, and that wrong versions of it fail.
 
 Exit code: 0 if every claim holds and every control fails, 1 if not, 2 for wrong input.
 """
@@ -9,17 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/theory.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from evidence.runs.run import ReadError  # noqa: E402
-from evidence.tables.render import markdown, provenance, write_csv  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.toy import claims_adarem, claims_aws, claims_growth, claims_shrink  # noqa: E402
-from tasks.toy.claims import Claim, Verdict, check  # noqa: E402
+from evidence.runs.run import ReadError
+from evidence.tables.render import markdown, provenance, write_csv
+from scripts.options import command, parse, results
+from tasks.toy import claims_adarem, claims_aws, claims_growth, claims_shrink
+from tasks.toy.claims import Claim, Verdict, check
 
 CLAIMS: tuple[Claim, ...] = (
     *claims_growth.CLAIMS, *claims_aws.CLAIMS, *claims_shrink.CLAIMS, *claims_adarem.CLAIMS,
@@ -62,7 +58,7 @@ def report(verdict: Verdict) -> str:
 
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     """Return a row a claim and a row a control; a control's verdict is PASS if it fails as it must."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for verdict in verdicts:
         claim = verdict.claim
         fits = mark(passed=verdict.deviation <= claim.tolerance)

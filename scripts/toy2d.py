@@ -1,4 +1,4 @@
-"""Figure 1 of the AdamP paper and the three videos of its project page, on the real optimizers.
+"""The AdamP paper's Figure 1 and videos: the published norms and losses, a figure, an animation.
 
 Exit code: 0 if every published norm and loss comes out to the digits printed, 1 if not, 2 for wrong input.
 """
@@ -9,19 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/toy2d.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from evidence.figures import toy2d as toy2d_figures  # noqa: E402
-from evidence.runs.run import ReadError, number  # noqa: E402
-from evidence.tables.render import Number, outcome, write  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
-from tasks.toy import cosine2d  # noqa: E402
-from tasks.toy.cosine2d import IN_PLACE, LOSS_REACHED, RUNS, Run2D, agrees, trace  # noqa: E402
-from tasks.toy.descent import Path as Trajectory  # noqa: E402
+from evidence.figures import toy2d as toy2d_figures
+from evidence.runs.run import ReadError, number
+from evidence.tables.render import Number, outcome, write
+from scripts.options import command, parse, results
+from tasks.toy import cosine2d
+from tasks.toy.cosine2d import IN_PLACE, LOSS_REACHED, RUNS, Run2D, agrees, trace
+from tasks.toy.descent import Path as Trajectory
 
 USAGE = """
 usage: python scripts/toy2d.py [loss=squared|linear] [lr=0.01] [steps=499] [animation=gif|mp4|none] [out=FOLDER]

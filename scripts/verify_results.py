@@ -13,17 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/verify_results.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence import sweeps  # noqa: E402
-from evidence.csv_files import read_csv  # noqa: E402
-from evidence.records.comparison import Comparison  # noqa: E402
-from evidence.records.store import restore  # noqa: E402
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts import claims, tables  # noqa: E402
-from scripts.options import command, parse, results  # noqa: E402
+from evidence import sweeps
+from evidence.csv_files import read_csv
+from evidence.records.comparison import Comparison
+from evidence.records.store import restore
+from evidence.runs.run import ReadError
+from scripts import claims, tables
+from scripts.options import command, parse, results
 
 USAGE = """
 usage: python scripts/verify_results.py [results=FOLDER] [only=WORD] [readme=FILE]

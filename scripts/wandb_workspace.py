@@ -1,4 +1,4 @@
-"""Make the workspace on Weights & Biases that compares the runs of the project, where there is an account."""
+"""The workspace on Weights & Biases that compares the runs of the project, where there is an account."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # `python scripts/wandb_workspace.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from evidence.runs.run import ReadError  # noqa: E402
-from scripts.options import command, parse  # noqa: E402
+from evidence.runs.run import ReadError
+from scripts.options import command, parse
 
 USAGE = """
 usage: python scripts/wandb_workspace.py entity=TEAM [project=NAME] [name=TITLE] [experiment=NAME] [--dry]

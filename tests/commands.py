@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +43,17 @@ def options(folder: Path, *more: str) -> list[str]:
     return [*kept, *more, f"paths.runs={folder}/runs", f"paths.reports={folder}/reports"]
 
 
+def importing(root: Path, env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return an environment in which a file of `root` imports the code beside it, as an editable install does."""
+    path = [str(root), *filter(None, [env.get("PYTHONPATH")])]
+    return {**env, "PYTHONPATH": os.pathsep.join(path)}
+
+
 def start(words: Sequence[str], env: dict[str, str], *, root: Path = ROOT) -> subprocess.Popen[str]:
     """Start `python scripts/train.py WORDS`; from another folder than the root, since that must not matter."""
     return subprocess.Popen(
         [sys.executable, str(root / "scripts" / "train.py"), *words],
-        cwd=root.parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=root.parent, env=importing(root, env), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -74,18 +80,16 @@ def call(*words: str, env: dict[str, str] | None = None) -> Done:
         words: Its arguments.
         env: Variables for the processes that it starts.
     """
-    from scripts import train
+    from launch.train import main
 
     out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
     with (
-        mock.patch.object(sys, "argv", ["scripts/train.py", *words]),
         mock.patch.dict(os.environ, env or {}, clear=env is not None),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
         try:
-            train.DRAWN.clear()
-            code = train.main()
+            code = main(words)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         finally:
@@ -118,7 +122,7 @@ print(json.dumps([code, time.monotonic() - begun, used.ru_utime + used.ru_stime,
 def measured(words: Sequence[str], log: Path) -> Cost:
     """Run a script of the suite to its end, its words into `log`; what ran before it counts for nothing."""
     command = [sys.executable, "-c", COSTS, str(log), sys.executable, *words]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=importing(ROOT), stdout=subprocess.PIPE, text=True, check=True)
     code, seconds, cpu_seconds, peak_mib = json.loads(done.stdout)
     print(f"{words[0]}: {seconds:.1f} s, {cpu_seconds:.1f} of CPU, {peak_mib:.0f} MiB")
     return Cost(code, log.read_text(), seconds, cpu_seconds, peak_mib)

@@ -3,60 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
+from hydra.utils import get_method, get_object
 from omegaconf import DictConfig, OmegaConf
 
-import scripts.train as front  # registers the schema of train.*
+import launch.compose as front  # registers the schema of train.*
 from tasks.engine.config import RESULT_NEUTRAL_KEYS, Train, config_hash, differing_keys, result_keys
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from tests.configurations import CONFIGS, check_arguments, composed, targets
 
 
 def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def composed(*overrides: str) -> dict[str, Any]:
-    """Return a resolved configuration as a run stores it."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-        found: dict[str, Any] = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    return found
-
-
-def targets(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield every node that names a `_target_`."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node
-        for value in node.values():
-            yield from targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets(value)
-
-
-def check_arguments(config: dict[str, Any]) -> None:
-    # A partial gets what is missing later: the network its classes, the optimizer its parameters.
-    for node in targets(config):
-        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-        signature = inspect.signature(get_object(node["_target_"]))
-        swallowing = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-        bound = signature.bind_partial(**arguments)
-        assert not swallowing or not bound.arguments.get(swallowing[0].name), (
-            f"{node['_target_']} swallows a typing error"
-        )
-        if not node.get("_partial_"):
-            signature.bind(**arguments)
 
 
 def rows(experiment: str) -> list[str]:
@@ -290,3 +250,14 @@ def test_names_too_long_for_a_file_system_still_differ_in_what_is_cut_off() -> N
     assert plain != tagged
     assert len(plain) <= 200
     assert len(tagged) <= 200
+
+
+def test_functions_that_draw_when_a_run_has_ended_exist() -> None:
+    """Run folders keep these names too."""
+    files = [path for folder in ("experiment", "protocol") for path in (CONFIGS / folder).glob("*.yaml")]
+    drawn = {str(name) for path in files for name in OmegaConf.load(path).get("figures") or ()}
+    assert drawn >= {f"scripts.{name}" for name in (
+        "detections.write_detections", "search.write_neighbours", "filterbank.write_filterbank",
+    )}  # fmt: skip
+    for name in drawn:
+        assert callable(get_method(name))

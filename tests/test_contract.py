@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("adamp", "tasks", "evidence", "launch", "scripts", "benchmarks", "tests")
-# Files that may pass 400 lines, and how far. Keep it short.
-LONG_FILES: dict[str, int] = {}
+# Room -> the rooms that it may import. Within a room everything may import everything, without a circle.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "adamp": (),
+    "tasks": ("adamp",),
+    "evidence": ("tasks", "adamp"),
+    "launch": ("evidence", "tasks", "adamp"),
+    "hydra_plugins": ("launch",),
+    "benchmarks": ("scripts.options", "scripts.prepare", "launch", "evidence", "tasks", "adamp"),
+    "scripts": ("launch", "evidence", "tasks", "adamp"),
+}
+PACKAGES = (*ROOMS, "tests")
 
 
 def tracked() -> list[Path]:
@@ -36,27 +47,39 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> set[str]:
-    """Return the dotted names a file imports anywhere in it; `from a import b` gives both a and a.b."""
+def statements(tree: ast.AST, *, loading: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield a file's import statements; with `loading` those alone that run when the file is loaded."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if loading and (later or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))):
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+def imports(path: Path, *, loading: bool = False) -> set[str]:
+    """Return the dotted names a file imports; `from a import b` gives both a and a.b."""
     found: set[str] = set()
     package = list(path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(ast.parse(path.read_text()), loading=loading):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             start = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*start, *([node.module] if node.module else [])])
             found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
 
 
+def under(found: str, places: tuple[str, ...]) -> bool:
+    return any(found == place or found.startswith(f"{place}.") for place in places)
+
+
 def offences(files: list[Path], bad: tuple[str, ...]) -> list[str]:
-    return [
-        f"{name(path)} imports {found}"
-        for path in files
-        for found in sorted(imports(path))
-        if any(found == b or found.startswith(f"{b}.") for b in bad)
-    ]
+    return [f"{name(path)} imports {found}" for path in files for found in sorted(imports(path)) if under(found, bad)]
 
 
 def test_the_package_imports_torch_and_the_standard_library_alone() -> None:
@@ -68,6 +91,50 @@ def test_the_package_imports_torch_and_the_standard_library_alone() -> None:
 
     wrong = [f"{name(p)}: {i}" for p in sources("adamp") for i in imports(p) if i.split(".")[0] not in may(p)]
     assert not wrong
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_downward(room: str) -> None:
+    allowed = (room, *ROOMS[room])
+    # `from scripts import options` gives "scripts" too: what counts is the name below it.
+    crossing = {
+        (name(path), found)
+        for path in sources(room)
+        for found in imports(path)
+        if under(found, PACKAGES) and not under(found, (*allowed, "hydra_plugins.hydra_submitit_launcher"))
+        if not any(place.startswith(f"{found}.") for place in allowed)
+    }
+    assert not crossing
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    modules = {name(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+               for room in ROOMS for path in sources(room)}  # fmt: skip
+    graph = {}
+    for module, path in modules.items():
+        wanted = imports(path, loading=True)
+        # `from package import module` needs the module, not what else the package's own file imports.
+        whole = {
+            found for found in wanted if not any(other.startswith(f"{found}.") and other in modules for other in wanted)
+        }
+        graph[module] = (whole & modules.keys()) - {module}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_tests_import_helpers_alone_from_other_tests() -> None:
+    shared = [name(path) for path in sources("tests")
+              if any(re.search(r"^tests(\.\w+)*\.test_", found) for found in imports(path))]  # fmt: skip
+    assert not shared, "move what they share into a file that is not named test_*"
+
+
+def test_every_file_finds_its_imports_without_a_hand_on_the_path() -> None:
+    patched = [
+        name(p)
+        for r in (*ROOMS, "tests")
+        for p in sources(r)
+        if re.search(r"sys[.]path[.](in|ap|ex)|noqa[:] E402", p.read_text())
+    ]
+    assert not patched
 
 
 def test_no_task_imports_the_engine_or_what_only_the_engine_may_know() -> None:
@@ -89,11 +156,8 @@ def test_the_engine_knows_tasks_through_their_interface_alone() -> None:
 
 
 def test_hydra_stays_in_the_front_end() -> None:
-    assert [name(p) for p in sources("scripts") if "hydra" in imports(p)] == ["scripts/train.py"]
-    decorated = [
-        name(p) for p in tracked() if p.suffix == ".py" and re.search(r"^\s*@hydra\.main", p.read_text(), re.M)
-    ]
-    assert decorated == ["scripts/train.py"]
+    rooms = [room for room in ROOMS if room != "launch"]
+    assert not [found for room in rooms for found in offences(sources(room), ("hydra",))]
 
 
 def test_the_package_does_not_import_the_suite() -> None:
@@ -105,20 +169,17 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     assert not [name(p) for folder in PACKAGES for p in sources(folder) if empty.search(p.stem)]
 
 
-def test_files_stay_under_400_lines() -> None:
-    lengths = {name(p): len(p.read_text().splitlines()) for folder in PACKAGES for p in sources(folder)}
-    assert not {file: n for file, n in lengths.items() if n >= LONG_FILES.get(file, 400)}
-    assert not [file for file in LONG_FILES if lengths.get(file, 0) < 400], "no longer long: take it off the list"
-
-
-def make(*words: str) -> str:
-    done = subprocess.run(["make", "--no-print-directory", *words], cwd=ROOT, capture_output=True, text=True)
+def make(*words: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(["make", "--no-print-directory", *words], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def makefile_targets() -> set[str]:
-    found = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+    found = set(re.findall(r"^([a-z][\w-]*):.*##", (ROOT / "Makefile").read_text(), re.M))
+    for path in [*sources("scripts"), *sources("benchmarks")]:
+        if path.parent.name != "prepare" and "\nif __name__ ==" in path.read_text():
+            found.add(("benchmark-" * ("benchmarks" in path.parts) + path.stem).replace("_", "-"))
     for group in ("experiment", "sweep"):
         found |= {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")}
     return found
@@ -133,15 +194,41 @@ def test_make_help_lists_every_target_with_a_word_about_it() -> None:
 def test_what_is_typed_as_key_value_reaches_the_program_and_gpus_becomes_its_option() -> None:
     line = make("-n", "-o", ".venv/.ready", "imagenet-resnet18", "opt=sgdp", "opt.weight_decay=1e-5", "GPUS=2")
     line = line.strip().splitlines()[-1]
-    assert "scripts/train.py experiment=imagenet-resnet18 gpus=2" in line
+    assert "-m scripts.train experiment=imagenet-resnet18 gpus=2" in line
     assert {"opt=sgdp", "opt.weight_decay=1e-5"} <= set(line.split())
     assert "GPUS=2" not in line
 
 
-def test_every_script_that_the_makefile_calls_exists() -> None:
-    called = set(re.findall(r"\$\(PY\) ((?:scripts|benchmarks)/\S+\.py)", (ROOT / "Makefile").read_text()))
-    assert called
-    assert not [file for file in called if not (ROOT / file).exists()]
+TARGETS = {
+    "report": "scripts.report", "tables": "scripts.tables --readme --figures",
+    "verify-results": "scripts.verify_results",
+    "soak": "tests.reliability.soak", "corpus": "tests.reliability.corpus", "fuzz": "tests.reliability.fuzz",
+    "load": "tests.reliability.load", "dry-run": "scripts.dry_run", "imagenet-check": "scripts.imagenet_check",
+    "benchmark": "benchmarks.engine", "benchmark-optimizers": "benchmarks.optimizers",
+    "benchmark-gpu": "benchmarks.gpu_optimizers", "benchmark-audio": "benchmarks.audio", "doctor": "scripts.doctor",
+}  # fmt: skip
+
+
+def test_a_target_starts_the_module_of_its_name() -> None:
+    lines = make("-n", "-o", ".venv/.ready", *TARGETS, "key=value").splitlines()
+    assert [line.split(" -m ")[1].split() for line in lines] == [
+        [*said.split(), "key=value"] for said in TARGETS.values()
+    ]
+
+
+def test_a_new_command_is_one_file(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for folder, stem in (("scripts", "new_tool"), ("benchmarks", "new_peer")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+        (tmp_path / folder / f"{stem}.py").write_text(
+            f'"""Says {stem}."""\n\nif __name__ == "__main__":\n    print("{stem}")\n'
+        )
+    listed = dict(re.findall(r"^  (\S+) +(\S.*)$", make("help", cwd=tmp_path), re.M))
+    assert (listed["new-tool"], listed["benchmark-new-peer"]) == ("Says new_tool", "Says new_peer")
+    (tmp_path / "new-tool").touch()  # phony: a file of its name does not stop it
+    said = make("-o", ".venv/.ready", f"PY={sys.executable}", "new-tool", "benchmark-new-peer", cwd=tmp_path)
+    assert {"new_tool", "new_peer"} <= set(said.splitlines())
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs"])

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 import scripts.train  # noqa: F401  (registers the schema of train.*)
-from tests.test_configs import CONFIGS
+from tests.configurations import CONFIGS
 
 Step = Callable[[Tensor, Tensor, Any], Tensor]
 

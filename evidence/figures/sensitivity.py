@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from evidence.figures.style import canvas, save
-
-if TYPE_CHECKING:
-    from scripts.tune import Point
+from evidence.tuning import Point, best, good
 
 NONE = "–"
 HOW = """\
@@ -56,8 +54,6 @@ def draw(found: Mapping[str, Sequence[Point]], path: Path, *, title: str, monito
 
     Rings: within 1 % of the optimizer's best. Star: the best. Cross: the loss was not finite.
     """
-    from scripts.tune import best, good
-
     scores = [point.score for own in found.values() for point in own if point.score is not None]
     low, high = _colours(scores, monitor)
     name, shown = monitor.lstrip("-"), None

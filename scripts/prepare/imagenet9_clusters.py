@@ -21,14 +21,7 @@ from torchvision.models import vgg16
 
 from tasks.base import InputError, Shard
 from tasks.data.files import existing_folder
-from tasks.data.imagenet9 import (
-    CLASS_OF,
-    NUM_CLUSTERINGS,
-    PUBLISHED_CLUSTERS,
-    SYNSETS,
-    SynsetPictures,
-    read_clusters,
-)
+from tasks.data.imagenet9 import CLASS_OF, NUM_CLUSTERINGS, PUBLISHED_CLUSTERS, SYNSETS, SynsetPictures, read_clusters
 from tasks.data.loader import CorruptImages, eval_batches
 from tasks.data.textures import cluster, gram_matrices
 

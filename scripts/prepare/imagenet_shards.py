@@ -93,7 +93,7 @@ def scan(path: Path) -> Written | None:
     try:
         with tarfile.open(path, "r:") as tar:
             members = [member for member in tar if not member.name.endswith(".cls")]
-            tar.fileobj.seek(0, os.SEEK_END)  # type: ignore[union-attr]
+            tar.fileobj.seek(0, os.SEEK_END)  # type: ignore[call-arg]
             numbers = [int(member.name.partition(".")[0]) for member in members]
             return Written(numbers, [m.offset_data for m in members], [m.size for m in members], path.stat().st_size)
     except (tarfile.TarError, ValueError, EOFError):

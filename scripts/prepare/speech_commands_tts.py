@@ -16,8 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
-
 from evidence.runs.run import ReadError
 from scripts.options import command, parse
 from tasks.audio.sets import SYNTHETIC

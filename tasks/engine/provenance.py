@@ -24,6 +24,13 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def command_line() -> str:
+    """Return the words that started this process, a script of the repository by its path there."""
+    script, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[2]
+    name = script.relative_to(root).as_posix() if script.is_relative_to(root) else sys.argv[0]
+    return " ".join([name, *sys.argv[1:]])
+
+
 def git_state(folder: Path) -> GitState:
     """Return {"commit", "dirty"} of the checkout that holds `folder`, results/ aside; nulls outside one."""
 

@@ -11,7 +11,6 @@ import fcntl
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import IO, Any, Unpack, cast
 
 from tasks.base import InputError
 from tasks.engine.config import config_hash, differing_keys
-from tasks.engine.provenance import git_state, hardware, now, peak_memory_mib, versions
+from tasks.engine.provenance import command_line, git_state, hardware, now, peak_memory_mib, versions
 from tasks.engine.record_schema import RunEntries, wrong_entry
 
 
@@ -80,7 +79,7 @@ class RunRecord:
             "experiment": config.get("experiment_name"), "status": "running", "error": None,
             "opt_name": config.get("opt_name"), "seed": config.get("train", {}).get("seed"),
             "scale": config.get("scale_name"), "config": dict(config), "config_hash": config_hash(config),
-            "command": " ".join(sys.argv), "git": git_state(Path(__file__).parent), "versions": versions(),
+            "command": command_line(), "git": git_state(Path(__file__).parent), "versions": versions(),
             "hardware": hardware(processes), "ended": None, "argv": list(argv),
             "log": os.environ.get("ADAMP_LOG"),  # where a launcher sends the run's output
         }  # fmt: skip

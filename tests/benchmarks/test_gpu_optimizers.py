@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_it_says_so_in_one_line(environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "benchmarks/gpu_optimizers.py"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.gpu_optimizers"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert done.stderr == "error: this benchmark measures on a CUDA device, and torch finds none here\n"

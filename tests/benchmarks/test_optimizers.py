@@ -97,7 +97,7 @@ def test_what_is_not_there_or_not_the_published_package_is_refused(
 @pytest.mark.slow
 def test_the_command_times_whole_training_steps(tmp_path: Path) -> None:
     words = ["sets=tiny", "rounds=1", "threads=1", "training=1", "fetch=false", f"out={tmp_path}"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "optimizers.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "benchmarks.optimizers", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert "resnet18 training step, its own" in done.stdout

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import scripts.train  # noqa: F401  registers the schema of train.*
+import launch.compose  # noqa: F401  registers the schema of train.*
 from tasks.engine.group_overrides import convert_networks, expand_overrides, normalised_parameters
 from tasks.engine.optim import build_optimizer, parameter_groups
 

@@ -17,7 +17,7 @@ from evidence.runs.run import Run
 from evidence.tables.cells import Cell, compared, published, tabulate
 from scripts import sweep
 from tests import commands
-from tests.test_configs import check_arguments, composed
+from tests.configurations import check_arguments, composed
 
 TABLES = ("table-1", "table-2", "table-b1", "table-d3", "table-d4", "aws-table-1", "aws-table-2", "aws-table-3",
           "adarem-table-1", "adarem-table-2")  # fmt: skip

@@ -1,99 +1,43 @@
-"""The corpus of bad inputs: every reader's files spoiled in every way, and what must come of each.
+"""Damaged files for every reader: each refused by name, counted, or without effect.
 
-A spoiled file must give an error of one or two lines that names it, or be left out and counted, or change nothing at
-all. A traceback and a result that differs without a word are the two things that must not be.
+usage: python tests/reliability/corpus.py [only=WORD] [--all]
+
+Options: only=WORD takes the layouts whose name holds the word, and --all prints every case instead of the bad ones.
+Exit code 1 if a case ends in a traceback, or in another result without a word. Needs the tests beside the scripts.
 """
 
 from __future__ import annotations
 
-import logging
-import shutil
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.base import InputError
-from tests.reliability import sets, spoil
-
-REFUSED, COUNTED, SAME, CRASHED, SILENT = "refused", "counted", "unchanged", "TRACEBACK", "SILENT"
-# Where another reading is right, and why: layout -> parts of the cases. Keep it short.
-MEANT = {
-    "coco": ("iscrowd is a boolean",),  # which is 0 or 1
-    "music tags": ("mp3: cut by a byte",),  # an incomplete last frame, which players take
-    # A text is whatever its bytes say: other words are another text, and a corpus has no list to compare them with.
-    "words": ("cut", "a page of HTML", "a column", "the last line", "column", "with"),
-    "characters": ("cut", "a page of HTML", "a column", "the last line", "column", "with"),
-}
+from scripts import options
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one case.
+def main(argv: Sequence[str]) -> int:
+    """Run the corpus, print a line a layout, and return the exit code."""
+    values = options.parse(argv, options={"only": ""}, flags=("all",))
+    from tests.reliability import bad_inputs, sets  # loads every reader
 
-    Attributes:
-        case: Layout, file and way.
-        kind: REFUSED, COUNTED, SAME, or one of the two that must not be: CRASHED, SILENT.
-        said: The error's message.
-    """
-
-    case: str
-    kind: str
-    said: str = ""
-
-    @property
-    def bad(self) -> bool:
-        """Whether this must not be."""
-        return self.kind in (CRASHED, SILENT)
-
-
-def outcomes(name: str, base: Path) -> Iterator[Outcome]:
-    """Spoil the files of one layout, one way at a time, and yield what its reader makes of each.
-
-    Args:
-        name: Of `sets.LAYOUTS`.
-        base: An empty folder.
-    """
-    layout, root = sets.LAYOUTS[name], base / "set"
-    root.mkdir(parents=True)
-    layout.write(root)
-    sets.write_outside(base)
-    sound = layout.read(root, base / "cache")
-    for pattern, kind in layout.files.items():
-        path = sorted(root.glob(pattern))[0]
-        kept = base / "kept"
-        shutil.copy2(path, kept)
-        for way, spoiling in spoil.ways(path, kind, found=kind in layout.found):
-            spoiling(path)
-            case = f"{name}: {path.relative_to(root)}: {way}"
-            meant = any(part in case for part in MEANT.get(name, ()))
-            yield _read(case, layout, root, path=path, base=base, sound=sound, meant=meant)
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-            shutil.copy2(kept, path)
+    chosen = [name for name in sets.LAYOUTS if values["only"] in name]
+    if not chosen:
+        raise options.ReadError(f"only={values['only']} is in none of: {', '.join(sets.LAYOUTS)}")
+    total: Counter[str] = Counter()
+    for name in chosen:
+        counts: Counter[str] = Counter()
+        with tempfile.TemporaryDirectory(prefix="corpus-") as folder:
+            for outcome in bad_inputs.outcomes(name, Path(folder)):
+                counts[outcome.kind] += 1
+                if outcome.bad or values["all"]:
+                    print(f"{outcome.kind:10} {outcome.case}  {outcome.said}")
+        print(f"{name:20} " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())), flush=True)
+        total += counts
+    print(f"{'all':20} " + ", ".join(f"{count} {kind}" for kind, count in sorted(total.items())))
+    return int(any(total[kind] for kind in (bad_inputs.CRASHED, bad_inputs.SILENT)))
 
 
-def _read(
-    case: str, layout: sets.Layout, root: Path, *, path: Path, base: Path, sound: sets.Reading, meant: bool
-) -> Outcome:
-    cache = base / "cache"
-    shutil.rmtree(cache, ignore_errors=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of much that it then refuses
-            logging.disable(logging.WARNING)
-            found = layout.read(root, cache)
-    except InputError as error:
-        said = str(error)
-        if len(said.splitlines()) > 2 or len(said) > 600:
-            return Outcome(case, CRASHED, f"an error of {len(said.splitlines())} lines, {len(said)} letters")
-        named = any(part in said for part in (path.name, str(path.parent), path.stem))
-        return Outcome(case, REFUSED if named else CRASHED, said if named else f"does not name the file: {said}")
-    except Exception as error:
-        return Outcome(case, CRASHED, f"{type(error).__name__}: {str(error)[:200]}")
-    finally:
-        logging.disable(logging.NOTSET)
-    if found.digest == sound.digest and found.skipped == sound.skipped:
-        return Outcome(case, SAME)
-    if found.skipped > sound.skipped:
-        return Outcome(case, COUNTED, f"{found.skipped - sound.skipped} left out")
-    return Outcome(case, SAME, "as meant") if meant else Outcome(case, SILENT)
+if __name__ == "__main__":
+    sys.exit(options.command(main, __doc__ or ""))

@@ -1,4 +1,6 @@
-"""Feed every parser with mutated files and made-up bytes: `python tests/reliability/fuzz.py minutes=10`.
+"""Mutated files and made-up bytes for every parser, for minutes=10.
+
+usage: python tests/reliability/fuzz.py [minutes=10] [only=WORD] [seed=0]
 
 Options: minutes=10 in all; only=WORD takes the parsers whose name holds the word; seed=0. What a parser refuses, it
 must refuse as InputError (a ValueError or OSError where its caller catches that); anything else is printed with the
@@ -18,11 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # `python tests/reliability/fuzz.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from scripts import options  # noqa: E402
+from scripts import options
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def parsers() -> dict[str, Parser]:
     from tasks.retrieval import official as retrieval
     from tasks.weights import read_weights
     from tests.tasks.audio.layouts import tone, write
-    from tests.tasks.data.test_cifar import pictures, python2_pickle
+    from tests.tasks.data.cifar_files import pictures, python2_pickle
 
     images, labels = pictures(2, 0)
     saved, sound = io.BytesIO(), io.BytesIO()

@@ -1,4 +1,6 @@
-"""Load: many cells, lines and processes, `python tests/reliability/load.py cells=1000 lines=10000000 processes=64`.
+"""Memory and time of cells=1000, lines=10000000, processes=64.
+
+usage: python tests/reliability/load.py cells=1000 lines=10000000 processes=64
 
 Options: cells=N runs a sweep of so many runs of one step and fits the launcher's memory and time a cell; lines=N writes
 a run with a metrics file of so many lines and times `scripts/status.py` and `scripts/report.py` over it; processes=N
@@ -19,11 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # `python tests/reliability/load.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from scripts import options  # noqa: E402
+from launch.checkout import ROOT, TRAIN, python_path
+from scripts import options
 
 CELL = (
     "experiment=imagenet-resnet18", "data=synthetic", "data.train_examples=8", "data.val_examples=4",
@@ -56,10 +55,10 @@ def slope(values: Sequence[float]) -> float:
 def cells(count: int, folder: Path) -> dict[str, Any]:
     """Run a sweep in one launcher, and follow its memory and the time of each cell."""
     words = [
-        sys.executable, str(ROOT / "scripts" / "train.py"), "--multirun", *CELL, f"train.seed=range({count})",
+        sys.executable, str(TRAIN), "--multirun", *CELL, f"train.seed=range({count})",
         f"paths.runs={folder}/runs", f"paths.reports={folder}/reports", f"hydra.sweep.dir={folder}/sweeps",
     ]  # fmt: skip
-    env = {**os.environ, "ADAMP_RESULTS": str(folder)}
+    env = {**os.environ, "ADAMP_RESULTS": str(folder), "PYTHONPATH": python_path()}
     process = subprocess.Popen(words, env=env, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
@@ -107,7 +106,7 @@ def lines(count: int, folder: Path) -> dict[str, Any]:
             continue
         begun = time.monotonic()
         given = words or [f"runs={folder}/runs"]
-        env = {**os.environ, "ADAMP_RESULTS": str(folder)}
+        env = {**os.environ, "ADAMP_RESULTS": str(folder), "PYTHONPATH": python_path()}
         with (folder / "said").open("w+") as said:
             process = subprocess.Popen([sys.executable, str(script), *given], env=env, stdout=said, stderr=said)
             _, status, usage = os.wait4(process.pid, 0)

@@ -29,8 +29,8 @@ from tasks.language import text_corpus
 from tasks.retrieval.sets import OfficialSet
 from tasks.weights import read_weights
 from tests.tasks.audio import layouts as sounds
+from tests.tasks.data.cifar_files import write_cifar10
 from tests.tasks.data.pictures import picture, write_fashion_mnist, write_image_folder
-from tests.tasks.data.test_cifar import write_cifar10
 from tests.tasks.detection.layouts import CATEGORIES, write_coco
 from tests.tasks.language.conftest import sentences
 from tests.tasks.rebias.sets import write_clusters, write_imagenet9, write_mnist

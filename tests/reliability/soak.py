@@ -1,4 +1,6 @@
-"""Kill small runs of every task at random moments, resume, compare: `python tests/reliability/soak.py kills=100`.
+"""Kill runs of every task at kills=100 random moments; each must end as the undisturbed one.
+
+usage: python tests/reliability/soak.py kills=100
 
 Options: kills=N signals in all; tasks=a,b (all); processes=1,2; seed=0; folder=DIR to work in (a temporary one);
 out=results/soak.json. Signals are SIGKILL, SIGTERM, SIGINT and SIGUSR1 (save and go on); a quarter falls at a random
@@ -24,12 +26,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # `python tests/reliability/soak.py` puts scripts/ there, not the root
-    sys.path.insert(0, str(ROOT))
-
-from scripts import options  # noqa: E402
-from tests.reliability import soak_runs  # noqa: E402
+from launch.checkout import ROOT, TRAIN, python_path
+from scripts import options
+from tests.reliability import soak_runs
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STAGES = ("training", "checkpoint", "evaluation", "cache")
@@ -114,13 +113,13 @@ class Soak:
 def start(soak: Soak, words: Sequence[str], place: Path) -> subprocess.Popen[str]:
     """Start a run in a session of its own, with the watcher."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMP_", "WANDB_", "RANK", "WORLD_SIZE"))}
-    path = os.pathsep.join([str(soak.folder / "watcher"), *([env["PYTHONPATH"]] if env.get("PYTHONPATH") else [])])
+    path = os.pathsep.join([str(soak.folder / "watcher"), python_path()])
     env |= {"PYTHONPATH": path, "SOAK_STAGE": str(soak.stage_file), "SOAK_PLACE": str(place), "OMP_NUM_THREADS": "1",
             "ADAMP_DATA": str(place / "cache"), "ADAMP_RESULTS": str(place), "WANDB_MODE": "disabled"}  # fmt: skip
     soak.stage_file.unlink(missing_ok=True)
     with (place / "log.txt").open("a") as log:
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "train.py"), *words], env=env, text=True, cwd=place,
+            [sys.executable, str(TRAIN), *words], env=env, text=True, cwd=place,
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from launch import doctor as checks
 from scripts import doctor
 from scripts.options import ReadError
 
@@ -41,23 +42,23 @@ def test_a_small_shared_memory_few_open_files_and_a_full_disk_are_bad(
     class Usage:
         total, free = 64 * 2**20, 60 * 2**20
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage)
-    assert "--shm-size" in doctor.shared_memory(tmp_path).advice
-    assert doctor.folder("results", tmp_path, gib=5, option="ADAMP_RESULTS=FOLDER").level == doctor.BAD
-    assert doctor.open_files(256).advice.startswith("ulimit -n")
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: Usage)
+    assert "--shm-size" in checks.shared_memory(tmp_path).advice
+    assert checks.folder("results", tmp_path, gib=5, option="ADAMP_RESULTS=FOLDER").level == checks.BAD
+    assert checks.open_files(256).advice.startswith("ulimit -n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self").exists(), reason="needs a folder nobody can write")
 def test_a_folder_that_cannot_be_written_is_bad_and_names_the_option() -> None:
-    found = doctor.folder("results", Path("/proc/none"), gib=1, option="ADAMP_RESULTS=FOLDER")
-    assert found.level == doctor.BAD and "ADAMP_RESULTS" in found.advice
+    found = checks.folder("results", Path("/proc/none"), gib=1, option="ADAMP_RESULTS=FOLDER")
+    assert found.level == checks.BAD and "ADAMP_RESULTS" in found.advice
 
 
 def test_the_key_of_wandb_is_never_said() -> None:
-    found = doctor.wandb({"WANDB_API_KEY": "sesame-0123456789"})
+    found = checks.wandb({"WANDB_API_KEY": "sesame-0123456789"})
     assert "sesame" not in str(found)
     assert "a key is set" in found.fact or "not installed" in found.fact
-    assert doctor.wandb({"WANDB_MODE": "onlin"}).level == doctor.BAD or "not installed" in found.fact
+    assert checks.wandb({"WANDB_MODE": "onlin"}).level == checks.BAD or "not installed" in found.fact
 
 
 def test_an_argument_that_is_not_known_is_refused() -> None:
@@ -70,7 +71,7 @@ def test_an_argument_that_is_not_known_is_refused() -> None:
 def test_without_torch_the_doctor_says_so_instead_of_failing(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libtorch_cpu.so: cannot open')\n")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     words: Sequence[Any] = [sys.executable, str(ROOT / "scripts" / "doctor.py"), "processes=2"]
     done = subprocess.run(words, env=env, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stderr

@@ -230,7 +230,7 @@ def test_pages_escape_every_name_that_a_record_holds(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 13, "epoch": 4.0, EVIL: 1.0, f"norm/{EVIL}": 1.0, "train/loss": 1.0}) + "\n")
-    from scripts.report import write_experiment_report, write_run_report
+    from evidence.site.reports import write_experiment_report, write_run_report
 
     pages = [write_run_report(folder), write_experiment_report(runs, "toys", tmp_path / "reports")]
     for page in pages:
@@ -243,7 +243,7 @@ def test_pages_escape_every_name_that_a_record_holds(tmp_path: Path) -> None:
     "tag", ["../../evil", "/evil", "a\nb", "a b;rm -rf x", "é\u202eevil", "x" * 500, "..", "$(touch x)"]
 )
 def test_a_run_s_folder_is_one_plain_name_whatever_the_tag(tag: str) -> None:
-    from scripts.train import run_name
+    from launch.compose import run_name
 
     config = {"opt_name": "sgd", "opt": {"lr": 0.1}, "scale_name": "mini", "train": {"seed": 0}, "tag": tag}
     name = run_name(config, [f"tag={tag}", f"data.x={tag}"])

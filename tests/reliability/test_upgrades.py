@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from evidence.runs import run as runs
-from scripts import restore
+from launch.trained import restore
 from tasks.engine import checkpoint
 from tasks.engine.errors import Stopped
 from tasks.engine.run_record import RunRecord

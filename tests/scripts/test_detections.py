@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from evidence.runs.run import ReadError, load_run
-from scripts.detections import load, main, visible
+from launch.trained.detections import load, visible
+from scripts.detections import main
 from tests.commands import call
 from tests.tasks.detection import layouts
 

@@ -5,9 +5,10 @@ import pytest
 
 from evidence.runs.run import ReadError
 from evidence.tables.render import write_csv
+from launch.checkout import ROOT
 from scripts import gallery
 
-TOY = gallery.ROOT / "results" / "toy"
+TOY = ROOT / "results" / "toy"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 

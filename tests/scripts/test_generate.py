@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from evidence.runs.run import ReadError
+from launch.trained.restore import build, weights
 from scripts.generate import generate, main
-from scripts.restore import build, weights
 from tasks.language import DropoutLstm, TransformerXL
 from tests.commands import ROOT, call
 from tests.tasks.language.conftest import sentences
@@ -96,5 +96,7 @@ def test_drawing_word_by_word_uses_the_probabilities_of_one_pass(kind: str) -> N
 
 
 def test_help_says_every_option() -> None:
-    done = subprocess.run([sys.executable, "scripts/generate.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.generate", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "temperature=1.0" in done.stdout

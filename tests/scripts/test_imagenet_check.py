@@ -4,6 +4,7 @@ from PIL import Image
 from evidence.runs.run import ReadError
 from scripts import imagenet_check as check
 from scripts.prepare import imagenet_shards
+from tasks.data import imagenet_check as checks
 from tests.tasks.data.pictures import picture, write_image_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # Python 3.12 and later, for fork
@@ -80,7 +81,7 @@ def test_a_sample_is_spread_over_the_set(root, tmp_path):
     code, report = checked(root, tmp_path, "pictures=6")
     assert code == 0
     assert "train: 6 decoded" in report and "only 6 pictures of each split" in report
-    assert check.chosen(24, "6") == [0, 4, 8, 12, 16, 20]
+    assert checks.chosen(24, "6") == [0, 4, 8, 12, 16, 20]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

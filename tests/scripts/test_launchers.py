@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from evidence.runs import progress as states
-from launch import local
+from launch import local, train
 from launch.cell import Cell
-from scripts import retry, train
+from scripts import retry
 from tasks.base import InputError
 from tests import commands
 

@@ -1,6 +1,7 @@
 import pytest
 
 from evidence.runs.run import ReadError
+from launch import budget
 from scripts import plan
 
 TINY = (
@@ -30,7 +31,7 @@ def test_a_run_is_counted_and_its_hours_predicted(tmp_path, word):
 
 
 def test_cells_that_differ_in_rate_decay_or_seed_are_counted_once(tmp_path):
-    found = plan.lines_of({"sweep": "table-2", "scale": "full", "experiment": ""}, [])
+    found = budget.lines_of({"sweep": "table-2", "scale": "full", "experiment": ""}, [])
     assert len(found) == 20  # four networks x five optimizers
     assert {runs for _, runs in found.values()} == {3}
 

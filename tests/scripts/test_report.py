@@ -8,6 +8,7 @@ import pytest
 
 from evidence.runs import run as runs
 from evidence.site import page_data as views
+from evidence.site import reports
 from scripts import report
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -44,14 +45,14 @@ class Page(HTMLParser):
 @pytest.fixture
 def plain_figures(monkeypatch):
     """Draw no figures: the texts are under test."""
-    monkeypatch.setattr(report, "draw_run", lambda run, folder: [])
-    monkeypatch.setattr(report, "draw_comparison", lambda groups, folder, *, prefix: [])
+    monkeypatch.setattr(reports, "draw_run", lambda run, folder: [])
+    monkeypatch.setattr(reports, "draw_comparison", lambda groups, folder, *, prefix: [])
 
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory, make_run):
     """The page of one run with all figures, drawn once."""
-    return report.write_run_report(make_run(tmp_path_factory.mktemp("runs"), epochs=1))
+    return reports.write_run_report(make_run(tmp_path_factory.mktemp("runs"), epochs=1))
 
 
 def test_a_run_page_holds_figures_scores_and_provenance(page_path):
@@ -87,8 +88,8 @@ def test_hostile_texts_are_shown_not_obeyed(tmp_path, write_run):
     }  # fmt: skip
     folder = write_run(tmp_path, evil, folder="a b#c?d%", change=change)
     pages = [
-        report.write_run_report(folder),
-        report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o"),
+        reports.write_run_report(folder),
+        reports.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o"),
     ]
     for path, own_scripts in zip(pages, (0, 5), strict=True):
         page = Page(path.read_text())
@@ -104,9 +105,9 @@ def test_runs_that_did_not_finish_are_listed_as_such(tmp_path, write_run, status
     folder = write_run(
         tmp_path, seed=1, change={"status": status, "error": "loss is nan", "scores": None, "ended": None}
     )
-    page = Page(report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text())
+    page = Page(reports.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text())
     assert f"1 {status}" in page.text and "1 of 2" in page.text
-    assert status in Page(report.write_run_report(folder).read_text()).text
+    assert status in Page(reports.write_run_report(folder).read_text()).text
 
 
 @pytest.mark.usefixtures("plain_figures")
@@ -114,10 +115,10 @@ def test_a_run_with_no_metrics_and_nearly_no_record_still_has_a_page(tmp_path):
     folder = tmp_path / "imagenet-resnet18" / "new"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-    assert "No metrics have been logged yet" in Page(report.write_run_report(folder).read_text()).text
+    assert "No metrics have been logged yet" in Page(reports.write_run_report(folder).read_text()).text
     assert (
         "1 unknown"
-        in Page(report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text()).text
+        in Page(reports.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text()).text
     )
 
 
@@ -125,14 +126,14 @@ def test_a_run_with_no_metrics_and_nearly_no_record_still_has_a_page(tmp_path):
 def test_unreadable_runs_are_named_on_the_page(tmp_path, write_run):
     write_run(tmp_path, seed=0)
     (write_run(tmp_path, seed=1, folder="half") / "run.json").write_text("{")
-    page = Page(report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text())
+    page = Page(reports.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o").read_text())
     assert "half: run.json is broken" in page.text
 
 
 def test_data_sets_and_scales_have_figures_of_their_own(tmp_path, write_run):
     write_run(tmp_path, epochs=1, layers=(), folder="a")
     write_run(tmp_path, epochs=1, layers=(), folder="b", data="Image Net", scale="full")
-    path = report.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o")
+    path = reports.write_experiment_report(tmp_path, "imagenet-resnet18", tmp_path / "o")
     stems = {found.stem for found in (path.parent / "figures").glob("*norms.svg")}
     assert stems == {"digits-mini-1-norms", "image-net-full-0-norms"}
 
@@ -150,14 +151,18 @@ def test_pictures_are_drawn_when_asked_for_and_stay_on_the_page(tmp_path, write_
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(runs.ReadError, match=r"holds no readable run\.json"):
-        report.write_run_report(tmp_path)
+        reports.write_run_report(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_command_works_as_a_script_and_fails_in_one_line(tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "scripts/report.py", f"runs={tmp_path}"], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "scripts.report", f"runs={tmp_path}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr == f"error: no runs found in {tmp_path}; make one with: make imagenet-resnet18\n"
@@ -180,6 +185,6 @@ def test_spreads_have_a_deviation_from_two_values_on(values, text):
 
 def test_the_page_shows_the_resolved_configuration(tmp_path, write_run, plain_figures):
     folder = write_run(tmp_path)
-    page = Page(report.write_run_report(folder).read_text())
+    page = Page(reports.write_run_report(folder).read_text())
     config = json.loads((folder / "run.json").read_text())["config"]
     assert json.dumps(config["opt"], indent=2).splitlines()[1].strip() in page.text

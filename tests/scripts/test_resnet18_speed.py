@@ -3,9 +3,11 @@ import csv
 import pytest
 import torch
 
-from benchmarks.stepping import prepare
 from evidence.runs.run import ReadError
-from scripts import resnet18_speed, train
+from launch.compose import composed
+from launch.step_shares import COLUMNS
+from launch.stepping import prepare
+from scripts import resnet18_speed
 from tests.commands import TINY, call, options, run_folder, weights
 
 SMALL = [word for word in TINY if not word.startswith(("experiment=", "pictures=", "train.progress", "train.device"))]
@@ -18,7 +20,7 @@ def test_every_part_of_a_step_gets_its_share(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["adamp", "sgd", "sgd", "adamp"]  # in turns
     for row in rows:
-        parts = {key: float(row[key]) for key in resnet18_speed.COLUMNS}
+        parts = {key: float(row[key]) for key in COLUMNS}
         assert sum(parts.values()) == pytest.approx(float(row["step"]))
         assert all(parts[key] > 0 for key in ("data", "forward", "backward", "optimizer"))
     lines = [line for line in (tmp_path / "resnet18-speed.md").read_text().splitlines() if line.startswith("| ")]
@@ -28,7 +30,7 @@ def test_every_part_of_a_step_gets_its_share(tmp_path, capsys):
 def test_the_steps_that_are_timed_are_those_of_the_engine(tmp_path):
     words = options(tmp_path, "train.max_steps=3", "opt=adamp", "schedule=constant")
     assert call(*words).code == 0
-    stepper = prepare(train.composed(words), device=torch.device("cpu"))
+    stepper = prepare(composed(words), device=torch.device("cpu"))
     for probed in (False, True, False):
         stepper.step(probed=probed)
     expected = weights(run_folder(tmp_path) / "checkpoints" / "last.pt")

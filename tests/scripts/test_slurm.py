@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+import launch.compose  # noqa: F401  registers the schema of train.*
 from evidence.runs import progress as states
-from scripts import train as train  # the schema of train.* is registered by it
 from tests import commands
 from tests.scripts import slurm_cluster
 
@@ -215,7 +215,7 @@ def test_a_job_at_its_time_limit_saves_and_goes_on_and_a_cancelled_one_is_told_a
     words_of = record(folder)["argv"]
     retried = subprocess.run(
         [sys.executable, str(commands.ROOT / "scripts" / "retry.py"), f"runs={tmp_path}/runs", "--dry"],
-        env=env, capture_output=True, text=True, check=True,
+        env=commands.importing(commands.ROOT, env), capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert (
         f"python scripts/train.py {' '.join(word for word in words_of if word != 'launcher=slurm')}" in retried.stdout

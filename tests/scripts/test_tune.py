@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from evidence import tuning
 from evidence.runs.run import ReadError
+from evidence.tuning import Point
+from launch.tuning import validation_words
 from scripts import tune
 from tasks.adversarial import Adversarial
 from tasks.audio.task import AudioClassifier
@@ -18,11 +21,9 @@ from tasks.imagenet import ImageNet
 from tasks.retrieval.task import Retrieval
 from tests import commands
 
-Point = tune.Point
-
 
 def searched(opt: str = "sgd", budget: int = 64) -> list[Point]:
-    return tune.points(opt, budget, rates=(1e-3, 1e-1), decays=(1e-5, 1e-3), draw=0)
+    return tuning.points(opt, budget, rates=(1e-3, 1e-1), decays=(1e-5, 1e-3), draw=0)
 
 
 def scored(*scores: float | None, budget: int | None = None) -> list[Point]:
@@ -36,7 +37,7 @@ def scored(*scores: float | None, budget: int | None = None) -> list[Point]:
 
 
 def test_every_optimizer_gets_the_same_points_of_its_own_square() -> None:
-    one, other = searched("sgd"), tune.points("adamp", 64, rates=(1e-5, 1e-3), decays=(1e-3, 1e-1), draw=0)
+    one, other = searched("sgd"), tuning.points("adamp", 64, rates=(1e-5, 1e-3), decays=(1e-3, 1e-1), draw=0)
     assert [point.place for point in one] == [point.place for point in other]
     ratios = [a.lr / b.lr for a, b in zip(one, other, strict=True)]
     assert all(math.isclose(ratio, 100, rel_tol=0.01) for ratio in ratios)
@@ -51,17 +52,17 @@ def test_points_lie_in_their_ranges_evenly_in_the_logarithm_and_a_larger_budget_
 
 
 def test_ranges_are_read_and_default_to_a_decade_on_either_side() -> None:
-    assert tune.first_and_last("1e-4..0.1", "lr") == (1e-4, 0.1)
-    assert tune.around(0.1, None, "lr") == pytest.approx((0.01, 1.0))
-    assert tune.around(0.0, (1e-6, 1e-4), "decay") == (1e-6, 1e-4)
+    assert tuning.ends("1e-4..0.1", "lr") == (1e-4, 0.1)
+    assert tuning.around(0.1, None, "lr") == pytest.approx((0.01, 1.0))
+    assert tuning.around(0.0, (1e-6, 1e-4), "decay") == (1e-6, 1e-4)
     with pytest.raises(ReadError, match=r"decay=LOW\.\.HIGH"):
-        tune.around(0.0, None, "decay")
+        tuning.around(0.0, None, "decay")
 
 
 @pytest.mark.parametrize("text", ["0.1", "0..1", "1..0.1", "a..b", "1..nan", "1..inf", ".."])
 def test_what_is_no_range_is_refused(text: str) -> None:
     with pytest.raises(ReadError, match=r"LOW\.\.HIGH"):
-        tune.first_and_last(text, "lr")
+        tuning.ends(text, "lr")
 
 
 # What chooses -----------------------------------------------------------------------------------------------------
@@ -69,41 +70,41 @@ def test_what_is_no_range_is_refused(text: str) -> None:
 
 def test_what_chooses_is_never_what_a_table_reports_unless_that_is_said() -> None:
     for task in (ImageNet, Adversarial):
-        words, said = tune.validation_words(task, "0.2")
+        words, said = validation_words(task, "0.2")
         assert words == ["+task.validation=0.2"]
         assert "20 % of the training pictures" in said
-    assert tune.validation_words(AudioClassifier, "")[0] == []
+    assert validation_words(AudioClassifier, "")[0] == []
     with pytest.raises(ReadError, match="split of its own"):
-        tune.validation_words(AudioClassifier, "0.1")
+        validation_words(AudioClassifier, "0.1")
     with pytest.raises(ReadError, match="validation=none does so"):
-        tune.validation_words(Retrieval, "")
-    assert "no fair estimate" in tune.validation_words(Retrieval, "none")[1]
+        validation_words(Retrieval, "")
+    assert "no fair estimate" in validation_words(Retrieval, "none")[1]
     with pytest.raises(ReadError, match="validation=2"):
-        tune.validation_words(ImageNet, "2")
+        validation_words(ImageNet, "2")
 
 
 def test_the_best_point_and_those_within_one_percent_of_it() -> None:
     found = scored(80.0, 79.3, 79.1, None)
-    assert tune.best(found, "val/top1") is found[0]
-    assert tune.good(found, "val/top1") == found[:2]
-    assert tune.best(found, "-val/loss") is found[2]
-    assert tune.good(found, "-val/loss") == found[1:3]
-    made = tune.facts({"sgd": found}, "val/top1")["sgd"]
+    assert tuning.best(found, "val/top1") is found[0]
+    assert tuning.good(found, "val/top1") == found[:2]
+    assert tuning.best(found, "-val/loss") is found[2]
+    assert tuning.good(found, "-val/loss") == found[1:3]
+    made = tuning.facts({"sgd": found}, "val/top1")["sgd"]
     assert (made["within_1_percent"], made["runs"], made["scored"], made["diverged"]) == (0.5, 4, 3, 1)
     assert made["lr_within"] == sorted([found[0].lr, found[1].lr])
-    assert tune.facts({"sgd": scored(None, None)}, "val/top1")["sgd"] == {"runs": 2, "scored": 0}
+    assert tuning.facts({"sgd": scored(None, None)}, "val/top1")["sgd"] == {"runs": 2, "scored": 0}
 
 
 def test_a_choice_at_the_end_of_the_search_says_so() -> None:
-    assert tune.edges(Point("sgd", 1, 1, (0.01, 0.5))) == ["lowest lr"]
-    assert tune.edges(Point("sgd", 1, 1, (0.5, 0.99))) == ["highest decay"]
-    assert tune.edges(Point("sgd", 1, 1, (0.5, 0.5))) == []
+    assert tuning.edges(Point("sgd", 1, 1, (0.01, 0.5))) == ["lowest lr"]
+    assert tuning.edges(Point("sgd", 1, 1, (0.5, 0.99))) == ["highest decay"]
+    assert tuning.edges(Point("sgd", 1, 1, (0.5, 0.5))) == []
 
 
 def test_the_picture_and_the_page_stand_diverged_and_missing_runs(tmp_path: Path) -> None:
     few, many, none = scored(80.0, None), scored(*(70 + i / 2 for i in range(12))), scored(None, None)
     found = {"sgd": few, "adamp": many, "adam": none}
-    tune.write(found, tmp_path, title="toy, scale mini", said="held out", monitor="val/top1")
+    tuning.write(found, tmp_path, title="toy, scale mini", said="held out", monitor="val/top1")
     for name in ("sensitivity.svg", "sensitivity.png", "sensitivity.csv", "points.csv", "chosen.yaml"):
         assert (tmp_path / name).stat().st_size > 100
     chosen = yaml.safe_load((tmp_path / "chosen.yaml").read_text())

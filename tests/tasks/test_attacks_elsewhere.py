@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks.adversarial import autoattack
-from tests.tasks.test_attacks import attack, batch, net, sizes
+from tests.tasks.attacked import attack, batch, net, sizes
 
 
 def prepared(num, *, scale):

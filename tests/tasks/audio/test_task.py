@@ -14,11 +14,11 @@ from tasks.engine.distributed import process_group
 from tasks.engine.errors import Stopped
 from tasks.engine.phases import Phase
 from tasks.engine.schedules import step as step_schedule
+from tests.configurations import composed
 from tests.engine import toys
 from tests.tasks import training
 from tests.tasks.audio import layouts
 from tests.tasks.training import losses_on_one_batch, metrics
-from tests.test_configs import composed
 
 
 def make(data, *, pools=(2, 2, 2, 2, 2, 2, 1), norm=True, **options):

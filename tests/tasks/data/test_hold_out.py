@@ -6,8 +6,8 @@ import torch
 from tasks.base import InputError
 from tasks.data import FashionMnist, ImageFolderSet, Synthetic
 from tasks.data.cifar import Cifar10
+from tests.tasks.data.cifar_files import write_cifar10
 from tests.tasks.data.pictures import write_fashion_mnist, write_image_folder
-from tests.tasks.data.test_cifar import write_cifar10
 
 MAKERS = {
     "fashion_mnist": lambda root: FashionMnist(root=str(write_fashion_mnist(root / "set")), image_size=28),

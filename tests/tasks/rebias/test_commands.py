@@ -3,8 +3,8 @@
 import pytest
 
 from tests import commands
+from tests.configurations import composed
 from tests.tasks.rebias.sets import write_imagenet9, write_mnist
-from tests.test_configs import composed
 
 
 def test_biased_mnist_at_full_scale_holds_the_papers_settings():

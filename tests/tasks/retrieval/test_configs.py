@@ -3,7 +3,7 @@
 import pytest
 from hydra.utils import instantiate
 
-from tests.test_configs import composed
+from tests.configurations import composed
 
 SETS = ("cub", "cars", "inshop", "sop")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.stepping import Stepper, batch_length, prepare
+from launch.stepping import Stepper, batch_length, prepare
 from tasks.data import ImageFolderSet, Synthetic
 from tasks.engine.run_spec import RunSpec
 
@@ -91,9 +91,9 @@ def with_noise(words: Sequence[str]) -> list[str]:
 
 
 def _is_imagenet(words: Sequence[str]) -> bool:
-    from scripts import train
+    from launch import compose
 
-    return str(train.composed(words).config["task"].get("_target_", "")) == "tasks.imagenet.ImageNet"
+    return str(compose.composed(words).config["task"].get("_target_", "")) == "tasks.imagenet.ImageNet"
 
 
 def count(plan: RunSpec, *, examples: int, gpus: int) -> Cost:

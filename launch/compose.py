@@ -1,0 +1,177 @@
+"""Composing configurations: words of the command line -> Hydra's configuration -> a run's `RunSpec` and its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launch.checkout import ROOT
+from tasks.base import InputError
+from tasks.engine.config import Train
+from tasks.engine.neutral_keys import NAMED, is_neutral_override
+from tasks.engine.run_spec import RunSpec
+
+if TYPE_CHECKING:  # torch is loaded only by a run that has something left to do
+    from tasks.engine.phases import Phase
+
+CONFIGS = ROOT / "configs"
+CONFIG_ERRORS = (InputError, HydraException, OmegaConfBaseException)  # `explain` says them in a line or two
+
+# Threads that wait for each other sleep instead of spinning: on cores that other work shares, a run is otherwise
+# several times slower. It changes no number, and must be said before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+ConfigStore.instance().store(group="train", name="options", node=Train)
+
+
+def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """Return a run's name from its configuration alone: no time, so that the same command finds the same run.
+
+    Examples:
+        >>> config = {"opt_name": "sgd", "opt": {"lr": 0.1, "weight_decay": 0}, "scale_name": "mini",
+        ...           "train": {"seed": 0}, "tag": None}
+        >>> run_name(config, ["experiment=imagenet-resnet18", "opt=sgd", "train.epochs=2", "gpus=2"])
+        'sgd,wd=0,lr=0.1,mini,seed=0,train.epochs=2'
+    """
+    opt = config["opt"]
+    words = [
+        str(config["opt_name"]), f"wd={_number(opt, 'weight_decay')}", f"lr={_number(opt, 'lr')}",
+        str(config["scale_name"]), f"seed={config['train']['seed']}",
+    ]  # fmt: skip
+    for override in sorted(overrides):
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key not in NAMED and not is_neutral_override(key):
+            words.append(override.lstrip("+"))
+    if config.get("tag"):
+        words.append(str(config["tag"]))
+    name = re.sub(r"[^\w.,=+-]+", "_", ",".join(words))
+    if len(name) <= 200:
+        return name
+    # File systems end at 255 bytes. What is cut off must still tell two runs apart, a tag above all.
+    return f"{name[:189]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def _number(opt: Mapping[str, Any], key: str) -> str:
+    value = opt.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"opt.{key} is {value!r}; it must be a number")
+    return f"{value:.12g}"
+
+
+def plan(cfg: DictConfig, overrides: Sequence[str]) -> RunSpec:
+    """Turn a composed configuration into a plan; nothing is built yet.
+
+    Raises:
+        InputError: The configuration names no experiment, or a value is out of its range.
+    """
+    if cfg.experiment_name is None:
+        known = ", ".join(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
+        raise InputError(f"no experiment is named; add experiment=NAME, one of: {known}")
+    if not isinstance(cfg.gpus, int) or not cfg.gpus >= 1:
+        raise InputError(f"gpus is {cfg.gpus}; it must be a whole number of processes, at least 1")
+    train: Train = OmegaConf.to_object(cfg.train)  # type: ignore[assignment]
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    config.pop("sweep", None)  # which table asked for a run is no part of the run: tables share runs
+    name = run_name(config, overrides)
+
+    def make(node: Any) -> Any:
+        # Plain containers: optimizers would hold OmegaConf lists, which a weights-only load refuses.
+        return hydra.utils.instantiate(node, _convert_="all")
+
+    def make_phases() -> list[Phase]:
+        from tasks.engine.phases import Phase
+
+        given = [dict(phase) for phase in cfg.phases] or [{"epochs": train.epochs}]
+        return [
+            Phase(
+                epochs=phase["epochs"], trainable=phase.get("trainable", ""),
+                start_from=phase.get("start_from", "last"),
+                opt=make(phase["opt"]) if phase.get("opt") else (make(cfg.opt) if i == 0 else None),
+                schedule=make(phase.get("schedule") or cfg.schedule),
+            )
+            for i, phase in enumerate(given)
+        ]  # fmt: skip
+
+    def draw(folder: Path) -> Path:
+        from evidence.site.reports import write_run_report  # matplotlib is imported only by a run that draws
+
+        ended = json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "finished"
+        for name in cfg.figures if ended else []:  # a run that is told to stop has no time for them
+            try:
+                hydra.utils.get_method(name)(folder)
+            except Exception as trouble:  # one picture less; the run and its page stand
+                logging.getLogger(__name__).warning("%s could not draw %s: %s", name, folder, trouble)
+        return write_run_report(folder)
+
+    return RunSpec(
+        experiment=cfg.experiment_name, name=name, folder=Path(cfg.paths.runs) / cfg.experiment_name / name,
+        config=config, train=train, rules=config["opt_groups"], make_task=lambda: make(cfg.task),
+        make_phases=make_phases, make_loggers=lambda: list(make(cfg.get("logger") or {}).values()),
+        write_report=draw if cfg.pictures else None, overrides_by_property=config["marks"],
+        normalise=config["normalise"], normalise_eps=config["normalise_eps"], argv=(*places(), *overrides),
+    )  # fmt: skip
+
+
+def places() -> list[str]:
+    """Return the words of the command line that name further folders of configurations."""
+    if not HydraConfig.initialized():
+        return []
+    config = HydraConfig.get()
+    folders = [
+        f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == "command-line"
+    ]
+    return folders + [word for word in config.overrides.hydra if word.startswith("hydra.searchpath=")]
+
+
+def composed(overrides: Sequence[str]) -> RunSpec:
+    """Return the plan of the run that overrides stand for, without running it; made before the next is composed."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)  # what asks for the choices of groups asks it
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return plan(own, overrides)
+
+
+def identify(overrides: Sequence[str], seeds: Sequence[int]) -> tuple[str, list[str]]:
+    """Return the experiment and, for each seed, the name of the run that overrides stand for, without running it.
+
+    Composing takes half a second, and is the same for all seeds.
+    """
+    planned = composed([*overrides, f"train.seed={seeds[0]}"])
+    config = planned.config
+    return planned.experiment, [run_name({**config, "train": {**config["train"], "seed": s}}, overrides) for s in seeds]
+
+
+def explain(error: BaseException) -> str:
+    """Return a configuration error in one or two lines: what was given, what is known."""
+    cause: BaseException | None = error
+    while cause is not None:  # Hydra wraps what a constructor raised
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__
+    if isinstance(error.__cause__, OmegaConfBaseException):  # the wrapper repeats the override, the cause says why
+        error = error.__cause__
+    text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    if found := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search path", text):
+        group, value, known = found.groups()
+        return f"{group}={value} is not known; choose one of: {', '.join(known.split())}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]} is no option here; see the names with --cfg job, or the choices with --help"
+    if found := re.search(r"(.*?) full_key: (\S+)", text):
+        return f"{found[2]}: {found[1]}"
+    if found := re.search(r"(.*) See https://hydra\.cc/\S*override_grammar", text):
+        return f"an argument cannot be read as key=value: {found[1]}"
+    return text[:400]

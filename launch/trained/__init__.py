@@ -1,0 +1,1 @@
+"""Trained runs read back: their networks, and the pictures and texts made with them."""
