@@ -11,25 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric of the papers' tables or of a task.
+    """One metric of the papers' tables or of a task."""
 
-    Attributes:
-        name: As in results/paper.csv, and the last part of a score such as val/top1.
-        unit: "%", "l2", "ppl" or "" for none.
-        lower_is_better: The direction.
-        digits: Decimals in tables.
-        label: In headings.
-        scores: Scores of a run that it stands for, the first that is there; averaged weights come first.
-        curve: The scores whose curve tells when a target is reached; empty where none is logged.
-    """
-
-    name: str
+    name: str  # as in results/paper.csv, and the last part of a score such as val/top1
     unit: str = "%"
     lower_is_better: bool = False
-    digits: int = 2
-    label: str = ""
-    scores: tuple[str, ...] = ()
-    curve: tuple[str, ...] = ()
+    digits: int = 2  # in tables
+    label: str = ""  # in headings
+    scores: tuple[str, ...] = ()  # of a run, the first that is there; averaged weights come first
+    curve: tuple[str, ...] = ()  # whose curve tells when a target is reached; empty where none is logged
 
 
 _TOP1, _TOP5, _AP = ("val_ema/top1", "val/top1"), ("val_ema/top5", "val/top5"), ("val/ap",)
@@ -49,11 +39,16 @@ METRICS = {
         Metric("ppl", unit="ppl", lower_is_better=True, scores=("test/ppl", "val/ppl")),
         Metric("perplexity", unit="ppl", lower_is_better=True, scores=("test/ppl", "val/ppl")),
         Metric("bpc", unit="bits", lower_is_better=True),
-        Metric("loss", unit="", lower_is_better=True, digits=4),
+        Metric("loss", unit="", lower_is_better=True),
         Metric("error", lower_is_better=True),
         Metric("growth", unit="l2", lower_is_better=True),
         Metric("weight_norm_first_epoch", unit="l2", lower_is_better=True),
         Metric("weight_norm_last_epoch", unit="l2", lower_is_better=True),
+        Metric("max_weight_norm", unit="l2", lower_is_better=True),
+        Metric("unbiased_accuracy", scores=("unbiased/top1",)),
+        Metric("biased_accuracy", scores=("biased/top1",)),
+        Metric("imagenet_a_accuracy"),
+        Metric("extra_training_time", lower_is_better=True),
         Metric("scale_invariant_detection"),
         Metric("scale_variant_detection"),
     )

@@ -88,21 +88,16 @@ def remake(folder: Path, out: Path, readme: Path, problems: list[str]) -> None:
     calls += makers(folder, runs, out)
     calls.append(("claims", lambda: claims.main([f"records={out}/records.csv", f"out={out}/tables"])))
     if readme.exists() and "<!-- table:" in readme.read_text(encoding="utf-8"):
-        calls.append(("README", lambda: _readme(readme, out)))
+        checked = [f"records={out}/records.csv", f"readme={readme}", "--check"]
+        calls.append((f"{readme}: its tables are not what the records say", lambda: tables.main(checked)))
     for name, call in calls:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 code = call()
         except ReadError as error:
             problems.append(f"{name}: {error}")
-            continue
-        if code and name == "README":
-            problems.append(f"{readme}: its tables are not what the records say")
-
-
-def _readme(readme: Path, out: Path) -> int:
-    with contextlib.redirect_stderr(io.StringIO()):
-        return tables.main([f"records={out}/records.csv", f"readme={readme}", "--check"])
+        else:
+            problems += [name] if code and name.startswith(str(readme)) else []
 
 
 def main(words: Sequence[str]) -> int:
@@ -114,24 +109,9 @@ def main(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
         remake(folder, out, Path(values["readme"]), outcome.problems)
-        for kind in ("", "tables", "figures"):
-            endings = (".csv", ".jsonl") if kind == "" else (".md", ".csv", ".tex") if kind == "tables" else (".csv",)
-            for path in sorted((folder / kind).glob("*")):
-                if path.suffix in endings and values["only"] in path.name and path.name != "paper.csv":
-                    outcome.compare_files(path, out / kind / path.name)
-    for picture in sorted((folder / "figures").glob("*.png")):
-        if not picture.with_suffix(".csv").exists():
-            outcome.problems.append(f"{picture}: the numbers behind it are not beside it as .csv")
+        outcome.compare_results(folder, out, only=values["only"])
     outcome.compare_runs(folder)
-    print(*outcome.problems, sep="\n" if outcome.problems else "")
-    if outcome.repeated:
-        print(f"{len(outcome.repeated)} runs were made again at another commit than the recorded ones:")
-        print(*(f"  {line}" for line in outcome.repeated[:5]), sep="\n")
-    if outcome.unrecorded:
-        print(f"{outcome.unrecorded} finished runs are not in the records yet: make tables adds them")
-    print("Not from records, and not compared: results/toy and results/benchmarks; their own commands make them again.")
-    verdict = f"FAIL: {len(outcome.problems)} differ" if outcome.problems else "PASS"
-    print(f"{verdict}; {outcome.equal} files and runs are what the records say")
+    print(*outcome.report(), sep="\n")
     return 1 if outcome.problems else 0
 
 

@@ -14,36 +14,23 @@ KEYS = ("id", "paper", "where", "claim", "command", "rule")
 
 
 class Rule(TypedDict, total=False):
-    """How a claim is judged.
+    """How a claim is judged: by `kind`, or by the file of results that `checks`, `numbers` or `overhead` names."""
 
-    Attributes:
-        kind: A name of `verdicts.BY_RUNS`; instead of it `checks`, `numbers` or `overhead` name a file of results.
-        score: The score, or several of which a run's first counts.
-        of: Words of the command whose runs the claim is about, and `to` those that they are compared with.
-        mini: Further words at a scale; `full` likewise. Words under `of` or `to` are for that side alone.
-        expect: "higher", "lower" or "equal" (within `margin`).
-        at_least: The bound of a ratio or a value; `at_most` likewise.
-        best_over: The key over whose recorded values each side is searched.
-        holds: "at any scale" for a claim about a mechanism, which a small run tests as well as a large one.
-        published: Values that name a row of results/paper.csv; under `of` and `to` those of a side.
-        printed: The paper's words where results/paper.csv has no number.
-    """
-
-    kind: str
-    score: str | list[str]
-    of: Any  # words; the name of an optimizer where `overhead` names a benchmark
-    to: Any
-    mini: dict[str, Any]
+    kind: str  # a name of `verdicts.BY_RUNS`
+    score: str | list[str]  # of several, the first that a run has counts
+    of: Any  # words of the command whose runs the claim is about; of `overhead` the name of an optimizer
+    to: Any  # the same of the runs that they are compared with
+    mini: dict[str, Any]  # further words at this scale; words under `of` and `to` are for that side alone
     full: dict[str, Any]
     scales: list[str]
-    expect: str
+    expect: str  # "higher", "lower" or "equal" (within `margin`)
     margin: float
-    at_least: float
+    at_least: float  # bound of a ratio or a value
     at_most: float
-    best_over: str
-    holds: str
-    published: dict[str, Any]
-    printed: str
+    best_over: str  # the key over whose recorded values each side is searched
+    holds: str  # "at any scale": a claim about a mechanism, which a small run tests as well as a large one
+    published: dict[str, Any]  # values that name a row of results/paper.csv; under `of` and `to` those of a side
+    printed: str  # the paper's words where results/paper.csv has no number
     checks: str
     numbers: str
     runs: str | list[str]

@@ -17,22 +17,13 @@ Groups = Mapping[str, Sequence[Group[ResultRow]]]  # experiment -> its settings
 
 
 class ScoreCurvesSpec(TypedDict):
-    """`sweep.figure` of a file in configs/sweep that draws score curves.
+    """`sweep.figure` of a file in configs/sweep that draws score curves."""
 
-    Attributes:
-        experiments: Experiment -> its label, in the order of the rows.
-        scores: The columns.
-        target: The optimizer whose last mean score is a dotted line.
-        challenger: The optimizer of which it is reported when it exceeds that.
-        names: Optimizer -> its name in that report.
-        caption: Below the figure.
-    """
-
-    experiments: dict[str, str]
-    scores: list[str]
-    target: str
-    challenger: str
-    names: dict[str, str]
+    experiments: dict[str, str]  # experiment -> its label, in the order of the rows
+    scores: list[str]  # the columns
+    target: str  # the optimizer whose last mean score is a dotted line
+    challenger: str  # the optimizer of which it is reported when it exceeds that
+    names: dict[str, str]  # optimizer -> its name in that report
     caption: str
 
 

@@ -40,6 +40,22 @@ class Comparison:
                 return
         self.equal += 1
 
+    def compare_results(self, folder: Path, remade: Path, *, only: str = "") -> None:
+        """Compare records, tables and the numbers of figures in a folder of results with those made again.
+
+        Args:
+            folder: The committed results.
+            remade: The folder of those made again.
+            only: Only files whose name holds this.
+        """
+        for kind, endings in (("", (".csv", ".jsonl")), ("tables", (".md", ".csv", ".tex")), ("figures", (".csv",))):
+            for path in sorted((folder / kind).glob("*")):
+                if path.suffix in endings and only in path.name and path.name != "paper.csv":
+                    self.compare_files(path, remade / kind / path.name)
+        for picture in sorted((folder / "figures").glob("*.png")):
+            if not picture.with_suffix(".csv").exists():
+                self.problems.append(f"{picture}: the numbers behind it are not beside it as .csv")
+
     def compare_runs(self, folder: Path) -> None:
         """Compare the run folders that are still in a folder of results with their rows."""
         rows = {(row["experiment"], row["name"]): row for row in read_csv(folder / "records.csv")}
@@ -59,3 +75,15 @@ class Comparison:
                 self.problems.append(f"{folder / 'records.csv'}: {run.experiment}/{run.name}: {text}")
             else:
                 self.equal += 1
+
+    def report(self) -> list[str]:
+        """Return what differs and the verdict, as lines."""
+        lines = list(self.problems)
+        if self.repeated:
+            lines.append(f"{len(self.repeated)} runs were made again at another commit than the recorded ones:")
+            lines += [f"  {line}" for line in self.repeated[:5]]
+        if self.unrecorded:
+            lines.append(f"{self.unrecorded} finished runs are not in the records yet: make tables adds them")
+        lines.append("Not compared: results/toy and results/benchmarks, which their own commands make again.")
+        verdict = f"FAIL: {len(self.problems)} differ" if self.problems else "PASS"
+        return [*lines, f"{verdict}; {self.equal} files and runs are what the records say"]

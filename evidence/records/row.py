@@ -34,23 +34,7 @@ def _fact(column: str = "", default: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One run that finished or diverged.
-
-    The first fields are the fixed columns of records.csv, in their order.
-
-    Attributes:
-        setting_key: Names everything that decides the outcome but the seed; repetitions share it.
-        norm_first: Mean filter norm before the first step; `norm_last` after the last one.
-        dirty: Whether the working tree had changes; None where that is unknown.
-        better: "higher" or "lower", of the monitored score.
-        off_recipe: Which of the recipe's options the run has not; None where no recipe is recorded.
-        scores: Last scores under their own names, e.g. val/top1.
-        curves: Metric -> thinned curve.
-        measures: What is measured over the full curves.
-        config: The setting's flat configuration.
-        overrides: Words of its command that the fixed columns do not state; None in records that did not keep them.
-        diverged_at: The step whose loss was not finite.
-    """
+    """One run that finished or diverged. The first fields are the fixed columns of records.csv, in their order."""
 
     experiment: str = _fact(default="")
     name: str = _fact(default="")
@@ -61,30 +45,30 @@ class ResultRow:
     scale: str = _fact(default="")
     data: str = _fact(default="")
     epochs_done: float | None = _fact("epochs")
-    setting_key: str = _fact("setting", "")
-    norm_first: float | None = _fact()
+    setting_key: str = _fact("setting", "")  # names what decides the outcome but the seed: repetitions share it
+    norm_first: float | None = _fact()  # mean filter norm before the first step
     norm_last: float | None = _fact()
     commit_hash: str = _fact("commit", "")
-    dirty: bool | None = _fact()
+    dirty: bool | None = _fact()  # whether the working tree had changes; None where unknown
     machine: str = _fact(default="")
     wall_time_s: float | None = _fact()
     date: str = _fact(default="")
     best: float | None = _fact()
     best_epoch: float | None = _fact()
     monitor: str = _fact(default="")
-    better: str = _fact(default="")
+    better: str = _fact(default="")  # "higher" or "lower", of the monitored score
     status: str = _fact(default="finished")
     steps: float | None = _fact()
-    off_recipe: tuple[str, ...] | None = _fact("recipe")
+    off_recipe: tuple[str, ...] | None = _fact("recipe")  # options that are not the recipe's; None without a recipe
     torch: str = _fact(default="")
     config_hash: str = _fact(default="")
     command: str = _fact(default="")
-    scores: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)
-    measures: Mapping[str, float] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    overrides: Mapping[str, str] | None = None
-    diverged_at: int | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)  # last scores, e.g. val/top1
+    curves: Mapping[str, Curve] = field(default_factory=dict, repr=False)  # metric -> thinned curve
+    measures: Mapping[str, float] = field(default_factory=dict)  # over the full curves
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the setting, flat
+    overrides: Mapping[str, str] | None = None  # words that no column states; None in older records
+    diverged_at: int | None = None  # the step whose loss was not finite
 
     @property
     def key(self) -> tuple[str, str]:

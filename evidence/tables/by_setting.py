@@ -16,38 +16,23 @@ from evidence.stats import NONE, mean_text
 
 
 class ExperimentSpec(TypedDict, total=False):
-    """One experiment of a table.
-
-    Attributes:
-        label: Its name in the table.
-        metrics: A list per row: the metrics whose numbers the row shows, separated by " / ".
-        published: Values that name the paper's numbers; none where the paper has no such experiment.
-    """
+    """One experiment of a table."""
 
     label: str
-    metrics: list[list[str]]
-    published: dict[str, str]
+    metrics: list[list[str]]  # per row, the metrics whose numbers it shows, separated by " / "
+    published: dict[str, str]  # values that name the paper's numbers; none where the paper has no such experiment
 
 
 class SettingTableSpec(TypedDict, total=False):
-    """`sweep.table` of a file in configs/sweep whose rows are recorded settings.
-
-    Attributes:
-        paper: Whose table it is, and its number in `table`.
-        split: The split whose scores are shown.
-        experiments: Experiment -> how it is shown, in the order of the rows.
-        optimizer: Our optimizer -> the paper's.
-        published_where: Values that a run must have for the paper's number to stand beside it.
-        columns: Heading -> a name of `COLUMNS`.
-    """
+    """`sweep.table` of a file in configs/sweep whose rows are recorded settings."""
 
     paper: str
     table: str | int
-    split: str
-    experiments: dict[str, ExperimentSpec]
-    optimizer: dict[str, str]
-    published_where: dict[str, float]
-    columns: dict[str, str]
+    split: str  # whose scores are shown
+    experiments: dict[str, ExperimentSpec]  # in the order of the rows
+    optimizer: dict[str, str]  # ours -> the paper's
+    published_where: dict[str, float]  # values that a run must have for the paper's number to stand beside it
+    columns: dict[str, str]  # heading -> a name of `COLUMNS`
 
 
 @dataclass(frozen=True)

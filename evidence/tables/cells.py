@@ -29,28 +29,17 @@ compare, only the signs of their differences may. A + behind a commit: the tree 
 
 
 class TableSpec(TypedDict, total=False):
-    """`sweep.table` of a file in configs/sweep.
-
-    Attributes:
-        paper: Whose table it is, and its number in `table`.
-        metrics: Names of `evidence.metrics`, the main one first.
-        model: Experiment -> the paper's model.
-        optimizer: Our optimizer -> the paper's.
-        setting: The paper's word -> our key, whose value times the block's `printed` is the paper's.
-        settings: Experiment -> the paper's setting; {model.init} in it stands for the cell's value of that key.
-        reference: Overrides of the cell that others are compared with.
-        loose: Keys in which a cell and its reference may differ beside those.
-    """
+    """`sweep.table` of a file in configs/sweep."""
 
     paper: str
     table: str | int
-    metrics: list[str]
-    model: dict[str, str]
-    optimizer: dict[str, str]
-    setting: dict[str, str]
-    settings: dict[str, str]
-    reference: dict[str, Any]
-    loose: list[str]
+    metrics: list[str]  # of `evidence.metrics`, the main one first
+    model: dict[str, str]  # experiment -> the paper's model
+    optimizer: dict[str, str]  # ours -> the paper's
+    setting: dict[str, str]  # the paper's word -> our key, whose value times the block's `printed` is the paper's
+    settings: dict[str, str]  # experiment -> the paper's setting; {model.init} stands for the cell's value of that key
+    reference: dict[str, Any]  # overrides of the cell that others are compared with
+    loose: list[str]  # keys in which a cell and its reference may differ beside those
 
 
 @dataclass
@@ -199,7 +188,7 @@ def compared(cell: Cell, other: Cell, metric: str) -> list[str]:
     diff = None if cell.has_diverged or other.has_diverged else paired(cell.by_seed(metric), other.by_seed(metric))
     if diff is None:
         return [NONE, NONE]
-    return [diff.text(), NONE if diff.low is None else "yes" if diff.sign else "no"]
+    return [diff.text(METRICS[metric].digits), NONE if diff.low is None else "yes" if diff.sign else "no"]
 
 
 def _target(cell: Cell, cells: Sequence[Cell], spec: TableSpec, metric: str) -> float | None:
@@ -210,7 +199,8 @@ def _target(cell: Cell, cells: Sequence[Cell], spec: TableSpec, metric: str) -> 
 
 
 def _mean(cell: Cell, metric: str) -> str:
-    return "failed" if cell.has_diverged else mean_text(list(cell.by_seed(metric).values()))
+    values = list(cell.by_seed(metric).values())
+    return "failed" if cell.has_diverged else mean_text(values, f".{METRICS[metric].digits}f")
 
 
 def _gap(one: float | None, other: float | None) -> str:

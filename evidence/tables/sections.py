@@ -30,36 +30,23 @@ DATA_NAMES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "coco": "COCO", "bi
 
 @dataclass(frozen=True)
 class TableRow:
-    """One setting: its runs' scores beside what a paper reports for it.
+    """One setting: its runs' scores beside what a paper reports for it."""
 
-    Attributes:
-        label: The optimizer, with the setting's digits where other rows look the same.
-        weight_decay: In torch's units.
-        paper: The published numbers, and in `source` where they stand.
-        by_seed: Last score of each finished run.
-        diverged: Seeds that diverged.
-        norm: First and last mean filter norm, as text.
-        diff_to_best: The paired difference to the row with the best mean.
-        times: Epochs to the table's target, None for a seed that never reached it.
-        has_best_mean: Whether the row has the best mean.
-        is_significant: Whether its interval to every other row excludes 0, too.
-    """
-
-    label: str
-    weight_decay: float | None
+    label: str  # the optimizer, with the setting's digits where other rows look the same
+    weight_decay: float | None  # in torch's units
     lr: float | None
     epochs: float | None
-    paper: str
+    paper: str  # the published numbers, and in `source` where they stand
     source: str
-    by_seed: Mapping[int | None, float]
-    diverged: tuple[int | None, ...]
-    norm: str
+    by_seed: Mapping[int | None, float]  # last score of each finished run
+    diverged: tuple[int | None, ...]  # seeds
+    norm: str  # first and last mean filter norm
     commits: str
     machines: str
-    diff_to_best: Difference | None = None
-    times: tuple[float | None, ...] = ()
+    diff_to_best: Difference | None = None  # paired, to the row with the best mean
+    times: tuple[float | None, ...] = ()  # epochs to the table's target, None for a seed that never reached it
     has_best_mean: bool = False
-    is_significant: bool = False
+    is_significant: bool = False  # whether the interval of the best row to every other one excludes 0
 
     @property
     def score(self) -> tuple[float, float | None] | None:
