@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from scipy.stats import qmc
 
 from evidence.runs.run import ReadError, number
@@ -140,24 +138,3 @@ def facts(found: Mapping[str, Sequence[Point]], monitor: str) -> dict[str, dict[
             "weight_decay_within": [min(p.weight_decay for p in near), max(p.weight_decay for p in near)],
         }  # fmt: skip
     return made
-
-
-def write(found: Mapping[str, Sequence[Point]], out: Path, *, title: str, said: str, monitor: str) -> None:
-    """Write points.csv, chosen.yaml, sensitivity.md and the picture."""
-    from evidence.figures.sensitivity import draw, page
-
-    made = facts(found, monitor)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "points.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["opt", "lr", "weight_decay", "score", "status", "run"])
-        for point in (point for own in found.values() for point in own):
-            score = "" if point.score is None else f"{point.score:.10g}"
-            writer.writerow([point.opt, point.lr, point.weight_decay, score, point.status, point.folder.name])
-    recipe = {o: {"lr": f["lr"], "weight_decay": f["weight_decay"]} for o, f in made.items() if f["scored"]}
-    chosen = {"recipe": recipe, "protocol": {"chosen by": monitor.lstrip("-"), "on": said}, "found": made}
-    text = yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
-    (out / "chosen.yaml").write_text(f"# {title}\n{text}", encoding="utf-8")
-    (out / "sensitivity.md").write_text(page(made, title=title, said=said, monitor=monitor), encoding="utf-8")
-    if any(facts["scored"] for facts in made.values()):
-        draw(found, out / "sensitivity.svg", title=title, monitor=monitor)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evidence.runs.run import ReadError
-from evidence.tuning import Point, around, ends, points, read_scores, write
+from evidence.tuning import Point, around, ends, points, read_scores
 from launch.tuning import name_runs, planned, recipes, task_class, validation_words
 from scripts.options import command, results
 from scripts.retry import PLACING, SIZING, launch
@@ -78,6 +78,8 @@ def main(words: Sequence[str]) -> int:
     if code >= 128:  # stopped: what there is now would be a search of another budget
         return code
     monitor = read_scores([point for own in found.values() for point in own])
+    from evidence.figures.sensitivity import write  # matplotlib
+
     write(found, out, title=f"{options['experiment']}, scale {options['scale']}", said=said, monitor=monitor)
     print((out / "sensitivity.md").read_text(encoding="utf-8") + f"\nwritten to {out}")
     return code

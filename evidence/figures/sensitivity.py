@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from matplotlib.axes import Axes
 
 from evidence.figures.style import canvas, save
-from evidence.tuning import Point, best, good
+from evidence.tuning import Point, best, facts, good
 
 NONE = "–"
 HOW = """\
@@ -106,3 +108,22 @@ def _panel(axes: Axes, own: Sequence[Point], low: float, high: float) -> Any:
     if len(scored) >= 4:
         axes.tricontourf(x, y, z, levels=np.linspace(low, high, 12), cmap="viridis", alpha=0.45)
     return axes.scatter(x, y, c=z, vmin=low, vmax=high, cmap="viridis", s=45, edgecolors="black", linewidths=0.5)
+
+
+def write(found: Mapping[str, Sequence[Point]], out: Path, *, title: str, said: str, monitor: str) -> None:
+    """Write points.csv, chosen.yaml, sensitivity.md and the picture."""
+    made = facts(found, monitor)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "points.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["opt", "lr", "weight_decay", "score", "status", "run"])
+        for point in (point for own in found.values() for point in own):
+            score = "" if point.score is None else f"{point.score:.10g}"
+            writer.writerow([point.opt, point.lr, point.weight_decay, score, point.status, point.folder.name])
+    recipe = {o: {"lr": f["lr"], "weight_decay": f["weight_decay"]} for o, f in made.items() if f["scored"]}
+    chosen = {"recipe": recipe, "protocol": {"chosen by": monitor.lstrip("-"), "on": said}, "found": made}
+    text = yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
+    (out / "chosen.yaml").write_text(f"# {title}\n{text}", encoding="utf-8")
+    (out / "sensitivity.md").write_text(page(made, title=title, said=said, monitor=monitor), encoding="utf-8")
+    if any(fact["scored"] for fact in made.values()):
+        draw(found, out / "sensitivity.svg", title=title, monitor=monitor)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from evidence import tuning
+from evidence.figures import sensitivity
 from evidence.runs.run import ReadError
 from evidence.tuning import Point
 from launch.tuning import validation_words
@@ -104,7 +105,7 @@ def test_a_choice_at_the_end_of_the_search_says_so() -> None:
 def test_the_picture_and_the_page_stand_diverged_and_missing_runs(tmp_path: Path) -> None:
     few, many, none = scored(80.0, None), scored(*(70 + i / 2 for i in range(12))), scored(None, None)
     found = {"sgd": few, "adamp": many, "adam": none}
-    tuning.write(found, tmp_path, title="toy, scale mini", said="held out", monitor="val/top1")
+    sensitivity.write(found, tmp_path, title="toy, scale mini", said="held out", monitor="val/top1")
     for name in ("sensitivity.svg", "sensitivity.png", "sensitivity.csv", "points.csv", "chosen.yaml"):
         assert (tmp_path / name).stat().st_size > 100
     chosen = yaml.safe_load((tmp_path / "chosen.yaml").read_text())
