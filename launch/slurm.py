@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from evidence.runs import progress as states
 from launch.cell import Cell, unfinished
 from launch.checkout import python_path
+from launch.outcome import RunOutcome
 from tasks.base import InputError
 
 OWN = {"submitit_folder", "max_num_timeout"}  # what the executor's constructor takes
@@ -151,5 +152,5 @@ def result(path: Path) -> int | None:
         return None
     if outcome != "success" or value.status is not JobStatus.COMPLETED:
         return 1
-    code: int = value.return_value.code
-    return code
+    returned = value.return_value
+    return returned.code if isinstance(returned, RunOutcome) else int(returned or 0)  # a job of an earlier version
