@@ -9,7 +9,7 @@ from pathlib import Path
 from evidence.claims.norms import page, select_runs
 from evidence.records.store import rows_of_runs
 from evidence.runs.run import ReadError, load_runs
-from scripts.options import command, results
+from scripts.options import command, results, separated
 
 USAGE = """
 usage: python scripts/claims_norms.py [experiment=NAME] [runs=FOLDER] [out=FILE] [KEY=VALUE ...]
@@ -31,15 +31,8 @@ example: python scripts/claims_norms.py experiment=imagenet-resnet18 scale=mini
 
 def main(words: Sequence[str]) -> int:
     """Check the claims, print and write the table."""
-    options = {"experiment": "imagenet-resnet18", "runs": results("runs")}
-    options["out"] = results("tables", "claims-norms.md")
-    options["seeds"] = "0,1,2"
-    wanted: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ReadError(f"unknown argument {word!r}; give KEY=VALUE, or --help")
-        (options if key in options else wanted)[key] = value
+    defaults = {"experiment": "imagenet-resnet18", "runs": results("runs"), "seeds": "0,1,2"}
+    options, wanted = separated(words, {**defaults, "out": results("tables", "claims-norms.md")})
     try:
         seeds = sorted({int(seed) for seed in options["seeds"].split(",")})
     except ValueError:

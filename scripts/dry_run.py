@@ -25,8 +25,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from evidence.csv_files import write_csv
 from evidence.runs.run import ReadError
-from evidence.tables.render import markdown, write_csv
+from evidence.tables.render import markdown
 from launch.checkout import ROOT, TRAIN
 from scripts.options import command, parse, results
 

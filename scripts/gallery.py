@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evidence.csv_files import read_csv
 from evidence.figures import rosenbrock3d as rosenbrock3d_figures
 from evidence.figures import toy2d as toy2d_figures
 from evidence.figures.style import Drawn, colour
 from evidence.runs.run import ReadError
 from evidence.site.inline import inline
 from evidence.site.pages import environment
-from evidence.tables.render import read_csv
 from scripts.options import command, parse, results
 
 USAGE = """

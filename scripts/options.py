@@ -52,6 +52,21 @@ def split(argv: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str]
     return parse(own, options=known), others
 
 
+def separated(words: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return a command's own options, and what was typed for the runs: overrides, and options of launchers.
+
+    Raises:
+        ReadError: A word is not key=value.
+    """
+    options, typed = dict(known), dict[str, str]()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ReadError(f"unknown argument {word!r}; it must be key=value")
+        (options if key in known else typed)[key] = value
+    return options, typed
+
+
 def whole(options: Mapping[str, str], *keys: str) -> list[int]:
     """Return options that must be whole numbers, at least 1."""
     for key in keys:

@@ -13,8 +13,8 @@ from typing import Any
 from evidence.runs.progress import State
 from evidence.runs.run import ReadError
 from launch.checkout import TRAIN
-from scripts.options import command, results
-from scripts.status import gathered, separated
+from scripts.options import command, results, separated
+from scripts.status import gathered
 
 USAGE = """
 usage: python scripts/retry.py [experiment=NAME | sweep=NAME [scale=full]] [only=failed] [launcher=slurm] [--dry]

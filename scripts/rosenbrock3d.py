@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from evidence.csv_files import read_csv
 from evidence.figures import rosenbrock3d as rosenbrock3d_figures
 from evidence.runs.run import ReadError, number
-from evidence.tables.render import Number, outcome, read_csv, write
+from evidence.tables.render import Number, outcome, write
 from launch.checkout import ROOT
 from scripts.options import command, parse, results
 from tasks.toy import rosenbrock3d as toy

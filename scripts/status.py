@@ -11,7 +11,7 @@ from evidence.runs.progress import State, state, states
 from evidence.runs.run import ReadError
 from evidence.runs.status_text import report
 from evidence.tables.cells import sweep_cells
-from scripts.options import command, results
+from scripts.options import command, results, separated
 
 USAGE = """
 usage: python scripts/status.py [experiment=NAME | sweep=NAME [KEY=VALUE ...]] [rows=20] [runs=FOLDER]
@@ -67,21 +67,6 @@ def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[State
         what = f"runs of experiment={options['experiment']}" if options["experiment"] else "runs"
         raise ReadError(f"no {what} in {runs}; make one with: make {options['experiment'] or 'imagenet-resnet18'}")
     return gathered_states
-
-
-def separated(words: Sequence[str], known: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return our options and what was typed for the runs, which only sweep= and launchers understand.
-
-    Raises:
-        ReadError: A word is not key=value.
-    """
-    options, typed = dict(known), dict[str, str]()
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ReadError(f"unknown argument {word!r}; it must be key=value")
-        (options if key in known else typed)[key] = value
-    return options, typed
 
 
 def main(words: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from evidence.paper import read_paper
 from evidence.runs.run import ReadError
 from evidence.tables.build import collect, write_table
-from scripts.options import command, results
+from scripts.options import command, results, separated
 
 USAGE = """
 usage: python scripts/sweep.py SWEEP [scale=full] [runs=FOLDER] [out=FOLDER] [records=FILE] [paper=FILE] [KEY=VALUE ...]
@@ -34,14 +34,8 @@ def main(words: Sequence[str]) -> int:
 
     if not words or "=" in words[0]:
         raise ReadError("name a sweep, e.g. python scripts/sweep.py table-1")
-    sweep, options = words[0], {"scale": "mini", "runs": results("runs"), "out": results(), "records": ""}
-    options["paper"] = "results/paper.csv"
-    typed: dict[str, str] = {}
-    for word in words[1:]:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ReadError(f"unknown argument {word!r}; give KEY=VALUE, or --help")
-        (options if key in options else typed)[key] = value
+    defaults = {"scale": "mini", "runs": results("runs"), "out": results(), "records": "", "paper": "results/paper.csv"}
+    sweep, (options, typed) = words[0], separated(words[1:], defaults)
     out = Path(options["out"].rstrip("/"))
     places = {"runs": Path(options["runs"]), "records": Path(options["records"] or out / "records.csv")}
     data = collect(sweep, options["scale"], typed, identify=identify, **places)

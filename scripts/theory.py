@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from evidence.csv_files import write_csv
 from evidence.runs.run import ReadError
-from evidence.tables.render import markdown, provenance, write_csv
+from evidence.tables.render import markdown, provenance
 from scripts.options import command, parse, results
 from tasks.toy import claims_adarem, claims_aws, claims_growth, claims_shrink
 from tasks.toy.claims import Claim, Verdict, check

@@ -9,9 +9,8 @@ from pathlib import Path
 from evidence.runs.run import ReadError
 from evidence.tuning import Point, around, ends, points, read_scores
 from launch.tuning import name_runs, planned, recipes, task_class, validation_words
-from scripts.options import command, results
+from scripts.options import command, results, separated
 from scripts.retry import PLACING, SIZING, launch
-from scripts.status import separated
 
 USAGE = """
 usage: python scripts/tune.py experiment=NAME budget=16 [opts=sgd,adamp] [KEY=VALUE ...]

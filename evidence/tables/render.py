@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evidence.csv_files import read_csv as read_csv
-from evidence.csv_files import write_csv as write_csv
+from evidence.csv_files import write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from evidence.csv_files import write_csv
 from evidence.runs.run import ReadError, load_run
-from evidence.tables.render import markdown, write_csv
+from evidence.tables.render import markdown
 from launch.trained.restore import build, configuration, weights
 from tasks.audio import AudioClassifier, HarmonicCnn
 from tasks.audio.scores import per_tag_table, per_word_table

@@ -3,8 +3,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from evidence.csv_files import write_csv
 from evidence.runs.run import ReadError
-from evidence.tables.render import write_csv
 from launch.checkout import ROOT
 from scripts import gallery
 

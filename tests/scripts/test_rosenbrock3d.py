@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from evidence.csv_files import read_csv
 from evidence.figures import rosenbrock3d as rosenbrock3d_figures
 from evidence.runs.run import ReadError
-from evidence.tables.render import read_csv
 from scripts import rosenbrock3d
 from tasks.toy import rosenbrock3d as toy
 

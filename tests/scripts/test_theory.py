@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from evidence.csv_files import read_csv
 from evidence.runs.run import ReadError
-from evidence.tables.render import read_csv
 from scripts import theory
 from tasks.toy.claims import Claim, Control
 

@@ -3,9 +3,9 @@ import shutil
 import pytest
 from PIL import Image
 
+from evidence.csv_files import read_csv
 from evidence.figures import toy2d as toy2d_figures
 from evidence.runs.run import ReadError
-from evidence.tables.render import read_csv
 from scripts import toy2d
 
 
