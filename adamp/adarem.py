@@ -19,6 +19,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adamp.step.checked import CheckedOptimizer, apply_update_, check_bool, check_number, refuse_sparse
+from adamp.step.dtensor import (
+    is_built_by_zero_redundancy,
+    layout_of,
+    local,
+    local_grad,
+    max_over_processes,
+    place_like,
+    sum_over_processes,
+)
 from adamp.step.precision import to_compute_dtype, write_back
 
 Scope = Literal["tensor", "global"]
@@ -26,7 +35,10 @@ Scope = Literal["tensor", "global"]
 
 @dataclass
 class Entry:
-    """One parameter of a step: weight, gradient and momentum in the compute dtype, and max|m|, 0-d."""
+    """One parameter of a step: weight, gradient and momentum in the compute dtype, and max|m|, 0-d.
+
+    Of a sharded parameter this process's part, with the groups of processes among which it is divided.
+    """
 
     param: Tensor
     w: Tensor
@@ -35,6 +47,7 @@ class Entry:
     largest_m: Tensor
     state: dict[str, Any]
     group: dict[str, Any]
+    processes: tuple[Any, ...]
 
 
 def _step_adarem(entry: Entry) -> None:
@@ -61,7 +74,7 @@ def _step_on_sphere(entries: list[Entry]) -> None:
         _apply_update_(entry, step_size=lr / entry.state["alpha"].square() if entry.group["slr"] else lr)
 
     # Back to the sphere; α takes up the growth of the norm
-    length = _joint_norm([entry.w for entry in entries])
+    length = _joint_norm(entries)
     for entry in entries:
         growth = (length / entry.state["radius"].to(length.device)).to(entry.w.device, entry.w.dtype)
         growth = torch.where(growth == 0, 1, growth)  # a weight of zeros stays one
@@ -72,7 +85,7 @@ def _step_on_sphere(entries: list[Entry]) -> None:
 
 def _start_sphere(entries: list[Entry]) -> None:
     """Scale weights to their sphere, and their gradients to those at the new weights: `g(c w) = g(w) / c`."""
-    length = _joint_norm([entry.w for entry in entries])
+    length = _joint_norm(entries)
     length = torch.where(length == 0, 1, length)
     for entry in entries:
         norm = length.to(entry.w.device, entry.w.dtype)
@@ -105,6 +118,7 @@ def _set_largest_momenta(entries: list[Entry]) -> None:
     for entry in entries:
         if entry.m.numel():
             entry.largest_m = entry.m.abs().max()
+    max_over_processes((entry.largest_m, entry.processes) for entry in entries)
     in_global_scope = [entry for entry in entries if entry.group["scope"] == "global"]
     if in_global_scope:
         device = in_global_scope[0].largest_m.device
@@ -113,9 +127,14 @@ def _set_largest_momenta(entries: list[Entry]) -> None:
             entry.largest_m = largest.to(entry.m.device, entry.m.dtype)
 
 
-def _joint_norm(tensors: list[Tensor]) -> Tensor:
-    """Return the joint norm of some tensors, 0-d, on the device of the first."""
-    norms: list[Tensor] = [torch.linalg.vector_norm(x) for x in tensors]
+def _joint_norm(entries: list[Entry]) -> Tensor:
+    """Return the joint norm of some weights, 0-d, on the device of the first."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(entry.w) for entry in entries]
+    # Of sharded weights, the squares add up over the processes
+    sharded = [(norm.square_(), entry.processes) for norm, entry in zip(norms, entries, strict=True) if entry.processes]
+    sum_over_processes(sharded)
+    for norm, _ in sharded:
+        norm.sqrt_()
     if len(norms) == 1:
         return norms[0]
     joint: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, norms[0].dtype) for n in norms]))
@@ -125,6 +144,11 @@ def _joint_norm(tensors: list[Tensor]) -> Tensor:
 def _check_scope(options: dict[str, Any], name: str) -> None:
     if options[name] not in ("tensor", "global"):
         raise ValueError(f"{name}={options[name]!r} is not valid: it must be 'tensor' or 'global'")
+    if options[name] == "global" and is_built_by_zero_redundancy():
+        raise ValueError(
+            f"{name}='global' is not valid in ZeroRedundancyOptimizer: each process would take its own parameters for "
+            "all; use 'tensor', or torch.distributed.fsdp.fully_shard"
+        )
 
 
 class ResilientOptimizer(CheckedOptimizer):
@@ -166,8 +190,8 @@ class ResilientOptimizer(CheckedOptimizer):
         # Momentum
         for entry in entries:
             entry.m.mul_(entry.group["beta"]).add_(entry.g, alpha=1 - entry.group["beta"])
-            write_back(entry.param, entry.w)
-            write_back(entry.state["exp_avg"], entry.m)
+            write_back(local(entry.param), entry.w)
+            write_back(local(entry.state["exp_avg"]), entry.m)
 
     def _entry(self, param: Tensor, group: dict[str, Any]) -> Entry:
         grad = torch.zeros_like(param) if param.grad is None else param.grad
@@ -175,8 +199,11 @@ class ResilientOptimizer(CheckedOptimizer):
         state = self.state[param]
         if "exp_avg" not in state:
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        w, g, m = (to_compute_dtype(x) for x in (param, grad, state["exp_avg"]))
-        return Entry(param, w, -g if group["maximize"] else g, m, m.new_zeros(()), state, group)
+        parts = (local(param), local_grad(grad, param), local(state["exp_avg"]))
+        w, g, m = (to_compute_dtype(x) for x in parts)
+        layout = layout_of([param])
+        processes = layout.across_rows + layout.within_rows
+        return Entry(param, w, -g if group["maximize"] else g, m, m.new_zeros(()), state, group, processes)
 
     def _steps_without_grad(self, param: Tensor, group: dict[str, Any]) -> bool:
         return False
@@ -356,7 +383,7 @@ class AdaRemS(ResilientOptimizer):
         for index, param in zip(saved, params, strict=True):
             for name in ("alpha", "radius"):
                 if name in (state := state_dict["state"].get(index, {})):
-                    self.state[param][name] = state[name].to(param.device, copy=True)
+                    self.state[param][name] = place_like(state[name], param).to(param.device, copy=True)
 
     def _steps_without_grad(self, param: Tensor, group: dict[str, Any]) -> bool:
         shares_sphere = group["scale_invariant"] and group["sphere"] == "global"

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from adamp.step.dtensor import check_placement
+
 StepArgs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -66,6 +68,7 @@ def check_matrices(params: Iterable[Tensor], optimizer: Optimizer) -> list[Tenso
 
     Raises:
         ValueError: If there is none, one is not the optimizer's, or one has no rows.
+        RuntimeError: If one is a DTensor of terms of a sum.
     """
     matrices = list(dict.fromkeys(params))
     if not matrices:
@@ -76,6 +79,7 @@ def check_matrices(params: Iterable[Tensor], optimizer: Optimizer) -> list[Tenso
             raise ValueError(f"params holds a tensor of shape {tuple(param.shape)} that the optimizer does not have")
         if param.ndim < 2:
             raise ValueError(f"params holds a parameter of shape {tuple(param.shape)}: only matrices have filters")
+        check_placement(param)
     return matrices
 
 

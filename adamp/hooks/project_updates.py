@@ -26,14 +26,19 @@ from adamp.hooks.handle import (
 from adamp.projection import (
     CHANNEL,
     NONE,
+    Products,
+    RowSums,
     channel_view,
     decide,
     forced_decision,
     layer_view,
+    radial_coefficient,
     remove_radial,
+    row_dot,
     row_sums,
 )
 from adamp.step.checked import check_number, refuse_sparse
+from adamp.step.dtensor import check_placement, gather_rows, is_sharded, layout_of, local, local_grad, scatter_rows
 from adamp.step.precision import as_real, to_compute_dtype
 
 
@@ -79,6 +84,7 @@ def project_updates(
 
     Raises:
         ValueError: If an option is out of range or a parameter does not qualify.
+        RuntimeError: If a parameter is a DTensor of terms of a sum.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -97,6 +103,8 @@ def project_updates(
     for name in options:
         check_number(options, name)
     matrices = None if params is None else check_matrices(params, optimizer)
+    for param in groups_of(optimizer):
+        check_placement(param)
     hooks = _Projection(matrices, delta=delta, eps=eps, wd_ratio=wd_ratio)
     return attach_step_hooks(optimizer, hooks.before, hooks.after)
 
@@ -163,28 +171,40 @@ class _Projection:
             refuse_sparse(param.grad, "project_updates")
             # Scale-invariance test on the gradient (eq. 11), unless the group forces the decision
             if mode == "auto":
-                w = to_compute_dtype(param)
-                decision = decide(row_sums(w, to_compute_dtype(param.grad)), w.numel(), delta=delta, eps=self._eps)
+                w, g = to_compute_dtype(local(param)), to_compute_dtype(local_grad(param.grad, param))
+                sums = RowSums(*gather_rows(row_sums(w, g), param))
+                num_weights = layout_of([param]).global_shapes[0].numel()
+                decision = decide(sums, num_weights, delta=delta, eps=self._eps)
             else:
                 decision = forced_decision(True, param.device)
-            self._before_step[param] = (as_real(param).clone(), decision)
+            self._before_step[param] = (as_real(local(param)).clone(), decision)
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         groups = groups_of(optimizer)
         for param, (weight_before, decision) in self._before_step.items():
             group = groups[param]
-            w0, w1 = to_compute_dtype(weight_before), to_compute_dtype(param)
+            w0, w1 = to_compute_dtype(weight_before), to_compute_dtype(local(param))
             # Projection of the whole change (eq. 10)
             d = w1 - w0
-            by_row = remove_radial(d, w0, view=channel_view, eps=self._eps)
-            by_layer = remove_radial(d, w0, view=layer_view, eps=self._eps)
-            step = torch.where(decision == CHANNEL, by_row, by_layer)
+            if is_sharded(param):
+                step = _tangent_part(d, w0, param, decision, eps=self._eps)
+            else:
+                by_row = remove_radial(d, w0, view=channel_view, eps=self._eps)
+                by_layer = remove_radial(d, w0, view=layer_view, eps=self._eps)
+                step = torch.where(decision == CHANNEL, by_row, by_layer)
             # Decoupled weight decay instead of the optimizer's, which the projection has removed
             if group.get("weight_decay", 0):
                 step = step - group["lr"] * group["weight_decay"] * group.get("wd_ratio", self._wd_ratio) * w0
             is_projected = decision > NONE
             if (skipped := is_step_skipped(optimizer, w0.device)) is not None:
                 is_projected = is_projected & ~skipped
-            as_real(param).copy_(torch.where(is_projected, w0 + step, w1))
+            as_real(local(param)).copy_(torch.where(is_projected, w0 + step, w1))
         self._before_step = {}
+
+
+def _tangent_part(d: Tensor, w0: Tensor, param: Tensor, decision: Tensor, *, eps: float) -> Tensor:
+    """Return this process's part of the projected change (eq. 10) of a sharded weight."""
+    rows = Products(*gather_rows([row_dot(w0, d), row_dot(w0, w0)], param))
+    coefficient = radial_coefficient(decision, rows, Products(rows.wu.sum(), rows.ww.sum()), eps=eps)
+    return d - scatter_rows(coefficient, param) * w0

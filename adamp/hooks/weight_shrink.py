@@ -27,6 +27,7 @@ from adamp.hooks.handle import (
     run_after_backward,
 )
 from adamp.step.checked import check_betas, check_bool, check_number, refuse_sparse
+from adamp.step.dtensor import from_local, layout_of, local, local_grad, max_over_processes, sum_over_processes
 from adamp.step.precision import as_dtype_of, to_compute_dtype, write_back
 
 Kind = Literal["wn", "ws"]
@@ -39,7 +40,7 @@ def shrink_rate(weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0) -
     The standard deviation is the population's, `sqrt(mean((W_f - mean(W_f))²))`.
 
     Args:
-        weight: The weight, (R, ...), real or complex; its filters are its rows.
+        weight: The weight, (R, ...), real or complex; its filters are its rows. Of a DTensor this process's ones.
         alpha: Strength of the shrink.
         kind: How the layer normalises the weight: "wn" by its norm, "ws" by its standard deviation.
         eps: Added to each norm or deviation, as the layer may do.
@@ -51,12 +52,23 @@ def shrink_rate(weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0) -
         >>> shrink_rate(torch.tensor([[3.0, 5.0]]), alpha=0.5, kind="ws")
         tensor([[0.5000]])
     """
-    w = to_compute_dtype(weight.detach())
-    dims = tuple(range(1, w.ndim))
-    centred = w - w.mean(dim=dims, keepdim=True) if kind == "ws" else w
-    size: Tensor = torch.linalg.vector_norm(centred, dim=dims, keepdim=True)
+    w, layout = to_compute_dtype(local(weight.detach())), layout_of([weight])
+    dims, row_length = tuple(range(1, w.ndim)), layout.global_shapes[0][1:].numel()
+
+    centred = w
     if kind == "ws":
-        size = size / w[0].numel() ** 0.5
+        mean = w.mean(dim=dims, keepdim=True)
+        if layout.within_rows:
+            mean = w.sum(dim=dims, keepdim=True)
+            sum_over_processes([(mean, layout.within_rows)])
+            mean = mean / row_length
+        centred = w - mean
+    size: Tensor = torch.linalg.vector_norm(centred, dim=dims, keepdim=True)
+    if layout.within_rows:
+        sum_over_processes([(size.square_(), layout.within_rows)])
+        size.sqrt_()
+    if kind == "ws":
+        size = size / row_length**0.5
     return alpha * (size + eps)
 
 
@@ -167,7 +179,7 @@ class _Shrink:
     @torch.no_grad()
     def warn_if_beyond(self, limit: float, optimizer: Optimizer) -> None:
         groups = groups_of(optimizer)
-        greatest = max(float((self._rate(p, 1.0) * groups[p]["lr"]).max()) for p in self._params if p.numel())
+        greatest = max(self._largest_rate(p, groups[p]["lr"]) for p in self._params if p.numel())
         if greatest >= limit:
             warnings.warn(
                 f"lr x gamma is {greatest:.3g} for the largest filter: from {limit:g} on the shrink overshoots and "
@@ -175,13 +187,19 @@ class _Shrink:
                 stacklevel=3,
             )
 
+    def _largest_rate(self, param: Tensor, lr: float | Tensor) -> float:
+        rates, layout = self._rate(param, 1.0) * lr, layout_of([param])
+        largest = rates.max() if rates.numel() else rates.new_zeros(())
+        max_over_processes([(largest, layout.across_rows)])
+        return float(largest)
+
     @torch.no_grad()
     def before_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         groups = groups_of(optimizer)
         self._amounts = []
         for param in self._params:
             lr = groups[param]["lr"]
-            self._amounts.append(lr * self._rate(param, lr) * to_compute_dtype(param))
+            self._amounts.append(lr * self._rate(param, lr) * to_compute_dtype(local(param)))
 
     @torch.no_grad()
     def after_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -191,8 +209,8 @@ class _Shrink:
             refuse_sparse(param.grad, "shrink_weights")
             if (skipped := is_step_skipped(optimizer, amount.device)) is not None:
                 amount = torch.where(skipped, 0, amount)
-            w = to_compute_dtype(param).sub_(amount)
-            write_back(param, w)
+            w = to_compute_dtype(local(param)).sub_(amount)
+            write_back(local(param), w)
         self._amounts = []
 
     @torch.no_grad()
@@ -212,8 +230,9 @@ class _Shrink:
                 continue
             refuse_sparse(raw, "shrink_weights")
             # g_f + γ_f W_f (eq. 21)
-            total = to_compute_dtype(raw) + self._rate(param, groups[param]["lr"]) * to_compute_dtype(param)
-            param.grad = as_dtype_of(total, raw)
+            grad, w = local_grad(raw, param), to_compute_dtype(local(param))
+            total = to_compute_dtype(grad) + self._rate(param, groups[param]["lr"]) * w
+            param.grad = from_local(as_dtype_of(total, grad), param)
             self._grads[param] = (raw, param.grad)
 
     def _restore_gradients(self) -> None:

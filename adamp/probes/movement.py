@@ -33,11 +33,11 @@ class StepGeometry:
 
     def __call__(self, w0: Tensor, w1: Tensor, g: Tensor | None) -> Movement:
         """Return the inner products of a real weight's rows, (R,) each. Overwrites `w0` with `d`."""
-        rows, row_length = w0.shape[0], w0[0].numel()
-        height = max(1, _BLOCK // row_length) if w0.device.type == "cpu" else rows
+        rows, row_length = w0.shape[0], max(1, w0.shape[1:].numel())
+        height = max(1, _BLOCK // row_length if w0.device.type == "cpu" else rows)
         blocks = [
             self._block(w0[k : k + height], w1[k : k + height], None if g is None else g[k : k + height])
-            for k in range(0, rows, height)
+            for k in range(0, max(rows, 1), height)  # a process without a row has one empty block
         ]
         n0, n1, nd, w1d, wg, ng = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         return Movement(ww0=n0.square(), ww1=n1.square(), dd=nd.square(), w1d=w1d, wg=wg, gg=ng.square())

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from adamp.probes.movement import Movement, StepGeometry, direction_change, row_norms
 from adamp.probes.oscillation import OscillationWindow
 from adamp.projection import NONE, RowSums, cosine, decide, forced_decision, threshold
+from adamp.step.dtensor import check_placement, gather_rows, is_sharded, local, local_grad
 from adamp.step.precision import to_compute_dtype
 
 _NORM = ("norm/mean", "norm/min", "norm/median", "norm/max")
@@ -91,6 +92,9 @@ class NormProbe:
     gradient scaling skips is not seen, unless a fused optimizer skips it on the device: then it counts as a
     step of length 0.
 
+    Sharded weights (DTensor) give the values of the whole ones on every process, which all must call `read` and
+    `state_dict`. The end of an oscillation window gathers all weights on each process.
+
     Args:
         named_parameters: Pairs (name, parameter), e.g. `model.named_parameters()`. Vectors and scalars have
             no filters and are left out.
@@ -138,6 +142,8 @@ class NormProbe:
         self._parameters = dict(pairs)
         if len(self._parameters) < len(pairs):
             raise ValueError("named_parameters has the same name twice")
+        for p in self._parameters.values():
+            check_placement(p)
         if not pairs:
             raise ValueError("named_parameters has no parameter of two or more dimensions, so no filters to measure")
         self._every, self._delta, self._eps = every, delta, eps
@@ -180,8 +186,9 @@ class NormProbe:
         if self._sampling:
             for name, p in self._parameters.items():
                 if name not in self._before:
-                    self._before[name] = torch.empty_like(to_compute_dtype(p), memory_format=torch.preserve_format)
-                self._before[name].copy_(to_compute_dtype(p))
+                    w = to_compute_dtype(local(p))
+                    self._before[name] = torch.empty_like(w, memory_format=torch.preserve_format)
+                self._before[name].copy_(to_compute_dtype(local(p)))
         # One window between two reads: a window touches every weight at every step of it.
         self._window.before_step(may_start=self._sampling and not self._oscillation.counts[0])
 
@@ -201,8 +208,10 @@ class NormProbe:
         movements, cosines, margins, projected = [], [], [], []
         has_grad = [False] * size
         for index, (name, p) in enumerate(self._parameters.items()):
-            g = to_compute_dtype(p.grad) if p.grad is not None and p.grad.layout is torch.strided else None
-            rows = self._meter(self._before[name], to_compute_dtype(p), g)
+            grad = p.grad if p.grad is not None and p.grad.layout is torch.strided else None
+            g = None if grad is None else to_compute_dtype(local_grad(grad, p))
+            rows = self._meter(self._before[name], to_compute_dtype(local(p)), g)
+            rows = Movement(*gather_rows(rows, p))
             movements.append(self._stack(list(rows)))
             if g is not None:
                 has_grad[index] = True
@@ -246,7 +255,7 @@ class NormProbe:
 
     def _current_norms(self) -> Tensor:
         with torch.no_grad():
-            norms = [row_norms(to_compute_dtype(p)).to(self._device, self._dtype) for p in self._parameters.values()]
+            norms = [_row_norms(p).to(self._device, self._dtype) for p in self._parameters.values()]
             return self._norm_values(torch.cat(norms))
 
     def _norm_values(self, norms: Tensor) -> Tensor:
@@ -289,7 +298,10 @@ class NormProbe:
         return {key: value / n for key, value, n in zip(keys, values, counts, strict=True) if n}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the complete state, so that a resumed run continues as if it had not stopped."""
+        """Return the complete state, so that a resumed run continues as if it had not stopped.
+
+        It holds whole tensors: more or fewer processes can load it.
+        """
         means = {"summary": self._summary, "oscillation": self._oscillation, **self._layers}
         return {
             "names": list(self._parameters),
@@ -319,6 +331,11 @@ class NormProbe:
             mean.total = state["totals"][key].to(self._device, self._dtype, copy=True)
             mean.counts = list(state["counts"][key])
         self._window.load_state_dict(state["window"])
+
+
+def _row_norms(param: Tensor) -> Tensor:
+    norms = row_norms(to_compute_dtype(local(param)))
+    return gather_rows([norms.square()], param)[0].sqrt() if is_sharded(param) else norms
 
 
 def _mean_min_median_max(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adamp.step.dtensor import gather, local, scatter
 from adamp.step.precision import to_compute_dtype
 
 _RESOLUTION = 2.0**-24  # of float32
@@ -42,16 +43,16 @@ class OscillationWindow:
             return
         if not self._start:
             self._done = 0
-            self._start = [to_compute_dtype(p).clone() for p in self._parameters]
+            self._start = [to_compute_dtype(local(p)).clone() for p in self._parameters]
             self._path = [torch.zeros_like(w) for w in self._start]
         if not self._last:  # at a window's start, or when it goes on after loading a state
-            self._last = [to_compute_dtype(p).clone() for p in self._parameters]
+            self._last = [to_compute_dtype(local(p)).clone() for p in self._parameters]
 
     def after_step(self) -> Tensor | None:
         """Add the step to the path lengths; at the window's end return mean, median and ratio, (3,)."""
         if not self._start:
             return None
-        weights = [to_compute_dtype(p) for p in self._parameters]
+        weights = [to_compute_dtype(local(p)) for p in self._parameters]
         torch._foreach_sub_(self._last, weights)
         torch._foreach_abs_(self._last)
         torch._foreach_add_(self._path, self._last)
@@ -65,20 +66,27 @@ class OscillationWindow:
 
     def _values(self) -> Tensor:
         device = self._start[0].device
-        ends = (to_compute_dtype(p) for p in self._parameters)
-        moved = torch.cat([(w - s).abs().flatten().to(device) for w, s in zip(ends, self._start, strict=True)])
-        path = torch.cat([x.flatten().to(device) for x in self._path])
+        ends = (to_compute_dtype(local(p)) for p in self._parameters)
+        distances = [(w - s).abs() for w, s in zip(ends, self._start, strict=True)]
+        moved, path = (
+            torch.cat([gather(x, p).flatten().to(device) for x, p in zip(parts, self._parameters, strict=True)])
+            for parts in (distances, self._path)
+        )
         q = path / torch.maximum(moved, path * _RESOLUTION)  # NaN for 0 / 0, left out below
         return torch.stack([q.nanmean(), q.nanmedian(), path.sum() / moved.sum()])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the open window."""
-        return {"done": self._done, "start": list(self._start), "path": [x.clone() for x in self._path]}
+        """Return the open window, of sharded parameters as whole tensors."""
+        start, path = (
+            [gather(x, p) for x, p in zip(parts, self._parameters, strict=False)] for parts in (self._start, self._path)
+        )
+        return {"done": self._done, "start": start, "path": [x.clone() for x in path]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore an open window."""
         self._done = state["done"]
         for key in ("start", "path"):
-            tensors = [x.to(p.device, copy=True) for x, p in zip(state[key], self._parameters, strict=False)]
+            pairs = zip(state[key], self._parameters, strict=False)
+            tensors = [scatter(x.to(p.device, copy=True), p).clone() for x, p in pairs]
             setattr(self, f"_{key}", tensors)
         self._last = []

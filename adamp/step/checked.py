@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from adamp.step.dtensor import check_placement, place_like
+
 
 def is_in_range(value: Any, *, below: float = math.inf) -> bool:
     """Return whether `value` is one number with `0 <= value < below`; a tensor must be 0-d."""
@@ -100,9 +102,16 @@ class CheckedOptimizer(Optimizer):
 
         Raises:
             ValueError: If an option is out of range.
+            RuntimeError: If a parameter is a DTensor of terms of a sum.
         """
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        try:
+            for param in self.param_groups[-1]["params"]:
+                check_placement(param)
+        except RuntimeError:
+            self.param_groups.pop()
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         current = self.__dict__.get("param_groups", [])
@@ -118,8 +127,11 @@ class CheckedOptimizer(Optimizer):
             for param in group["params"]:
                 if param in self.state:
                     param_state = self.state[param]
-                    for name in [name for name, value in param_state.items() if value is None]:
-                        del param_state[name]  # torch's SGD saves None for a buffer that it has not created yet
+                    for name, value in list(param_state.items()):
+                        if value is None:  # torch's SGD saves None for a buffer that it has not created yet
+                            del param_state[name]
+                        elif isinstance(value, Tensor):
+                            param_state[name] = place_like(value, param)
                     self._upgrade_state(param, param_state, group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""DTensor weights, as FSDP2 and tensor parallelism create them: local parts, layout and sums over processes.
+"""DTensor weights, as FSDP2 and tensor parallelism create them: local parts, layout and reductions over processes.
 
 A matrix sharded along its first dimension keeps its rows whole: their inner products are local, and only the decision
 needs sums over processes. Sharded along another dimension, the rows' inner products are sums over processes.
@@ -6,6 +6,7 @@ needs sums over processes. Sharded along another dimension, the rows' inner prod
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,21 @@ class Layout(NamedTuple):
     global_shapes: list[torch.Size]
     across_rows: tuple[Any, ...] = ()
     within_rows: tuple[Any, ...] = ()
+
+
+def is_built_by_zero_redundancy() -> bool:
+    """Return whether a ZeroRedundancyOptimizer is building an optimizer of this process's parameters alone.
+
+    It tells the optimizer in no other way than by being its caller.
+    """
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = sys._getframe() if module is not None else None
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, module.ZeroRedundancyOptimizer):  # type: ignore[union-attr]
+            return bool(caller.world_size > 1)
+        frame = frame.f_back
+    return False
 
 
 def is_sharded(x: Tensor) -> bool:
@@ -56,6 +72,93 @@ def local_grad(grad: Tensor, param: Tensor) -> Tensor:
     return local(grad)
 
 
+def from_local(part: Tensor, like: Tensor) -> Tensor:
+    """Return a DTensor of this process's part, placed as `like`; the part itself for an ordinary tensor."""
+    return _dtensor(part, like, shape=like.shape, placements=like.placements) if is_sharded(like) else part  # type: ignore[attr-defined]
+
+
+def gather(part: Tensor, param: Tensor) -> Tensor:
+    """Return the whole tensor of which each process has the part that it has of `param`, in real numbers.
+
+    Every process must call this, as all functions below.
+    """
+    if not is_sharded(param):
+        return part
+    shape = layout_of([param]).global_shapes[0]
+    whole: Tensor = _dtensor(part, param, shape=shape, placements=param.placements).full_tensor()  # type: ignore[attr-defined]
+    return whole
+
+
+def scatter(whole: Tensor, param: Tensor) -> Tensor:
+    """Return this process's part of a tensor that each process has, the inverse of `gather`."""
+    return _part(whole, param, param.placements) if is_sharded(param) else whole  # type: ignore[attr-defined]
+
+
+def gather_rows(sums: Sequence[Tensor], param: Tensor) -> Sequence[Tensor]:
+    """Return several sums over the rows of the whole weight, each (R, ...), from those over this process's part."""
+    if not is_sharded(param):
+        return sums
+    from torch.distributed.tensor import Partial
+
+    parts = torch.stack(list(sums), dim=-1)
+    shape = torch.Size([param.shape[0], *parts.shape[1:]])
+    # Of rows that are divided among processes each has a term
+    placements = [p if p.is_replicate() or p.dim == 0 else Partial() for p in param.placements]  # type: ignore[attr-defined]
+    whole: Tensor = _dtensor(parts, param, shape=shape, placements=placements).full_tensor()
+    return whole.unbind(-1)
+
+
+def scatter_rows(values: Tensor, param: Tensor) -> Tensor:
+    """Return the values of this process's rows, from those of all rows, (R, ...)."""
+    if not is_sharded(param):
+        return values
+    from torch.distributed.tensor import Replicate
+
+    placements = [p if p.is_replicate() or p.dim == 0 else Replicate() for p in param.placements]  # type: ignore[attr-defined]
+    return _part(values, param, placements)
+
+
+def _dtensor(part: Tensor, param: Tensor, *, shape: torch.Size, placements: Sequence[Any]) -> Any:
+    from torch.distributed.tensor import DTensor
+
+    stride = param.stride() if shape == param.shape else torch.empty(shape, device="meta").stride()
+    mesh = param.device_mesh  # type: ignore[attr-defined]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def _part(whole: Tensor, param: Tensor, placements: Sequence[Any]) -> Tensor:
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = param.device_mesh  # type: ignore[attr-defined]
+    copies = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    part: Tensor = copies.redistribute(placements=placements).to_local()  # no communication
+    return part
+
+
+def place_like(state: Tensor, param: Tensor) -> Tensor:
+    """Return a loaded state with the placement of its parameter; scalars are ordinary tensors.
+
+    So a checkpoint of whole tensors goes on sharded, and one of DTensors goes on whole.
+    """
+    is_scalar = state.ndim == 0
+    if is_sharded(state) and (is_scalar or placement_of(state) != placement_of(param)):
+        state = state.full_tensor()  # type: ignore[attr-defined]
+    if is_sharded(param) and not is_sharded(state) and not is_scalar and state.shape == param.shape:
+        state = from_local(_part(state, param, param.placements).clone(), param)  # type: ignore[attr-defined]
+    return state
+
+
+def check_placement(param: Tensor) -> None:
+    """Raise RuntimeError if the processes hold terms of a sum, which is `param`, and not its values."""
+    if is_sharded(param):
+        for placement in param.placements:  # type: ignore[attr-defined]
+            if placement.is_partial():
+                raise RuntimeError(
+                    f"a parameter of shape {tuple(param.shape)} has the placement {placement}: an optimizer needs "
+                    "values, not terms of a sum; redistribute it"
+                )
+
+
 def layout_of(params: Sequence[Tensor]) -> Layout:
     """Return the layout of parameters that share a placement."""
     shapes = [torch.Size([*param.shape, 2]) if param.is_complex() else param.shape for param in params]
@@ -64,26 +167,34 @@ def layout_of(params: Sequence[Tensor]) -> Layout:
     across: list[Any] = []
     within: list[Any] = []
     mesh = params[0].device_mesh  # type: ignore[attr-defined]
+    check_placement(params[0])
     for dim, placement in enumerate(params[0].placements):  # type: ignore[attr-defined]
-        if placement.is_partial():
-            raise RuntimeError(
-                f"a parameter has the placement {placement}: an optimizer needs values, not terms of a sum"
-            )
         if not placement.is_replicate():  # Shard, or the strided one of FSDP over tensor parallelism
             (across if placement.dim == 0 else within).append(mesh.get_group(dim))
     return Layout(shapes, tuple(across), tuple(within))
 
 
 def sum_over_processes(items: Iterable[tuple[Tensor, Sequence[Any]]]) -> None:
-    """Add up each tensor, in place, over each of its groups of processes: one collective for each group.
+    """Add up each tensor, in place, over each of its groups of processes: one collective per group and dtype.
 
     Every process of a group must call this with the same items. All get the same bits.
     """
+    _reduce_(items, "SUM")
+
+
+def max_over_processes(items: Iterable[tuple[Tensor, Sequence[Any]]]) -> None:
+    """Set each tensor to its maximum over each of its groups of processes, as `sum_over_processes`."""
+    _reduce_(items, "MAX")
+
+
+def _reduce_(items: Iterable[tuple[Tensor, Sequence[Any]]], operation: str) -> None:
     items = [(tensor, groups) for tensor, groups in items if groups]
     for group in dict.fromkeys(group for _, groups in items for group in groups):
-        tensors = [tensor for tensor, groups in items if group in groups]
-        message = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(message, group=group)
-        parts = torch.split(message, [x.numel() for x in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+        members = [tensor for tensor, groups in items if group in groups]
+        for kind in dict.fromkeys((x.device, x.dtype) for x in members):
+            tensors = [x for x in members if (x.device, x.dtype) == kind]
+            message = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.all_reduce(message, op=getattr(dist.ReduceOp, operation), group=group)
+            parts = torch.split(message, [x.numel() for x in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))

@@ -12,6 +12,14 @@ def net(seed=0):
     return nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
 
 
+def filter_network():
+    """Normalised convolution with an uneven number of filters, a head of one output: a process without its row."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3, bias=False), nn.GroupNorm(1, 5), nn.Flatten(), nn.Linear(20, 3), nn.Linear(3, 1)
+    ).double()
+
+
 def backward(model, seed=0):
     x = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
     model.zero_grad()

@@ -1,13 +1,16 @@
 """Sharded weights (DTensor, FSDP2), ZeRO and resharded checkpoints, in two processes on the CPU."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import multiprocessing
 
 from tests.adamp import two_processes
-from tests.adamp.two_processes import LAYOUTS, OPTIMIZERS, network, train
+from tests.adamp.problems import filter_network
+from tests.adamp.sharded_table import COLUMNS, ROWS
+from tests.adamp.two_processes import LAYOUTS, OPTIMIZERS, train
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(folder, results, name):
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     cls, options = OPTIMIZERS[name]
-    plain, model = network(), network()
+    plain, model = filter_network(), filter_network()
     expected, optimizer = cls(plain.parameters(), **options), cls(model.parameters(), **options)
     train(plain, expected, 6)
     model_state, optimizer_state = get_state_dict(model, optimizer)
@@ -69,3 +72,58 @@ def test_zero_redundancy_makes_no_difference(results, name):
 @pytest.mark.parametrize("keep_originals", [False, True])
 def test_the_older_fsdp_is_refused_by_name_of_the_newer(results, keep_originals):
     assert "was flattened by FullyShardedDataParallel" in results["fsdp1"][keep_originals]
+
+
+STAGES = ("step", "save", "load 2->1", "load 1->2", "probe")
+REFUSED = {("AdaRem, global", "ZeRO"), ("AdaRemS, global", "ZeRO")}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("row", ROWS)
+def test_a_sharded_run_equals_the_whole_one_or_is_refused(results, row, column):
+    result = results["table"][row, column]
+    if (row, column) in REFUSED:
+        assert "in ZeroRedundancyOptimizer" in result["refused"] and result["moved"] == 0
+        return
+    assert result["moved"] > 1e-3
+    assert max(result[stage] for stage in STAGES) <= 1e-10
+
+
+DOCUMENTED_AS = {
+    "`SGDP`, `AdamP`, `AdaRem`, `AdaRemS`": ["SGDP", "SGDP, project_buffer", "AdamP", "AdaRem", "AdaRemS"],
+    '`AdaRem`, `AdaRemS` with `"global"`': ["AdaRem, global", "AdaRemS, global"],
+    "`project_updates`, `shrink_weights`, `NormProbe`": [
+        "project_updates",
+        "shrink_weights, gradient",
+        "shrink_weights, weights",
+    ],
+}
+
+
+def test_the_table_of_the_docs_is_the_tested_one():
+    text = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    lines = text.partition("### Sharded weights")[2].partition("\n## ")[0].splitlines()
+    header, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    documented = {(row[0], column): cell for row in body for column, cell in zip(header[1:], row[1:], strict=True)}
+    tested = {}
+    for label, rows in DOCUMENTED_AS.items():
+        for row in rows:
+            for column in COLUMNS:
+                tested[label, "2-D mesh" if "2-D mesh" in column else column] = (
+                    "refused" if (row, column) in REFUSED else "="
+                )
+    assert documented == tested
+    assert {row for rows in DOCUMENTED_AS.values() for row in rows} == ROWS.keys()
+
+
+def test_terms_of_a_sum_are_refused(results):
+    assert all("needs values, not terms of a sum" in error for error in results["terms of a sum"].values())
+
+
+def test_the_shrink_that_diverges_is_noticed_on_every_process(results):
+    whole, *sharded = results["shrink warnings"]
+    assert "for the largest filter" in whole[0] and sharded == [whole] * 3
+
+
+def test_an_optimizers_own_state_dict_goes_on_in_fewer_or_more_processes(results):
+    assert max(map(max, results["plain state"].values())) <= 1e-10

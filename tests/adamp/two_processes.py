@@ -1,4 +1,4 @@
-"""What runs in each of the two processes of `test_sharded.py`; every function returns what its test compares.
+"""What runs in each of the two processes of `test_dtensor.py`; every function returns what its test compares.
 
 Ordinary tensors stand beside the sharded ones in the same process, so a comparison needs no third run.
 """
@@ -18,7 +18,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from adamp import SGDP, AdamP
-from tests.adamp import reference
+from tests.adamp import reference, sharded_table
+from tests.adamp.problems import filter_network
 
 OPTIMIZERS = {
     "sgdp": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
@@ -52,6 +53,12 @@ def run(rank: int, folder: str) -> None:
     results["ranks agree"] = ranks_agree()
     results["fsdp2"] = {name: fsdp2(name, Path(folder) / name) for name in ("sgdp", "adamp")}
     results["zero"] = {name: zero_redundancy(name) for name in ("sgdp", "adamp")}
+    results["table"] = {
+        (row, column): sharded_table.cell(row, column) for row in sharded_table.ROWS for column in sharded_table.COLUMNS
+    }
+    results["terms of a sum"] = sharded_table.errors_of_partial_weights()
+    results["shrink warnings"] = sharded_table.shrink_warnings()
+    results["plain state"] = sharded_table.plain_state_dicts()
     results["fsdp1"] = [fsdp1(keep) for keep in (False, True)]
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
@@ -137,14 +144,6 @@ def ranks_agree():
     return torch.equal(*both)
 
 
-def network():
-    """Normalised convolution with an uneven number of filters, a head of one output: a process without its row."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(2, 5, 3, bias=False), nn.GroupNorm(1, 5), nn.Flatten(), nn.Linear(20, 3), nn.Linear(3, 1)
-    ).double()
-
-
 def train(model, optimizer, steps, start=0):
     for step in range(start, start + steps):
         optimizer.zero_grad()
@@ -160,7 +159,7 @@ def fsdp2(name, folder):
     from torch.distributed.fsdp import fully_shard
 
     cls, options = OPTIMIZERS[name]
-    plain, sharded = network(), network()
+    plain, sharded = filter_network(), filter_network()
     fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
     a, b = cls(plain.parameters(), **options), cls(sharded.parameters(), **options)
     train(plain, a, 3)
@@ -179,7 +178,7 @@ def zero_redundancy(name):
     from torch.nn.parallel import DistributedDataParallel
 
     cls, options = OPTIMIZERS[name]
-    plain, model = network(), network()
+    plain, model = filter_network(), filter_network()
     parallel = DistributedDataParallel(model)
     a = cls(plain.parameters(), **options)
     b = ZeroRedundancyOptimizer(parallel.parameters(), optimizer_class=cls, **options)
@@ -192,7 +191,7 @@ def fsdp1(keep_originals):
     """Return the error of an optimizer over the older wrapper's parameters."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    model = FullyShardedDataParallel(network(), use_orig_params=keep_originals, device_id=torch.device("cpu"))
+    model = FullyShardedDataParallel(filter_network(), use_orig_params=keep_originals, device_id=torch.device("cpu"))
     try:
         SGDP(model.parameters(), 0.1)
     except ValueError as error:
