@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch.optim.Adafactor cannot step parameters that FSDP shards; AdamW, Muon and ten others can
+# torch.optim.Adafactor cannot step parameters that FSDP shards; AdamW, Muon and nine others can
 #
 # Guess: Adafactor is in torch for large models, so fully_shard and Adafactor work together.
 # Happens: The first step raises: the foreach implementation uses an operation that DTensor has no rule for, and the
@@ -9,7 +9,7 @@
 # Instead: Use AdamW, or an Adafactor written for shards; try one step on two CPU processes first.
 # Versions: torch 2.11.0 (Gloo), Python 3.11.7
 # Date: 2026-11-30
-# Guard: tests/adamp: AdamP, SGDP and AdaRem step DTensors
+# Guard: tests/adamp/test_dtensor.py: fully sharded networks train as one process
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

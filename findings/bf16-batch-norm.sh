@@ -11,7 +11,7 @@
 # Instead: Keep BatchNorm's buffers, and averages of weights, in float32 when the network is converted.
 # Versions: torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: tests/engine/test_meters.py: averages of weights are kept in float32; docs/pipeline.md
+# Guard: none needed: weights, buffers and averages stay float32 under autocast
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

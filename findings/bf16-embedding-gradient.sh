@@ -10,7 +10,7 @@
 # Instead: Keep embeddings in float32 (autocast does), or multiply by a one-hot matrix.
 # Versions: torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: docs/language.md
+# Guard: none needed: weights stay float32 under autocast
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

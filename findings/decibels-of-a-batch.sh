@@ -9,7 +9,7 @@
 # Instead: Add a channel axis before the call, or take logarithms with a fixed floor.
 # Versions: torchaudio 2.11.0, torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: none needed: the front ends take the logarithm with a fixed floor
+# Guard: none needed: tasks/audio/harmonic.py takes the logarithm with a fixed floor
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

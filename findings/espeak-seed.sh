@@ -9,7 +9,7 @@
 # Instead: Speak each clip in a process of its own.
 # Versions: espeakng-loader 0.2.4 (espeak-ng), Python 3.11.7
 # Date: 2026-11-30
-# Guard: docs/audio.md; tests/tasks/audio: a set made twice is the same bytes
+# Guard: docs/audio.md; tests/tasks/audio: a set is the same bytes again
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

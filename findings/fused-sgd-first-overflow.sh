@@ -11,7 +11,7 @@
 # Instead: Use foreach=True with GradScaler, or start with a small init_scale.
 # Versions: torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: tests/engine/test_numerics.py: a refused first update leaves no state; configs/opt/sgd.yaml sets no fused
+# Guard: tests/engine/test_non_finite.py: a refused step leaves memory as it was
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -10,7 +10,7 @@
 #   step.
 # Versions: torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: tests/adamp/test_optimizers.py: late gradients in every implementation; configs/opt/sgd.yaml sets no fused
+# Guard: tests/adamp/test_optimizers.py: a first gradient may come late
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -9,7 +9,7 @@
 # Instead: Return a number or None from the decorated function; run large grids in a process for each job.
 # Versions: hydra-core 1.3.8, omegaconf 2.3.1, Python 3.11.7
 # Date: 2026-11-30
-# Guard: scripts/train.py returns no network; launch/local.py runs each cell in a process
+# Guard: none needed: launch/train.py returns a number or a RunOutcome
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

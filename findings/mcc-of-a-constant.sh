@@ -9,7 +9,7 @@
 # Instead: Compute it from the confusion matrix, or with scikit-learn; report the number of predicted classes with it.
 # Versions: torchmetrics 1.9.0, scikit-learn 1.9.1, torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: none needed: torchmetrics is used only by tests that compare other scores
+# Guard: none needed: torchmetrics is not used
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

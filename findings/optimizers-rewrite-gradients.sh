@@ -2,7 +2,7 @@
 # Ten optimizers of pytorch_optimizer change .grad in step, so what is read afterwards is not the gradient
 #
 # Guess: step reads gradients and writes weights, as every optimizer of torch.optim and timm does.
-# Happens: Ten of the 116 that take a plain step normalise, clip, centre or decay the gradient in place: after the
+# Happens: Ten of the 111 that take a plain step normalise, clip, centre or decay the gradient in place: after the
 #   step .grad holds an intermediate result. Among them are lars, novograd, ranger and the package's two schedule-free
 #   optimizers.
 # Matters: Gradient norms logged after the step are wrong for these alone, and a comparison of optimizers compares
@@ -10,7 +10,7 @@
 # Instead: Read gradients before the step.
 # Versions: pytorch_optimizer 4.1.0, torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: tasks/engine/steps.py measures the gradients before the step
+# Guard: tests/adamp/test_optimizers.py: the gradient is never modified
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

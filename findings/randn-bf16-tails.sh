@@ -11,7 +11,7 @@
 # Instead: Draw in float32 and convert.
 # Versions: torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: none needed: every start and all noise is drawn in float32
+# Guard: none needed: weights stay float32, and so does what they start from
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -11,7 +11,7 @@
 # Instead: Delete group['initial_lr'] when you set group['lr'], or build a new optimizer for a new phase.
 # Versions: torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: tests/engine/test_phases.py: each phase starts its schedule from its own rate
+# Guard: tests/engine/test_schedules.py: schedules start from each group's own value
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

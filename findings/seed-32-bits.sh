@@ -10,7 +10,7 @@
 # Instead: Hash to 32 bits on purpose, and put what must differ into the lower half.
 # Versions: torch 2.11.0, numpy 2.4.6, Python 3.11.7
 # Date: 2026-11-30
-# Guard: docs/runs.md (Stopping and resuming)
+# Guard: tests/tasks/data/test_loader.py: seeds of neighbours differ
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

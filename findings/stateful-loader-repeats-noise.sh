@@ -11,7 +11,7 @@
 # Instead: Draw augmentations from a generator seeded with (seed, epoch, index of the example).
 # Versions: torchdata 0.11.0, torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: tests/tasks/test_loader.py: draws depend on (seed, epoch, picture) alone
+# Guard: tests/tasks/data/test_loader.py: order and augmentation follow seed and epoch
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

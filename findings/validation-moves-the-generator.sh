@@ -10,7 +10,7 @@
 # Instead: Give each loader a generator of its own: DataLoader(..., generator=torch.Generator()).
 # Versions: torch 2.11.0, Python 3.11.7
 # Date: 2026-11-30
-# Guard: tasks/data/loader.py and tasks/audio/batches.py give every loader a generator
+# Guard: tests/tasks/data/test_loader.py: no global generator moves
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -85,6 +85,18 @@ def test_parameters_without_gradient_stay_and_get_no_state(build):
     assert set(optimizer.state) <= {used}
 
 
+@over({name: case for name, case in every.items() if name != "one-sphere"})  # which refuses it by name
+def test_a_first_gradient_may_come_late(build):
+    early, late, alone = make_param((3, 4)), make_param((4, 2)), make_param((4, 2))
+    gradient, late.grad = late.grad, None
+    optimizer = build([early, late])
+    optimizer.step()
+    late.grad = gradient
+    optimizer.step()
+    build([alone]).step()
+    torch.testing.assert_close(late, alone)
+
+
 @every_optimizer
 def test_a_saved_state_continues_bitwise(build, tmp_path):
     model = net()

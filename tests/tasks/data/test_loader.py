@@ -172,7 +172,7 @@ def test_generators_come_back_after_an_error():
 
 def test_seeds_of_neighbours_differ():
     seeds = {derive_seed(seed, epoch, index) for seed in range(10) for epoch in range(10) for index in range(10)}
-    assert len(seeds) == 1000
+    assert len({seed % 2**32 for seed in seeds}) == 1000  # torch's CPU generator starts from 32 bits
     assert derive_seed(1, 23) != derive_seed(12, 3)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
