@@ -39,6 +39,7 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/**",
+    "findings/README.md",
     "results/*/*.md",
     "results/benchmarks/**.md",
 ]
