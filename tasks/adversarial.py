@@ -174,6 +174,12 @@ class Adversarial(Task):
     def notices(self) -> dict[str, int]:
         return self.batches.notices()
 
+    def faulty_examples(self) -> dict[str, list[Any]]:
+        return self.batches.faulty_examples()
+
+    def add_faulty_examples(self, faulty: Mapping[str, Sequence[Any]]) -> None:
+        self.batches.add_faulty_examples(faulty)
+
     def _attacked(self, net: nn.Module, x: Tensor, labels: Tensor, *, steps: int, start: Tensor | None) -> Tensor:
         return pgd_attack(
             net,

@@ -152,10 +152,27 @@ class Task(ABC):
         """Return facts about the data for the record of a run: name, sizes, licence.
 
         "name", "train_examples" and "val_examples" are printed at the start, and so is "baseline" where there is one:
-        the score of a trivial predictor.
+        the score of a trivial predictor. They, "test_examples" and "digest", a hash of the file list or the contents,
+        are the identity of the data: a run is not resumed on other data.
         """
         return {}
 
     def notices(self) -> dict[str, int]:
         """Return counts of data problems so far, e.g. `{"corrupt_images": 2}`, without zeros."""
         return {}
+
+    def faulty_examples(self) -> dict[str, list[Any]]:
+        """Return the faulty examples met so far by kind, in plain containers: what `notices` counts of this process.
+
+        The engine exchanges them between processes, keeps them in checkpoints and hands them to `add_faulty_examples`,
+        so that each is counted once a run. Leave out what every process finds alike.
+        """
+        return {}
+
+    def add_faulty_examples(self, faulty: Mapping[str, Sequence[Any]]) -> None:
+        """Take what `faulty_examples` returned on another process, or before the run was resumed.
+
+        Raises:
+            InputError: They are now more than the user allows.
+        """
+        return

@@ -118,3 +118,9 @@ class ImageNet(Task):
 
     def notices(self) -> dict[str, int]:
         return self.batches.notices()
+
+    def faulty_examples(self) -> dict[str, list[Any]]:
+        return self.batches.faulty_examples()
+
+    def add_faulty_examples(self, faulty: Mapping[str, Sequence[Any]]) -> None:
+        self.batches.add_faulty_examples(faulty)

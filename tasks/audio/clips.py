@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from tasks.audio.cache import Entry, Fault, decode_all, load_samples
 from tasks.base import InputError
+from tasks.data.identity import data_digest
 
 SPLITS = ("train", "val", "test")
 _logger = logging.getLogger("tasks.audio")
@@ -134,4 +136,9 @@ class ClipSet:
         """Return facts for the record of a run."""
         sizes = {f"{split}_examples": self.num(split) for split in self.clips}
         facts = {"classes": len(self.classes), "sample_rate": self.sample_rate, "licence": self.licence}
-        return {"name": self.name, **sizes, **facts, **self.notes}
+        files = [
+            f"{split} {os.path.relpath(clip.path, self.root)} {clip.labels}"
+            for split, clips in self.clips.items()
+            for clip in clips
+        ]
+        return {"name": self.name, **sizes, **facts, **self.notes, "digest": data_digest(files)}

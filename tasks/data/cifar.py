@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 from tasks.base import InputError
 from tasks.data.fashion_mnist import FashionMnist
 from tasks.data.files import read_whole
+from tasks.data.identity import Part
 from tasks.data.images import ImageSet, Split, split_training_pictures
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -74,6 +75,9 @@ class Cifar10(ImageSet):
 
     def eval_example(self, index: int) -> tuple[Tensor, int]:
         return self._images["val"][index], self._labels["val"][index]
+
+    def identity(self) -> Sequence[Part]:
+        return [part for split in self._images for part in (self._images[split], self._labels[split])]
 
     def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
         self._images, self._labels = split_training_pictures(

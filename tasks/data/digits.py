@@ -19,6 +19,7 @@ from torch import Tensor
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
 from tasks.data.files import read_whole
+from tasks.data.identity import data_digest
 from tasks.data.idx import parse_idx
 
 # What the authors published, uncompressed: file, sha256.
@@ -63,6 +64,7 @@ class DigitSet:
             "image_size": self.images["train"].shape[-1],
             "licence": self.licence,
             "source": self.source,
+            "digest": data_digest(*self.images.values(), *self.labels.values()),
         }
 
 

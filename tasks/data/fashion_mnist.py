@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
 from tasks.data.files import parse_json, read_whole
+from tasks.data.identity import Part
 from tasks.data.idx import decompress, parse_idx
 from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, split_training_pictures
 
@@ -118,6 +119,9 @@ class FashionMnist(ImageSet):
         size = [self.image_size, self.image_size]
         image = v2.functional.resize(self._images["val"][index], size, BILINEAR, antialias=True)
         return image.expand(3, -1, -1), self._labels["val"][index]
+
+    def identity(self) -> Sequence[Part]:
+        return [part for split in self._images for part in (self._images[split], self._labels[split])]
 
     def _divide(self, kept: Sequence[int], held: Sequence[int]) -> None:
         self._images, self._labels = split_training_pictures(

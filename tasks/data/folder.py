@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tasks.base import InputError
 from tasks.data.files import existing_folder
+from tasks.data.identity import Part
 from tasks.data.images import CroppedImageSet, Split, UnreadableImageError
 
 # What Pillow raises for damaged files of the formats that ImageFolder accepts.
@@ -35,6 +36,9 @@ class Listing(Protocol):
 
     def location(self, index: int) -> str:
         """Return where a picture lies, for messages."""
+
+    def file(self, index: int) -> bytes:
+        """Return a picture's path from the folder of the split."""
 
     def open(self, index: int) -> Path | IO[bytes]:
         """Return what Pillow opens; OSError where it cannot be read."""
@@ -97,6 +101,10 @@ class ImageFolderSet(CroppedImageSet):
         train = self._splits["train"]
         self._splits = {"train": _Part(train, kept), "val": _Part(train, held)}
 
+    def identity(self) -> Sequence[Part]:
+        files = [map(listing.file, range(len(listing.labels))) for listing in self._splits.values()]
+        return [self.classes, *files]
+
     def label(self, split: Split, index: int) -> int:
         return int(self._splits[split].labels[index])
 
@@ -118,6 +126,9 @@ class _Part:
 
     def location(self, index: int) -> str:
         return self._whole.location(int(self._numbers[index]))
+
+    def file(self, index: int) -> bytes:
+        return self._whole.file(int(self._numbers[index]))
 
     def open(self, index: int) -> Path | IO[bytes]:
         return self._whole.open(int(self._numbers[index]))
@@ -141,6 +152,9 @@ class _Folders:
 
     def location(self, index: int) -> str:
         return str(self.open(index))
+
+    def file(self, index: int) -> bytes:
+        return os.fsencode(self._folders[self.labels[index]].name) + b"/" + bytes(self._names[index])
 
     def open(self, index: int) -> Path:
         return self._folders[self.labels[index]] / os.fsdecode(bytes(self._names[index]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,14 @@ class ImageBatches:
         first = ImageBatches(self.data, batch_size=num, seed=0)  # its own count: this is no part of a run
         images, _ = next(iter(first.train(0, Shard())))
         return images.cpu()
+
+    def faulty_examples(self) -> dict[str, list[Any]]:
+        """Return the unreadable pictures met so far; see `Task.faulty_examples`."""
+        return {"corrupt_images": self.corrupt.state()}
+
+    def add_faulty_examples(self, faulty: Mapping[str, Sequence[Any]]) -> None:
+        """Take those of another process; see `Task.add_faulty_examples`."""
+        self.corrupt.add_state(faulty.get("corrupt_images", ()))
 
     def notices(self) -> dict[str, int]:
         """Return the number of unreadable pictures met so far, if any."""

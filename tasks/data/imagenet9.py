@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from tasks.base import InputError
 from tasks.data.files import existing_folder, read_whole
 from tasks.data.folder import DECODE_ERRORS, list_images
+from tasks.data.identity import Part
 from tasks.data.images import SPLITS, CroppedImageSet, ImageSet, Split, UnreadableImageError
 
 # Class -> synsets. A class's number is its place here.
@@ -91,6 +92,9 @@ class SynsetPictures(CroppedImageSet):
         """Return the pictures of a split as <synset>/<file>, in order."""
         return self._names[split]
 
+    def identity(self) -> Sequence[Part]:
+        return list(self._names.values())
+
     def location(self, split: Split, index: int) -> str:
         return str(self._folders[split] / self._names[split][index])
 
@@ -158,6 +162,9 @@ class ImageNet9(SynsetPictures, TexturedSet):
         if imagenet_a is not None:
             hard = existing_folder("data.imagenet_a", imagenet_a, "the folder that holds ImageNet-A's synset folders")
             self.hard = SynsetPictures({"val": hard}, name="imagenet_a", **views)
+
+    def identity(self) -> Sequence[Part]:
+        return [*super().identity(), *(() if self.hard is None else self.hard.identity())]
 
     def describe(self) -> dict[str, Any]:
         facts = {**super().describe(), "clusters": "published" if self._clusters_published else "own"}

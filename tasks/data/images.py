@@ -17,6 +17,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 
 from tasks.base import InputError
 from tasks.checks import check_at_least
+from tasks.data.identity import Part, data_digest
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -109,9 +110,15 @@ class ImageSet(ABC):
         """Return where picture `index` of a split lies, in words for a warning."""
         return f"{self.name} {split} image {index}"
 
+    def identity(self) -> Sequence[Part]:
+        """Return what tells this set from another of its name and size, for `data_digest`; empty where nothing can."""
+        return ()
+
     def describe(self) -> dict[str, Any]:
         """Return facts for the record of a run."""
+        parts = self.identity()
         return {
+            **({"digest": data_digest(*parts)} if parts else {}),
             "name": self.name,
             "train_examples": self.num_examples["train"],
             "val_examples": self.num_examples["val"],

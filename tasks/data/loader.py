@@ -94,6 +94,21 @@ class CorruptImages:
             if index not in seen:
                 seen[index] = None
                 _logger.warning("unreadable image left out: %s", reason)
+        self._check(split)
+
+    def state(self) -> list[tuple[str, int]]:
+        """Return the split and number of each picture met so far, for other processes and for checkpoints."""
+        return [(split, index) for split, seen in self._seen.items() for index in seen]
+
+    def add_state(self, state: Sequence[tuple[Split, int]]) -> None:
+        """Take the pictures of another process, or of the run before it was resumed; raises as `report`."""
+        for split, index in state:
+            self._seen[split][index] = None
+        for split in {split for split, _ in state}:
+            self._check(split)
+
+    def _check(self, split: Split) -> None:
+        seen = self._seen[split]
         limit = self.limit(split)
         if len(seen) > limit:
             paths = ", ".join(self._data.location(split, index) for index in list(seen)[:3])

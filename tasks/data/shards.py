@@ -120,6 +120,9 @@ class _Shards:
     def location(self, index: int) -> str:
         return f"{self._paths[self._shard[index]]}:{os.fsdecode(bytes(self._names[index]))}"
 
+    def file(self, index: int) -> bytes:
+        return bytes(self._names[index])
+
     def open(self, index: int) -> io.BytesIO:
         size, path = int(self._size[index]), self._paths[self._shard[index]]
         content = self._files.read(path, int(self._offset[index]), size)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tasks.base import InputError
 from tasks.data.files import existing_folder
+from tasks.data.identity import data_digest
 from tasks.data.images import Split, UnreadableImageError
 from tasks.detection.annotations import COCO, Annotations, read_annotations
 
@@ -144,6 +145,7 @@ class CocoSet:
 
     def describe(self) -> dict[str, Any]:
         """Return facts for the record of a run."""
+        files = [part for each in self.splits.values() for part in (each.file_names, each.labels, each.boxes)]
         return {
             "name": self.name,
             "train_examples": self.num_examples["train"],
@@ -154,6 +156,7 @@ class CocoSet:
             "mean": list(self.mean),
             "std": list(self.std),
             "licence": self.licence,
+            "digest": data_digest(*files),
         }
 
 

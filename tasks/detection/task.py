@@ -154,3 +154,9 @@ class Detection(Task):
     def notices(self) -> dict[str, int]:
         counts = {"corrupt_images": self._corrupt.count, **self.data.skipped}
         return {name: count for name, count in counts.items() if count}
+
+    def faulty_examples(self) -> dict[str, list[Any]]:
+        return {"corrupt_images": self._corrupt.state()}
+
+    def add_faulty_examples(self, faulty: Mapping[str, Sequence[Any]]) -> None:
+        self._corrupt.add_state(faulty.get("corrupt_images", ()))

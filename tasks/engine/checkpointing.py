@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.base import InputError, LoopState
 from tasks.engine import checkpoint
@@ -31,12 +31,15 @@ class Checkpoints:
     run: str
     world: World
 
-    def save_last(self, state: TrainState, *, metrics_offset: int) -> None:
+    def save_last(
+        self, state: TrainState, *, metrics_offset: int, faulty_examples: Mapping[str, list[Any]] | None = None
+    ) -> None:
         """Write last.pt. Collective.
 
         Args:
             state: The state.
             metrics_offset: Bytes of metrics.jsonl that belong to it.
+            faulty_examples: `Task.faulty_examples` of all processes.
 
         Raises:
             InputError: The file cannot be written; raised on every process, so that none waits for another.
@@ -47,7 +50,7 @@ class Checkpoints:
             "carry": map_tensors(Tensor.cpu, [dict(loop_state) for loop_state in state.loop_states]),
             "meter": state.meter.state_dict(),
             # Running statistics differ between processes; a task may read them in training (an attack in eval mode).
-            "buffers": {role: {k: v.cpu() for k, v in net.named_buffers()} for role, net in state.modules.items()},
+            "buffers": {role: {k: v.cpu() for k, v in net.named_buffers()} for role, net in _networks(state).items()},
         }
         contents: checkpoint.Contents = {
             **self._weights(state),
@@ -55,7 +58,8 @@ class Checkpoints:
             "optimizers": {role: optimizer.state_dict() for role, optimizer in state.optimizers.items()},
             "probes": {role: probe.state_dict() for role, probe in state.probes.items()},
             "scaler": state.scaler.state_dict(),
-            **({"guard": state.non_finite.state_dict()} if state.non_finite.mode else {}),
+            **({"guard": state.non_finite.state_dict()} if state.non_finite.counts_skips else {}),
+            "faulty_examples": dict(faulty_examples or {}),
             "processes": self.world.gather_objects(process_state),
             "metrics_offset": metrics_offset,
         }
@@ -110,9 +114,10 @@ def restore(state: TrainState, contents: checkpoint.Contents, world: World) -> N
     processes = contents["processes"]
     if has_same_processes(contents, world):
         buffers = processes[world.rank]["buffers"]
-        for role, net in state.modules.items():
+        for role, net in _networks(state).items():
             for name, buffer in net.named_buffers():
-                buffer.copy_(buffers[role][name])
+                if role in buffers:  # older checkpoints lack those of averages
+                    buffer.copy_(buffers[role][name])
     elif any(any(_loop_states(process)) for process in processes):
         raise InputError(
             f"the checkpoint carries state of {len(processes)} processes; resume with GPUS={len(processes)}, "
@@ -121,6 +126,26 @@ def restore(state: TrainState, contents: checkpoint.Contents, world: World) -> N
     process = _process_state(contents, world)
     state.loop_states = map_tensors(lambda t: t.to(world.device), _loop_states(process))
     state.meter.load_state_dict(process["meter"], world.device)
+
+
+def check_position(state: TrainState, epochs: Sequence[int], epoch_steps: int) -> None:
+    """Refuse a restored position that no run of these phases and this data can reach.
+
+    Args:
+        state: Restored.
+        epochs: Of each phase.
+        epoch_steps: Steps of an epoch of the data at hand.
+
+    Raises:
+        InputError: Phase, epoch, batch and step do not belong together: the data had another size.
+    """
+    progress = state.progress
+    if not progress.fits(epochs, epoch_steps):
+        raise InputError(
+            f"the checkpoint is at step {progress.step}, batch {progress.batch} of epoch {progress.epoch + 1} of its "
+            f"phase, and the data have {epoch_steps} steps an epoch: it was saved on other data\n"
+            "Resume it with the data_root that it began with, or give the new run a name of its own with tag=NAME."
+        )
 
 
 def restore_optimizers_and_rng(state: TrainState, contents: checkpoint.Contents, world: World) -> None:
@@ -141,6 +166,11 @@ def _process_state(contents: checkpoint.Contents, world: World) -> Mapping[str, 
     index = world.rank if has_same_processes(contents, world) else 0
     process: Mapping[str, Any] = contents["processes"][index]
     return process
+
+
+def _networks(state: TrainState) -> dict[str, nn.Module]:
+    """Return the networks and, as "<role>_ema", their moving averages."""
+    return {**state.modules, **{f"{role}_ema": average.module for role, average in state.averages.items()}}
 
 
 def _loop_states(process: Mapping[str, Any]) -> list[LoopState]:

@@ -16,6 +16,18 @@ from tasks.engine.distributed import World, in_data_order
 from tasks.engine.reproducibility import generator_states, seed_generators, set_generator_states
 
 
+def share_faulty_examples(task: Task, world: World) -> dict[str, list[Any]]:
+    """Give every process, and return, the faulty examples that any has met. Collective.
+
+    Raises:
+        InputError: All together are more than the user allows; raised on every process.
+    """
+    if world.size > 1:
+        for faulty in world.broadcast_object(world.gather_objects(task.faulty_examples())):
+            task.add_faulty_examples(faulty)
+    return task.faulty_examples()
+
+
 def evaluate(
     task: Task,
     splits: Callable[[Shard], Mapping[str, Iterable[Batch]]],

@@ -26,28 +26,60 @@ class NonFinitePolicy:
     change no bit of a gradient that needs none. A step with a skipped update leaves buffers and loop states as they
     were. All processes decide alike, which costs one collective and one device-to-host transfer per update.
 
+    With fp16 torch's GradScaler skips updates whose gradients overflow, in every mode; they are counted here too.
+
     Attributes:
         mode: `train.nonfinite`.
-        skipped: Updates skipped so far.
+        loss_scaling: Whether a GradScaler is at work.
+        skipped: Updates skipped so far, by this policy or by the GradScaler.
+        taken: Updates taken so far; counted with loss scaling alone.
         consecutive_skips: Skipped updates since the last good one.
         good_steps: Good updates since the last skipped one.
         factor: On the loss.
     """
 
-    def __init__(self, mode: str | None, world: World) -> None:
-        self.mode, self.world = mode, world
-        self.skipped = self.consecutive_skips = self.good_steps = 0
+    def __init__(self, mode: str | None, world: World, *, loss_scaling: bool = False) -> None:
+        self.mode, self.world, self.loss_scaling = mode, world, loss_scaling
+        self.skipped = self.consecutive_skips = self.good_steps = self.taken = 0
         self.factor = 1.0
         self._first_step = torch.tensor(NEVER, device=world.device)
         self._buffered_metrics: list[tuple[str, Tensor]] = []
         self._buffers: dict[str, dict[str, Tensor]] = {}
         self._loop_states: list[LoopState] = []
-        self._skipped_before = 0
+        self._skipped_before = self._noted_skips = 0
 
     @property
     def has_diverged(self) -> bool:
-        """Whether too many updates in a row were skipped."""
-        return self.mode is not None and self.consecutive_skips >= MAX_CONSECUTIVE_SKIPS
+        """Whether too many updates in a row were skipped; of the GradScaler's, only where none was ever taken."""
+        is_hopeless = self.mode is not None or (self.loss_scaling and not self.taken)
+        return is_hopeless and self.consecutive_skips >= MAX_CONSECUTIVE_SKIPS
+
+    @property
+    def counts_skips(self) -> bool:
+        """Whether updates may be skipped at all, so that their number is logged."""
+        return self.mode is not None or self.loss_scaling
+
+    @property
+    def took_none(self) -> bool:
+        """Whether loss scaling skipped every update there was."""
+        return self.loss_scaling and self.skipped > 0 and not self.taken
+
+    def note_scaler_skips(self, scale: float) -> str | None:
+        """Return a warning about the updates that fp16's loss scaling skipped since the last call, if there are any."""
+        num, self._noted_skips = self.skipped - self._noted_skips, self.skipped
+        if not (self.loss_scaling and num):
+            return None
+        updates = "update" if num == 1 else "updates"
+        return f"{num} {updates} skipped: fp16 gradients overflowed; the loss scale is now {scale:g}"
+
+    def count_scaled_step(self, *, is_taken: bool) -> None:
+        """Count an update that the GradScaler took or skipped."""
+        if not self.loss_scaling:
+            return
+        if is_taken:
+            self.taken, self.consecutive_skips = self.taken + 1, 0
+        else:
+            self.skipped, self.consecutive_skips = self.skipped + 1, self.consecutive_skips + 1
 
     def begin_step(self, modules: Mapping[str, nn.Module], loop_states: Sequence[LoopState]) -> None:
         """Copy what a step must leave unchanged if one of its updates is skipped."""
@@ -110,7 +142,9 @@ class NonFinitePolicy:
             return False
         for name, value in metrics:
             meter.add(name, value)
-        self.consecutive_skips, self.good_steps = 0, self.good_steps + 1
+        if not self.loss_scaling:  # else the GradScaler may still skip it
+            self.consecutive_skips = 0
+        self.good_steps += 1
         if self.good_steps % GROWTH_STEPS == 0:
             self.factor = min(1.0, 2 * self.factor)
         return True
@@ -119,6 +153,7 @@ class NonFinitePolicy:
         """Return counts and factor, under the keys of the checkpoint format."""
         return {
             "refused": self.skipped, "row": self.consecutive_skips, "good": self.good_steps, "factor": self.factor,
+            **({"taken": self.taken} if self.loss_scaling else {}),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
@@ -126,6 +161,8 @@ class NonFinitePolicy:
         counts = (int(state[key]) for key in ("refused", "row", "good"))
         self.skipped, self.consecutive_skips, self.good_steps = counts
         self.factor = float(state["factor"])
+        self.taken = int(state.get("taken", 0))
+        self._noted_skips = self.skipped
 
 
 def first_non_finite_parameter(modules: Mapping[str, nn.Module], world: World) -> str | None:

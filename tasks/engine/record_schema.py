@@ -72,6 +72,9 @@ class RunEntries(TypedDict, total=False):
     refused_updates: int
 
 
+# Entries of `data` that a resumed run must not change: a set of another name or size, or of other files
+DATA_IDENTITY = ("name", "train_examples", "val_examples", "test_examples", "digest")
+
 # Entries that are read back, and their JSON types
 TYPES: Mapping[str, tuple[type, ...]] = {
     "status": (str,), "config": (dict,), "scores": (dict,), "model": (dict,), "data": (dict,), "resumed_from": (list,),

@@ -67,11 +67,10 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
     convert_networks(task.networks, spec.normalise, eps=spec.normalise_eps)
     recorded = record.entries.get("model") if record is not None else None
     scale_invariant = _scale_invariant(task, world, recorded=recorded and recorded["scale_invariant"])
-    if record is not None:
+    facts = world.run_on_rank0(lambda: _data_facts(task, record))
+    if record is not None and facts is not None:
         rounding = rounding_facts(spec.train, world.device)
-        record.update(
-            data=task.describe(), model=_model_facts(task, scale_invariant), monitor=task.monitor, numerics=rounding
-        )
+        record.update(data=facts, model=_model_facts(task, scale_invariant), monitor=task.monitor, numerics=rounding)
     loggers: Sequence[RunLogger] = spec.make_loggers() if record is not None else ()
     trainer = Trainer(
         task, spec.make_phases(), spec.train, _rules(spec, task, world, scale_invariant), spec.folder, world,
@@ -94,6 +93,14 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
     return scores
 
 
+def _data_facts(task: Task, record: RunRecord | None) -> dict[str, Any]:
+    """Return the facts about the data, once they are those that the run began with."""
+    facts = task.describe()
+    if record is not None:
+        record.check_data(facts)
+    return facts
+
+
 def _record_outcome(
     spec: RunSpec, record: RunRecord, loggers: Sequence[RunLogger], trainer: Trainer, error: BaseException | None
 ) -> None:
@@ -106,7 +113,7 @@ def _record_outcome(
             status=status, ended=now(), error=None if error is None else str(error) or type(error).__name__,
             steps=state.progress.step, epochs=round(trainer.epoch, 4), scores=state.scores, best=vars(state.best),
             checkpoint="checkpoints/last.pt", diverged_at=error.step if isinstance(error, Diverged) else None,
-            notices=trainer.task.notices() if trainer.notices is None else trainer.notices,
+            notices=trainer.task.notices(),
             refused_updates=state.non_finite.skipped,
         )  # fmt: skip
         if spec.write_report is not None and state.progress.step > 0:  # else there is nothing to draw

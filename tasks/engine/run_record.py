@@ -19,7 +19,7 @@ from typing import IO, Any, Unpack, cast
 from tasks.base import InputError
 from tasks.engine.config import config_hash, differing_keys
 from tasks.engine.provenance import command_line, git_state, hardware, now, peak_memory_mib, versions
-from tasks.engine.record_schema import RunEntries, wrong_entry
+from tasks.engine.record_schema import DATA_IDENTITY, RunEntries, wrong_entry
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -86,6 +86,27 @@ class RunRecord:
         self.entries.update(entries)
         self._wall_before = float(self.entries["wall_time_s"])
         self._begun = time.monotonic()  # the wall clock may be set back during the run
+
+    def check_data(self, facts: Mapping[str, Any]) -> None:
+        """Refuse to resume on other data than the run began with.
+
+        Args:
+            facts: `Task.describe()`; an entry that an older record lacks is not compared.
+
+        Raises:
+            InputError: Name, sizes or digest of the data differ.
+        """
+        stored = self.entries.get("data", {})
+        changed = [
+            f"{key}: {stored[key]} -> {facts[key]}"
+            for key in DATA_IDENTITY
+            if key in stored and key in facts and stored[key] != facts[key]
+        ]
+        if changed:
+            raise InputError(
+                f"{self.folder} holds a run on other data ({'; '.join(changed)})\n"
+                "Resume it with the data_root that it began with, or give the new run a name of its own with tag=NAME."
+            )
 
     @property
     def finished(self) -> bool:

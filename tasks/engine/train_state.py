@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,6 +34,15 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+
+    def fits(self, epochs: Sequence[int], epoch_steps: int) -> bool:
+        """Return whether this is a position of a run of so many epochs a phase, all of `epoch_steps` steps."""
+        if not 0 <= self.phase <= len(epochs):
+            return False
+        phase_epochs = epochs[self.phase] if self.phase < len(epochs) else 0
+        steps = (sum(epochs[: self.phase]) + self.epoch) * epoch_steps + self.batch
+        in_phase = 0 <= self.epoch <= phase_epochs and 0 <= self.batch <= epoch_steps
+        return in_phase and not (self.epoch == phase_epochs and self.batch) and steps == self.step
 
 
 @dataclass
@@ -93,7 +102,7 @@ class TrainState:
             modules=modules,
             averages=moving_averages(modules, train.ema_decay),
             scaler=torch.amp.GradScaler(world.device.type, enabled=train.precision == "fp16"),  # type: ignore[attr-defined]
-            non_finite=NonFinitePolicy(train.nonfinite, world),
+            non_finite=NonFinitePolicy(train.nonfinite, world, loss_scaling=train.precision == "fp16"),
             loop_states=[{} for _ in range(train.accumulation)],
         )
 
@@ -103,4 +112,18 @@ def moving_averages(modules: Mapping[str, nn.Module], decay: float | None) -> di
     if decay is None:
         return {}
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return {role: AveragedModel(net, multi_avg_fn=average, use_buffers=True) for role, net in modules.items()}
+    return {role: MovingAverage(net, multi_avg_fn=average, use_buffers=True) for role, net in modules.items()}
+
+
+class MovingAverage(AveragedModel):
+    """An average of a network's weights and floating-point buffers; integer buffers are copied.
+
+    torch averages integers too and rounds down after each update: a table of indices would drift.
+    """
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the network."""
+        super().update_parameters(model)
+        for average, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            if not (buffer.is_floating_point() or buffer.is_complex()):
+                average.copy_(buffer)

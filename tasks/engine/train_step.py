@@ -116,9 +116,15 @@ def _apply(state: TrainState, update: Update, *, train: Train, world: World, com
             state.meter.add(f"train/{_prefix(role)}grad_norm", norm)
         with scaled_learning_rates(optimizer, update.lr_scale):
             state.scaler.step(optimizer)
-        if role in state.averages:
+        # The scaler leaves out a step whose fp16 gradients overflow, and lowers its scale
+        scale = state.scaler.get_scale()
+        state.scaler.update()
+        is_taken = state.scaler.get_scale() >= scale
+        state.non_finite.count_scaled_step(is_taken=is_taken)
+        if role in state.averages and is_taken:
             state.averages[role].update_parameters(net)
-    state.scaler.update()
+    else:
+        state.scaler.update()
     # All networks: a loss may have sent gradients into the others too
     for each in state.optimizers.values():
         each.zero_grad(set_to_none=True)

@@ -22,7 +22,7 @@ from tasks.engine.config import Train, check_division
 from tasks.engine.dead_workers import read_batches
 from tasks.engine.distributed import World
 from tasks.engine.errors import Diverged, Stopped
-from tasks.engine.evaluate import evaluate
+from tasks.engine.evaluate import evaluate, share_faulty_examples
 from tasks.engine.loggers import RunLogger
 from tasks.engine.nested import to_device
 from tasks.engine.non_finite import first_non_finite_parameter
@@ -69,7 +69,7 @@ class Trainer:
         state: What decides the next step, and what a checkpoint holds.
         wrapped_modules: Role -> network of the phase's forward passes: wrapped for gradient averaging, compiled.
         epoch_steps: Steps per epoch.
-        notices: Data problems over all processes, once the run is done.
+        notices: Data problems of the whole run, once it is done.
     """
 
     task: Task
@@ -137,6 +137,8 @@ class Trainer:
                 self.record.open_metrics(0)
             return None, []
         checkpointing.restore(self.state, contents, self.world)
+        checkpointing.check_position(self.state, [phase.epochs for phase in self.phases], self.epoch_steps)
+        self.task.add_faulty_examples(contents.get("faulty_examples", {}))
         notes, step = [], self.state.progress.step
         if not checkpointing.has_same_processes(contents, self.world):
             num_saved = len(contents["processes"])
@@ -162,13 +164,14 @@ class Trainer:
             if self._out_of_steps():
                 break
             state.progress = Progress(state.progress.phase + 1, 0, 0, state.progress.step)
+        if state.non_finite.took_none:
+            raise self._diverged(
+                state.progress.step, f"none of {state.non_finite.skipped} updates was finite, the last"
+            )
         self._save()
         self._test()
-        self.notices = self._gather_notices()
-
-    def _gather_notices(self) -> dict[str, int]:
-        counts = self.world.gather_objects(self.task.notices()) or []
-        return {key: sum(each.get(key, 0) for each in counts) for key in sorted(set().union(*counts))}
+        share_faulty_examples(self.task, self.world)
+        self.notices = self.task.notices()
 
     def _enter(self, phase: Phase, resumed: checkpoint.Contents | None) -> None:
         """Make a phase's optimizers, wrappers and probes; when resuming inside it, restore their state."""
@@ -241,6 +244,7 @@ class Trainer:
         scores: dict[str, float] = {}
         if is_last or (progress.epoch + 1) % self.train.eval_epochs == 0:
             scores = self._evaluate(self.task.eval_batches, save_if_stopped=True)
+        share_faulty_examples(self.task, self.world)
         self._log(scores, epoch_end=True)
         if progress.batch == self.epoch_steps:  # else the run ends here, by max_steps
             self.state.progress = Progress(progress.phase, progress.epoch + 1, 0, progress.step)
@@ -257,6 +261,7 @@ class Trainer:
         """Score the networks, and their moving averages under "<split>_ema" names."""
         state = self.state
         self.world.broadcast_buffers(state.modules)
+        self.world.broadcast_buffers(state.averages)
         scores: dict[str, float] = {}
         averaged = {role: net.module for role, net in state.averages.items()}
         for modules, suffix in ((state.modules, ""), (averaged, "_ema")):
@@ -294,8 +299,10 @@ class Trainer:
         values: dict[str, float] = {**state.meter.read(self.world), "lr": lr, **decay}
         loss = values.get("train/loss")
         values |= read_probes(state.probes, layers=epoch_end)
-        if state.non_finite.mode is not None:
+        if state.non_finite.counts_skips:
             values["train/refused"] = state.non_finite.skipped
+            if note := state.non_finite.note_scaler_skips(state.scaler.get_scale()):
+                self.progress_bar.say(note)
         self._write({**values, **(scores or {})})
         step = state.progress.step
         self.progress_bar.show(step, epoch=self.epoch, loss=loss, lr=lr)
@@ -354,7 +361,9 @@ class Trainer:
     def _save(self) -> None:
         self._check_weights()
         offset = self.record.metrics_offset() if self.record is not None else 0
-        self.checkpoints.save_last(self.state, metrics_offset=offset)
+        self.checkpoints.save_last(
+            self.state, metrics_offset=offset, faulty_examples=share_faulty_examples(self.task, self.world)
+        )  # fmt: skip
         self._saved_at = time.monotonic()
 
     def _keep_best(self, scores: Mapping[str, float]) -> None:

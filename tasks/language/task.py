@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext, Task, Update
+from tasks.data.identity import data_digest
 from tasks.language.segments import Segments, columns, fixed_lengths
 from tasks.language.text import Corpus
 
@@ -153,6 +154,7 @@ class LanguageModel(Task):
         text = f"{math.exp(floor):.1f} validation perplexity of guessing by frequency"
         return {
             "name": self.data.name,
+            "digest": data_digest(self.data.words, self.data.counts, *(self.data.tokens[s] for s in ("valid", "test"))),
             "train_examples": tokens["train"],
             "val_examples": tokens["valid"],
             "test_examples": tokens["test"],

@@ -132,6 +132,13 @@ class ImageNet9(ReBias):
         count = sum(batches.corrupt.count for batches in self._batches.values())
         return {"corrupt_images": count} if count else {}
 
+    def faulty_examples(self) -> dict[str, list[Any]]:
+        return {name: batches.corrupt.state() for name, batches in self._batches.items()}
+
+    def add_faulty_examples(self, faulty: Mapping[str, Sequence[Any]]) -> None:
+        for name, state in faulty.items():
+            self._batches[name].corrupt.add_state(state)
+
 
 class _Numbered(ImageSet):
     """Validation pictures labelled by their number: clusters are found by it, whichever cannot be read."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks.base import InputError
+from tasks.data.identity import Part
 from tasks.data.images import Split
 from tasks.retrieval.sets import NEAREST, RetrievalSet
 
@@ -72,6 +74,9 @@ class EmojiDesigns(RetrievalSet):
         self.classes = tuple(manifest["classes"][c] for c in halves["train"].tolist())
         self.val_classes = tuple(manifest["classes"][c] for c in halves["val"].tolist())
         self.count_examples()
+
+    def identity(self) -> Sequence[Part]:
+        return [*self._pictures.values(), self.train_labels, self.val_labels]
 
     def train_example(self, index: int) -> tuple[Tensor, int]:
         """Return a training drawing, on a random grey, moved and coloured at random, and its class."""

@@ -6,6 +6,7 @@ Shapes: S side of a picture handed out, in pixels.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from PIL import Image
 from tasks.base import InputError
 from tasks.checks import check_fractions
 from tasks.data.files import existing_folder
+from tasks.data.identity import Part
 from tasks.data.images import CroppedImageSet, ImageSet, Split, UnreadableImageError
 from tasks.retrieval.official import READERS, Listing
 
@@ -165,6 +167,11 @@ class OfficialSet(CroppedImageSet, RetrievalSet):
     def label(self, split: Split, index: int) -> int:
         """Return a training picture's class, or a validation picture's number."""
         return self.train_labels[index] if split == "train" else index
+
+    def identity(self) -> Sequence[Part]:
+        base = os.path.commonpath([path for paths in self._paths.values() for path in paths])
+        files = [[path.removeprefix(base) for path in paths] for paths in self._paths.values()]
+        return [*files, self.train_labels, self.val_labels]
 
     def location(self, split: Split, index: int) -> str:
         """Return the path of a picture."""

@@ -165,6 +165,12 @@ class Retrieval(Task):
     def notices(self) -> dict[str, int]:
         return self.batches.notices()
 
+    def faulty_examples(self) -> dict[str, list[Any]]:
+        return self.batches.faulty_examples()
+
+    def add_faulty_examples(self, faulty: Mapping[str, Sequence[Any]]) -> None:
+        self.batches.add_faulty_examples(faulty)
+
     def _pictures(self, most: int) -> Iterator[Tensor]:
         """Yield batches of the same training pictures, at most so many; their count is no part of a run."""
         size = min(64, most, self.data.num_examples["train"])

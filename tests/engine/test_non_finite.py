@@ -155,3 +155,29 @@ if __name__ == "__main__":
     with process_group("cpu", timeout_minutes=1) as pair:
         refuse(pair, Path(sys.argv[1]))
         drift(pair, Path(sys.argv[1]))
+
+
+def test_updates_that_loss_scaling_skips_are_counted_told_and_left_out_of_averages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"precision": "fp16", "ema_decay": 0.9, "progress": True}
+    made, lines = fitted(tmp_path / "whole", Faulty(grads=(2, 5, 6)), **values)
+    assert [line["train/refused"] for line in lines if "train/refused" in line] == [1, 1, 3, 3, 3, 3]
+    told = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert [line.split(";")[0] for line in told] == [
+        "1 update skipped: fp16 gradients overflowed", "2 updates skipped: fp16 gradients overflowed",
+    ]  # fmt: skip
+    assert int(made.state.averages["model"].n_averaged) == 9
+    task = Faulty(grads=(2, 5, 6))
+    task.before_step = toys.kill_at(5)
+    with pytest.raises(Stopped):
+        fitted(tmp_path / "parts", task, **values)
+    again, resumed = fitted(tmp_path / "parts", Faulty(grads=(2, 5, 6)), **values)
+    assert resumed == lines and again.state.non_finite.taken == made.state.non_finite.taken == 9
+
+
+@pytest.mark.parametrize(("epochs", "message"), [(3, "none of 12 updates was finite"), (9, "20 updates in a row")])
+def test_a_run_of_which_loss_scaling_takes_no_update_fails(tmp_path: Path, epochs: int, message: str) -> None:
+    task = Faulty(grads=tuple(range(1, 99)))
+    with pytest.raises(Diverged, match=message):
+        fitted(tmp_path, task, precision="fp16", phases=toys.one_phase(epochs), epochs=epochs)

@@ -54,7 +54,7 @@ def test_a_checkpoint_holds_exactly_the_train_state(tmp_path: Path) -> None:
     toys.close(made)
     contents = checkpoint.load(tmp_path / "checkpoints" / "last.pt", run="toys/toy")
     (process,) = contents.pop("processes")
-    beside = {"format", "run", "step", "metrics_offset", "generators", "buffers"}
+    beside = {"format", "run", "step", "metrics_offset", "generators", "buffers", "faulty_examples"}
     assert (contents.keys() | process.keys()) - beside == set(SAVED_AS.values())
     assert {field.name for field in dataclasses.fields(TrainState)} == SAVED_AS.keys()
 
