@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     for split in SPLITS:
         listing, counts = listed[split]
         numbers = check.chosen(sum(counts.values()), options["pictures"])
-        check.check_pictures(split, check.decode(split, listing, numbers, workers=workers), found)
+        seen = check.decode(split, listing, numbers, workers=workers)
+        check.check_pictures(split, seen, found, num_chosen=len(numbers))
     check.judge(found)
     text = check.report(root, found, options)
     out = Path(options["out"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -113,9 +114,8 @@ def _spread(tasks: Iterator[tuple[Paths | Listing, Sequence[int]]], workers: int
         yield from map(look_at, tasks)
         return
     with ProcessPoolExecutor(workers) as pool:
-        waiting = collections.deque(
-            pool.submit(look_at, task) for task, _ in zip(tasks, range(4 * workers), strict=False)
-        )
+        # islice takes no task too many, as zip with a range would
+        waiting = collections.deque(pool.submit(look_at, task) for task in itertools.islice(tasks, 4 * workers))
         while waiting:
             done = waiting.popleft().result()
             task = next(tasks, None)
@@ -182,11 +182,12 @@ def check_counts(counts: dict[Split, dict[str, int]], found: Found, *, expect: s
             found.problems.append(f"{len(odd)} classes of val/ do not hold {VAL_A_CLASS} pictures: {_some(odd)}")
 
 
-def check_pictures(split: Split, seen: Iterator[Seen], found: Found) -> None:
-    """Sort the pictures by what they are."""
-    good, stored, short, long_ = 0, 0, 0, 0
+def check_pictures(split: Split, seen: Iterator[Seen], found: Found, *, num_chosen: int) -> None:
+    """Sort the pictures by what they are; pictures that were chosen and not looked at are a problem."""
+    good, bad, stored, short, long_ = 0, 0, 0, 0, 0
     for each in seen:
         if each.trouble:
+            bad += 1
             kind = each.trouble.partition(":")[0]
             found.pictures.setdefault(kind, []).append(f"{each.location} ({each.trouble.partition(': ')[2]})")
             continue
@@ -198,6 +199,8 @@ def check_pictures(split: Split, seen: Iterator[Seen], found: Found) -> None:
             found.pictures.setdefault("not JPEG", []).append(f"{each.location} ({each.format})")
         elif each.mode == "L":
             found.pictures.setdefault("grey", []).append(each.location)
+    if good + bad != num_chosen:
+        found.problems.append(f"{split}: {good + bad:,} pictures were checked of {num_chosen:,} chosen")
     if good:
         found.facts.append(
             f"{split}: {good:,} decoded, on average {stored / good / 1000:.1f} kB and {long_ / good:.0f} x "

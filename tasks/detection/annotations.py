@@ -211,8 +211,9 @@ def _fields(path: Path, index: int, entry: Any) -> tuple[int, list[float], int, 
     try:
         image, category = _whole(entry["image_id"]), _whole(entry["category_id"])
         box = [float(value) for value in entry["bbox"]]
-        area = float(entry.get("area", box[2] * box[3]))
-        crowd = entry.get("iscrowd", 0)
+        # Some exports write null for what they do not know
+        area = float(box[2] * box[3] if entry.get("area") is None else entry["area"])
+        crowd = 0 if entry.get("iscrowd") is None else entry["iscrowd"]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         known = entry.get("id") if isinstance(entry, dict) else None
         which = f"annotation id {known}" if known is not None else f"annotations[{index}]"

@@ -25,7 +25,7 @@ class Evaluation:
     """COCO's evaluation of boxes.
 
     Args:
-        ground_truth: In COCO's own format, crowd regions included.
+        ground_truth: In COCO's own format, crowd regions included; the ids of its annotations do not matter.
         detections: Image id -> (n, 6): x0, y0, x1, y1 in pixels of the stored picture, score, category id. Every
             picture evaluated must be a key, without detections too: (0, 6).
         evaluator: "pycocotools", whose numbers count, or "faster_coco_eval", the same in C++.
@@ -54,7 +54,9 @@ class Evaluation:
             from faster_coco_eval import COCOeval_faster as COCOeval
         with redirect_stdout(io.StringIO()):  # both print what they do
             truth, results = COCO(), COCO()
-            truth.dataset = dict(ground_truth)
+            # Numbered anew: pycocotools keeps one box per id, and takes the id 0 for "nothing matched"
+            boxes = [{**box, "id": number} for number, box in enumerate(ground_truth["annotations"], start=1)]
+            truth.dataset = {**ground_truth, "annotations": boxes}
             truth.createIndex()
             # Not loadRes, which fails where nothing was found.
             results.dataset = {

@@ -50,11 +50,14 @@ def random_lengths(total: int, length: int, *, seed: int) -> list[int]:
     The authors draw until the text ends, so that the number of steps differs from epoch to epoch; here it is the
     expected number, and what the draws miss of the total is spread over all segments, less than a token each.
     """
-    count = max(1, round(total / (length * (MEAN_SHARE + (1 - MEAN_SHARE) / 2))))
+    count = min(total, max(1, round(total / (length * (MEAN_SHARE + (1 - MEAN_SHARE) / 2)))))
     generator = np.random.default_rng(seed)
     means = np.where(generator.random(count) < MEAN_SHARE, length, length / 2)
     lengths = np.maximum(SHORTEST, generator.normal(means, SPREAD).astype(int))
     ends = np.round(np.cumsum(lengths) * (total / lengths.sum())).astype(int)
+    # At least one token each, also where the mean length is about one
+    least = np.arange(1, count + 1)
+    ends = np.minimum(np.maximum.accumulate(np.maximum(ends - least, 0)) + least, total - count + least)
     return [int(each) for each in np.diff(ends, prepend=0)]
 
 

@@ -47,6 +47,22 @@ def test_pictures_that_cannot_be_decoded_are_named_by_kind(root, tmp_path):
         assert f"train_000{number}.JPEG (" in report
 
 
+def test_every_chosen_picture_is_decoded_by_the_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "CHUNK", 2)  # 20 chunks of train/: more than two workers have waiting
+    root = write_image_folder(tmp_path / "set", classes=2, train=20, val=1)
+    broken = root / "train" / "n00000000" / "train_0017.JPEG"  # in the ninth chunk
+    broken.write_bytes(broken.read_bytes()[:-200])
+    code, report = checked(root, tmp_path, "workers=2")
+    assert code == 1
+    assert "train: 39 decoded" in report and "- 1 truncated pictures" in report
+
+
+def test_pictures_that_were_not_looked_at_are_a_problem():
+    found = check.Found()
+    check.check_pictures("val", iter([check.Seen("a", trouble="truncated: b")]), found, num_chosen=3)
+    assert found.problems == ["val: 1 pictures were checked of 3 chosen"]
+
+
 def test_other_colours_and_formats_are_notes(root, tmp_path):
     folder = root / "val" / "n00000000"
     Image.fromarray(picture(1)).convert("CMYK").save(folder / "val_0000.JPEG")

@@ -69,6 +69,14 @@ def test_crowds_are_not_trained_on_but_the_evaluator_knows_them(tmp_path):
     assert (known["image_id"], known["category_id"], known["area"]) == (900, 7, 900.0)
 
 
+def test_an_unknown_area_is_that_of_the_box_and_an_unknown_crowd_none(tmp_path):
+    layouts.write_coco(tmp_path)
+    unknown = annotation(500, 900, 7, (0, 0, 60, 50)) | {"area": None, "iscrowd": None}
+    changed(tmp_path, "val2017", annotations=lambda found: [*found, unknown])
+    (known,) = [a for a in read(tmp_path).splits["val"].ground_truth()["annotations"] if a["bbox"][2:] == [60, 50]]
+    assert (known["area"], known["iscrowd"]) == (3000, 0)
+
+
 def test_a_picture_without_a_box_is_kept_or_dropped_and_its_neighbours_stay_theirs(tmp_path):
     scenes = layouts.rectangles(4, seed=3)
     layouts.write_coco(tmp_path)

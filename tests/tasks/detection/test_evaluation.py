@@ -90,6 +90,16 @@ def test_a_crowd_region_makes_what_it_covers_neither_right_nor_wrong():
     assert Evaluation(one, found).scores()["ap50"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("ids", [(0, 1), (5, 5)])
+def test_ids_of_boxes_that_are_0_or_come_twice_change_no_score(ids, evaluator):
+    two = truth(annotation(ids[0], 1, 1, (10, 10, 50, 50)), annotation(ids[1], 2, 7, (20, 30, 40, 60)))
+    assert (
+        Evaluation(two, perfect(two), evaluator=evaluator).scores()
+        == Evaluation(TWO, perfect(TWO), evaluator=evaluator).scores()
+    )
+
+
 @pytest.mark.parametrize("pixels", [1.0, 3.0, 6.0])
 def test_the_scores_are_those_of_pycocotools_on_result_files_and_of_the_fast_evaluator(data, tmp_path, pixels):
     ground_truth = data.splits["val"].ground_truth()

@@ -55,13 +55,18 @@ def test_epochs_of_a_fixed_number_of_steps_go_on_where_the_last_ended() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(total=st.integers(1, 5000), length=st.integers(5, 120), seed=st.integers(0, 10_000))
+@given(total=st.integers(1, 5000), length=st.integers(1, 120), seed=st.integers(0, 10_000))
 def test_random_lengths_cover_the_text_in_a_number_of_steps_that_no_draw_changes(
     total: int, length: int, seed: int
 ) -> None:
     lengths = random_lengths(total, length, seed=seed)
     assert sum(lengths) == total and min(lengths) >= 1
     assert len(lengths) == len(random_lengths(total, length, seed=seed + 1))
+
+
+def test_random_segments_of_one_token_are_never_empty() -> None:
+    batches = list(segments(TEXT, length=1, seed=0))
+    assert [inputs.shape[1] for inputs, *_ in batches] == [1] * 49
 
 
 def test_random_lengths_lie_around_the_length_and_half_of_it() -> None:
