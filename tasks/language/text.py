@@ -2,7 +2,8 @@
 
 Layouts read: WikiText (`wiki.train.tokens`, `wiki.valid.tokens`, `wiki.test.tokens`), the names that the Transformer-XL
 code gives the same files and Penn Treebank's (`train.txt`, ...), and `ptb.train.txt`, ...; each also compressed as
-`.xz`. Words are separated by white space, and each line, blank or not, ends in `<eos>`.
+`.xz`. Words are separated by white space, and each line, blank or not, ends in `<eos>`. Lines end in a line feed or in
+carriage return and line feed; a carriage return alone is white space between words. A byte order mark is left out.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ EOS = "<eos>"
 SPLITS = ("train", "valid", "test")
 NAMES = ("wiki.{}.tokens", "{}.txt", "ptb.{}.txt")
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "shakespeare"
-_FORMAT = 1  # of the cache; a change of what is stored changes it
+# Tokens of published sets with one <eos> per line: Merity et al., arXiv:1609.07843, Table 1; Mikolov's Penn Treebank.
+PUBLISHED_TOKENS = {
+    "wikitext103": {"train": 103_227_021, "valid": 217_646, "test": 245_569},
+    "penn_treebank": {"train": 929_589, "valid": 73_760, "test": 82_430},
+}
+_FORMAT = 2  # of the cache; a change of what is stored changes it
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def text_corpus(
 
     Args:
         root: Folder of the three files; null for the text in this repository.
-        name: Name of the set.
+        name: Name of the set; of a name in `PUBLISHED_TOKENS` the numbers of tokens are checked.
         order: "frequency": `<eos>` first, then the words of the training file by falling frequency, ties by first
             appearance, which is what gives an adaptive softmax's cutoffs their meaning; a word of another file that the
             training file lacks counts as `<unk>`. "appearance": all words of all three files as they come (Penn
@@ -87,7 +93,8 @@ def text_corpus(
         cache: Folder for the numbers; null for $ADAMP_DATA or ~/.cache/adamp/data.
 
     Raises:
-        InputError: A file is missing, empty, not UTF-8, or gives another vocabulary than stated.
+        InputError: A file is missing, empty, not UTF-8, or gives another vocabulary than stated or
+            other numbers of tokens than published.
     """
     if order not in ("frequency", "appearance"):
         raise InputError(f"data.order is {order!r}; choose frequency or appearance")
@@ -115,7 +122,18 @@ def text_corpus(
             "another tokenisation, or other white space"
         )
     tokens = {split: np.load(target / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+    _check_token_counts(name, paths, tokens)
     return Corpus(name, words, np.asarray(stored["counts"], dtype=np.int64), tokens, unit, licence)
+
+
+def _check_token_counts(name: str, paths: dict[str, Path], tokens: dict[str, Tokens]) -> None:
+    for split, published in PUBLISHED_TOKENS.get(name, {}).items():
+        if (num := len(tokens[split])) != published:
+            raise InputError(
+                f"{paths[split]}: {num:,} tokens, {abs(num - published):,} {'more' if num > published else 'fewer'} than "
+                f"the {published:,} of {name}; each line, blank or not, counts one <eos>, and copies without blank lines "
+                "lack some. data.name=NAME takes the text as it is, under a name of its own"
+            )
 
 
 def find(folder: Path, split: str) -> Path:
@@ -132,7 +150,7 @@ def find(folder: Path, split: str) -> Path:
 
 
 def lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text without their ends, one at a time however large the file.
+    """Yield the lines of a UTF-8 text without their ends or a byte order mark, one at a time however large the file.
 
     Raises:
         InputError: A line is not UTF-8, or the compressed stream is broken.
@@ -150,7 +168,7 @@ def lines(path: Path) -> Iterator[str]:
             if b"\0" in line:
                 raise InputError(f"{path}: line {number} holds a zero byte, which no text does; the file is damaged")
             try:
-                yield line.decode("utf-8").rstrip("\r\n")
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise InputError(f"{path}: line {number} is not UTF-8 ({error.reason}); convert the file") from None
 

@@ -83,6 +83,39 @@ def test_a_reading_that_fails_leaves_no_half_cache(wikitext: Path, tmp_path: Pat
     assert not [path for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir()]
 
 
+def test_a_byte_order_mark_is_no_word(wikitext: Path, corpus: Corpus, tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        content = (wikitext / f"wiki.{split}.tokens").read_bytes()
+        (tmp_path / f"{split}.txt").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
+    marked = text_corpus(tmp_path, name="fixture", cache=tmp_path / "cache")
+    assert marked.words == corpus.words
+    assert all(np.array_equal(marked.tokens[split], corpus.tokens[split]) for split in marked.tokens)
+
+
+def test_a_carriage_return_alone_is_white_space(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_bytes(b"a b\rc\r\nd\n")
+    text = text_corpus(tmp_path, name="t", cache=tmp_path / "cache")
+    assert [text.words[i] for i in text.tokens["train"]] == ["a", "b", "c", "<eos>", "d", "<eos>"]
+
+
+def test_other_token_counts_than_published_are_refused(
+    wikitext: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {split: (wikitext / f"wiki.{split}.tokens").read_text() for split in ("train", "valid", "test")}
+    published = {split: len(text.split()) + text.count("\n") for split, text in contents.items()}
+    monkeypatch.setitem(reader.PUBLISHED_TOKENS, "published", published)
+    text_corpus(wikitext, name="published", cache=tmp_path)
+    for split, text in contents.items():
+        lines = [line for line in text.splitlines() if line.strip() or split != "test"]
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    num = published["test"] - sum(not line.strip() for line in contents["test"].splitlines())
+    message = rf"test\.txt: {num} tokens, 9 fewer than the {published['test']} of published.*data\.name=NAME"
+    with pytest.raises(InputError, match=message):
+        text_corpus(tmp_path, name="published", cache=tmp_path)
+    assert len(text_corpus(tmp_path, name="without_blanks", cache=tmp_path).tokens["test"]) == num
+
+
 def test_a_line_of_ten_megabytes_is_a_line(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text("word " * (2_000_000 if split == "train" else 20) + "\n")
