@@ -6,14 +6,15 @@ They look at names and lists alone; decoding is for `tasks.audio.cache`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tasks.audio.clips import Clip, Listing
 from tasks.base import InputError
-from tasks.data.files import quoted, read_text, stays_inside
+from tasks.data.files import is_macos_junk, quoted, read_text, stays_inside
+from tasks.data.published import verified_name
 
 # DCASE 2017 task 4, in the order of the reference code.
 EVENTS = (
@@ -42,8 +43,19 @@ DCASE_LISTS = {
     "evaluation": "evaluation_set_formatted_audio_segments",
 }
 DCASE_SEED = 123
+DRAWS = ("published", "sorted")
 VAL_SHARE = 0.1
-MTAT_TAGS = 188
+SPEECH_FOLDERS = tuple(
+    f"{around}speech_commands_{version}" for version in ("v0.02", "v0.01") for around in ("SpeechCommands/", "")
+)
+# Clips and classes of the published sets, each under the name that records give it
+SPEECH_COMMANDS = {
+    "speech_commands": {"clips": 105_829, "words": 35},  # v0.02: Warden, arXiv:1804.03209
+    "speech_commands_v0.01": {"clips": 64_727, "words": 30},
+}
+MTAT_TOP_TAGS = 50  # classes in every publication
+MTAT = {"clips": 25_863, "tags": 188}
+DCASE_FILES = {"training": 51_172, "testing": 488, "evaluation": 1_103}
 # First hex digit of a clip's folder -> its split.
 MTAT_SPLITS = {"train": "0123456789ab", "val": "c", "test": "def"}
 LICENCES = {
@@ -70,20 +82,22 @@ def find_folder(root: str | Path | None, inside: tuple[str, ...], sign: str) -> 
     raise InputError(f"data_root={root}: no {sign} there nor in {' or '.join(inside)}")
 
 
-def speech_commands(root: str | Path | None, *, name: str = "speech_commands", licence: str | None = None) -> Listing:
-    """Read Speech Commands: one folder per word, `validation_list.txt` and `testing_list.txt`; the rest is training.
+def speech_commands(root: str | Path | None, *, name: str | None = None, licence: str | None = None) -> Listing:
+    """Read Speech Commands, v0.02 or v0.01.
 
+    One folder per word, and the files `validation_list.txt` and `testing_list.txt`; the rest is training.
     Folders that begin with an underscore hold background noise and are no class; classes are in alphabetical order.
 
     Args:
-        root: The folder with the lists, or one of those around it.
-        name: What records call the set.
+        root: The folder with the lists, or one of those around it; of two versions in it v0.02 is read.
+        name: What records call the set; None: "speech_commands", with "_v0.01" for that version, "_subset" or
+            "_unverified" for another number of clips than published.
         licence: Terms of the recordings; None: those of the published set.
 
     Raises:
         InputError: A list is missing or names a file that does not exist.
     """
-    folder = find_folder(root, ("SpeechCommands/speech_commands_v0.02", "speech_commands_v0.02"), "validation_list.txt")
+    folder = find_folder(root, SPEECH_FOLDERS, "validation_list.txt")
     words = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
     listed: dict[str, str] = {}
     for split, file in (("val", "validation_list.txt"), ("test", "testing_list.txt")):
@@ -92,7 +106,7 @@ def speech_commands(root: str | Path | None, *, name: str = "speech_commands", l
         listed |= dict.fromkeys(read_text(folder / file).split(), split)
     clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
     for number, word in enumerate(words):
-        for path in sorted((folder / word).glob("*.wav")):
+        for path in sorted(path for path in (folder / word).glob("*.wav") if not is_macos_junk(path.name)):
             clips[listed.pop(f"{word}/{path.name}", "train")].append(Clip(path, (number,)))
     if listed:
         lost, split = next(iter(listed.items()))
@@ -100,10 +114,16 @@ def speech_commands(root: str | Path | None, *, name: str = "speech_commands", l
         raise InputError(
             f"data_root: {folder}: {len(listed)} files of the lists are missing, first {quoted(lost)} of {file}"
         )
+    if name is None:
+        counts = {"clips": sum(len(each) for each in clips.values()), "words": len(words)}
+        same = (version for version, published in SPEECH_COMMANDS.items() if counts == published)
+        name = next(same, verified_name("speech_commands", counts, SPEECH_COMMANDS["speech_commands"]))
     return Listing(name, folder, tuple(words), False, clips, licence or LICENCES["speech_commands"])
 
 
-def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = None, num_tags: int = 50) -> Listing:
+def mtat(
+    root: str | Path | None, *, name: str | None = None, licence: str | None = None, num_tags: int = MTAT_TOP_TAGS
+) -> Listing:
     """Read MagnaTagATune: `annotations_final.csv`, 188 tag columns, and `mp3/<0-9a-f>/*.mp3`.
 
     The classes are the tags that most clips carry, ties in the order of the columns; clips with none of them are left
@@ -111,7 +131,8 @@ def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = N
 
     Args:
         root: The folder with the csv file, or the one around it.
-        name: What records call the set.
+        name: What records call the set; None: "mtat", with "_subset" or "_unverified" for another number of clips,
+            and "_topN" for N other than 50 tags.
         licence: Terms of the recordings; None: those of the published set.
         num_tags: Classes; 50 in every publication.
 
@@ -153,26 +174,39 @@ def mtat(root: str | Path | None, *, name: str = "mtat", licence: str | None = N
             clips[split].append(Clip(folder / "mp3" / row[-1], labels))
         untagged += not labels
     notes = {"clips_without_a_top_tag": untagged}
+    if name is None:
+        name = verified_name("mtat", {"clips": len(rows), "tags": len(tags)}, MTAT)
+        name += "" if num_tags == MTAT_TOP_TAGS else f"_top{num_tags}"
     return Listing(name, folder, tuple(tags[i] for i in chosen), True, clips, licence or LICENCES["mtat"], notes)
 
 
-def dcase(root: str | Path | None, *, name: str = "dcase2017_task4", licence: str | None = None) -> Listing:
+def dcase(
+    root: str | Path | None, *, name: str | None = None, licence: str | None = None, draw: str = "published"
+) -> Listing:
     """Read DCASE 2017 task 4: three lists of (file, start, end, label) without a header, and their folders.
 
-    Training is the lists `training` and `testing` together, less a tenth of each class's files for validation, drawn
-    with a fixed seed (the authors' draw is not published); test is `evaluation`. A file of several lines or lists is
-    one clip with all their labels; one that `evaluation` has is in no other split.
+    Training is the lists `training` and `testing` together, less a tenth of each class for validation; test is
+    `evaluation`. A file of several lines or lists is one clip with all their labels; one that `evaluation` has is in no
+    other split.
 
     Args:
         root: The folder with the lists, or the one around it.
-        name: What records call the set.
+        name: What records call the set; None: "dcase2017_task4", with "_sorted_draw" for that draw, "_subset" or
+            "_unverified" for other numbers of files than published.
         licence: Terms of the recordings; None: those of the published set.
+        draw: How validation files are drawn. "published": a tenth of each class's rows in the order of the lists, as
+            pandas' `DataFrame.sample(frac=0.1, random_state=123)` draws them in Won et al.'s code. "sorted": a tenth of
+            each class's files in sorted order, at least one, from one generator for all classes.
 
     Raises:
-        InputError: A list is missing, or holds a line that is not four columns with a known label.
+        InputError: The draw is not known, or a list is missing or holds a line that is not four columns with a known
+            label.
     """
     folder = find_folder(root, ("dcase/raw", "raw"), "groundtruth_weak_label_training_set.csv")
-    lists: dict[str, dict[str, set[int]]] = {each: _read_list(folder, each) for each in DCASE_LISTS}
+    if draw not in DRAWS:
+        raise InputError(f"data.draw={draw}: must be one of {', '.join(DRAWS)}")
+    rows = {each: _read_list(folder, each) for each in DCASE_LISTS}
+    lists = {each: _labels_by_file(rows[each]) for each in DCASE_LISTS}
     test = _clips(folder, lists["evaluation"], "evaluation")
     pool: dict[str, tuple[str, set[int]]] = {}
     for each in ("training", "testing"):
@@ -180,22 +214,29 @@ def dcase(root: str | Path | None, *, name: str = "dcase2017_task4", licence: st
             if file not in lists["evaluation"]:
                 first, known = pool.get(file, (each, set()))
                 pool[file] = (first, known | labels)
-    val_files = _held_out({file: labels for file, (_, labels) in pool.items()})
+    if draw == "published":
+        val_files = published_draw([*rows["training"], *rows["testing"]])
+    else:
+        val_files = _sorted_draw({file: labels for file, (_, labels) in pool.items()})
     clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": test}
     for file in sorted(pool):
         first, labels = pool[file]
         clips["val" if file in val_files else "train"] += _clips(folder, {file: labels}, first)
     twice = sum(len(lists[each].keys() & lists["evaluation"].keys()) for each in ("training", "testing"))
     notes = {"training_clips_in_the_test_list": twice} if twice else {}
+    if name is None:
+        name = verified_name("dcase2017_task4", {each: len(files) for each, files in lists.items()}, DCASE_FILES)
+        name += "_sorted_draw" if draw == "sorted" else ""
     return Listing(name, folder, EVENTS, True, clips, licence or LICENCES["dcase2017_task4"], notes)
 
 
-def _read_list(folder: Path, which: str) -> dict[str, set[int]]:
+def _read_list(folder: Path, which: str) -> list[tuple[str, int]]:
+    """Return the rows of a list as (file, class), in order."""
     path = folder / f"groundtruth_weak_label_{which}_set.csv"
     if not path.is_file():
         raise InputError(f"data_root: {path}: the list is missing")
     numbers = {event: number for number, event in enumerate(EVENTS)}
-    labels_by_file: dict[str, set[int]] = {}
+    rows: list[tuple[str, int]] = []
     for line, columns in _rows(path):
         if len(columns) != 4 or columns[3] not in numbers:  # labels hold commas: the tabs alone separate
             raise InputError(
@@ -203,9 +244,16 @@ def _read_list(folder: Path, which: str) -> dict[str, set[int]]:
             )
         if "/" in columns[0] or not stays_inside(columns[0]):
             raise InputError(f"data_root: {path}: line {line}: {quoted(columns[0])} is no name of a file")
-        labels_by_file.setdefault(columns[0], set()).add(numbers[columns[3]])
-    if not labels_by_file:
+        rows.append((columns[0], numbers[columns[3]]))
+    if not rows:
         raise InputError(f"data_root: {path}: lists no recording")
+    return rows
+
+
+def _labels_by_file(rows: Sequence[tuple[str, int]]) -> dict[str, set[int]]:
+    labels_by_file: dict[str, set[int]] = {}
+    for file, label in rows:
+        labels_by_file.setdefault(file, set()).add(label)
     return labels_by_file
 
 
@@ -220,7 +268,22 @@ def _clips(folder: Path, files: dict[str, set[int]], which: str) -> list[Clip]:
     return [Clip(folder / DCASE_LISTS[which] / f"Y{file}", tuple(sorted(files[file]))) for file in sorted(files)]
 
 
-def _held_out(files: dict[str, set[int]]) -> set[str]:
+def published_draw(rows: Sequence[tuple[str, int]]) -> set[str]:
+    """Return the validation files of Won et al.: pandas' `sample(frac=0.1, random_state=123)` of each class's rows.
+
+    Args:
+        rows: (file, class) in the order of the lists.
+    """
+    val_files: set[str] = set()
+    for number in range(len(EVENTS)):
+        files_of_class = [file for file, label in rows if label == number]
+        count = round(VAL_SHARE * len(files_of_class))
+        places = np.random.RandomState(DCASE_SEED).choice(len(files_of_class), count, replace=False) if count else []
+        val_files |= {files_of_class[i] for i in places}
+    return val_files
+
+
+def _sorted_draw(files: dict[str, set[int]]) -> set[str]:
     """Return a tenth of the files of each class, drawn from their sorted names."""
     generator = np.random.RandomState(DCASE_SEED)
     val_files: set[str] = set()

@@ -33,6 +33,7 @@ def official_set(
     resample: bool = True,
     cache: str | None = None,
     max_undecodable: int | None = None,
+    draw: str | None = None,
 ) -> ClipSet:
     """Read an official set from its folder; the first time decodes it into the cache.
 
@@ -43,23 +44,22 @@ def official_set(
         resample: False refuses clips that are not of 16 kHz.
         cache: Folder of decoded clips; None: `audio` in $ADAMP_DATA or ~/.cache/adamp/data.
         max_undecodable: Files that may be missing or broken; None: 1 % and at least 10.
+        draw: Of dcase2017_task4, how its validation files are drawn: "published" or "sorted"; None: "published".
 
     Raises:
         InputError: The folder is not what it should be.
     """
     if name not in READERS:
         raise InputError(f"data.name={name}: must be one of {', '.join(READERS)}")
-    options: dict[str, Any] = {} if num_tags is None else {"num_tags": num_tags}
-    listing = _read(name, READERS[name], root, options)
+    options: dict[str, Any] = {}
+    for option, value, owner in (("num_tags", num_tags, mtat), ("draw", draw, dcase)):
+        if value is None:
+            continue
+        if READERS[name] is not owner:
+            raise InputError(f"data.{option}={value}: has no meaning for {name}")
+        options[option] = value
+    listing = READERS[name](root, **options)
     return ClipSet(listing, resample=resample, cache=cache, max_undecodable=max_undecodable)
-
-
-def _read(name: str, reader: Any, root: str | Path | None, options: dict[str, Any]) -> Any:
-    if options and reader is not mtat:
-        raise InputError(
-            f"data.{next(iter(options))}: has a meaning for sets in MagnaTagATune's layout alone, not {name}"
-        )
-    return reader(root, **options)
 
 
 def synthetic_set(
@@ -84,6 +84,8 @@ def synthetic_set(
     reader_options: dict[str, Any] = {"name": name, "licence": synthesiser.LICENCE}
     if num_tags is not None:
         reader_options |= {"num_tags": num_tags}
+    if reader is dcase:  # the draw that the records of this set were made with
+        reader_options |= {"draw": "sorted"}
     return ClipSet(reader(folder, **reader_options), cache=cache)
 
 

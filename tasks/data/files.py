@@ -93,6 +93,11 @@ def stays_inside(name: str) -> bool:
     return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
+def is_macos_junk(path: str) -> bool:
+    """Return whether a file is one of the `._NAME` that macOS adds to archives: its name ends as a picture's does."""
+    return PurePosixPath(path).name.startswith("._")
+
+
 def quoted(text: object) -> str:
     """Return a value from a file for a message: quoted, on one line, and cut where it is long."""
     text_repr = repr(text)

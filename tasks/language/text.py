@@ -129,10 +129,11 @@ def text_corpus(
 def _check_token_counts(name: str, paths: dict[str, Path], tokens: dict[str, Tokens]) -> None:
     for split, published in PUBLISHED_TOKENS.get(name, {}).items():
         if (num := len(tokens[split])) != published:
+            difference = f"{abs(num - published):,} {'more' if num > published else 'fewer'}"
             raise InputError(
-                f"{paths[split]}: {num:,} tokens, {abs(num - published):,} {'more' if num > published else 'fewer'} than "
-                f"the {published:,} of {name}; each line, blank or not, counts one <eos>, and copies without blank lines "
-                "lack some. data.name=NAME takes the text as it is, under a name of its own"
+                f"{paths[split]}: {num:,} tokens, {difference} than the {published:,} of {name}; each line, blank or "
+                "not, counts one <eos>, and copies without blank lines lack some. data.name=NAME takes the text as it "
+                "is, under a name of its own"
             )
 
 

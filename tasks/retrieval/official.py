@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import InputError
-from tasks.data.files import quoted, read_text, stays_inside
+from tasks.data.files import is_macos_junk, quoted, read_text, stays_inside
 
 
 @dataclass(frozen=True)
@@ -48,31 +48,35 @@ def read_cub(root: Path, last_train_class: int | None = None) -> Parts:
         odd = sorted(paths.keys() ^ labels.keys())[0]
         raise InputError(f"{folder}: image {odd} stands in only one of images.txt and image_class_labels.txt")
     pictures, file = folder / "images", folder / "images.txt"
-    listed = [(_picture(pictures, path, file), labels[key]) for key, path in paths.items() if not _is_junk(path)]
+    listed = [(_picture(pictures, path, file), labels[key]) for key, path in paths.items() if not is_macos_junk(path)]
     return _split(listed, last_train_class or 100)
 
 
 def read_cars(root: Path, last_train_class: int | None = None) -> Parts:
     """Read Cars-196: `cars_annos.mat` and `car_ims`, or the devkit's two annotation files and folders.
 
-    Classes 1-98 train, 99-196 are searched; the field `test` is for classification and not used.
+    The devkit's files may lie in `devkit` or beside the pictures; torchvision puts them into `stanford_cars/devkit` and
+    `cars_test_annos_withlabels.mat` into `stanford_cars`, where its pictures are. Classes 1-98 train, 99-196 are
+    searched; the field `test` is for classification and not used.
 
     Args:
-        root: Folder with `cars196`, or that folder.
+        root: Folder with `cars196` or `stanford_cars`, or that folder.
         last_train_class: Another border than 98.
 
     Raises:
         InputError: Neither layout is found, or an annotation file cannot be read.
     """
     one, devkit = "cars_annos.mat", ("cars_train_annos.mat", "cars_test_annos_withlabels.mat")
-    for folder in (root / "cars196", root, root / "devkit", root / "cars196" / "devkit"):
+    homes = (root / "cars196", root / "stanford_cars", root)
+    for folder in (*homes, *(home / "devkit" for home in homes)):
         if (folder / one).is_file():
             return _split(_car_annotations(folder / one, "relative_im_path", folder), last_train_class or 98)
         if (folder / devkit[0]).is_file():
             home = folder.parent if folder.name == "devkit" else folder
             listed: list[tuple[str, int]] = []
-            for file, images in zip(devkit, ("cars_train", "cars_test"), strict=True):
-                listed += _car_annotations(folder / file, "fname", home / images)
+            for name, images in zip(devkit, ("cars_train", "cars_test"), strict=True):
+                file = folder / name if (folder / name).is_file() else home / name
+                listed += _car_annotations(file, "fname", home / images)
             return _split(listed, last_train_class or 98)
     raise InputError(
         f"data_root={root}: has neither cars_annos.mat (with car_ims/) nor devkit/{devkit[0]} and {devkit[1]} (with "
@@ -215,8 +219,3 @@ def _picture(folder: Path, name: str, file: Path) -> str:
     if not stays_inside(name):
         raise InputError(f"{file}: {quoted(name)} is no path inside {folder.name}/")
     return str(folder / name)
-
-
-def _is_junk(path: str) -> bool:
-    """Whether a file is one that macOS adds to archives."""
-    return Path(path).name.startswith("._")

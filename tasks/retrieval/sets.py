@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tasks.checks import check_fractions
 from tasks.data.files import existing_folder
 from tasks.data.identity import Part
 from tasks.data.images import CroppedImageSet, ImageSet, Split, UnreadableImageError
+from tasks.data.published import verified_name
 from tasks.retrieval.official import READERS, Listing
 
 _logger = logging.getLogger("tasks.retrieval")
@@ -148,13 +149,15 @@ class OfficialSet(CroppedImageSet, RetrievalSet):
             image_size=image_size, resize_ratio=resize_ratio, crop_scale=crop_scale, max_corrupt=max_corrupt
         )
         check_fractions({"data.held_out": held_out})
-        self.name = name if not held_out else f"{name}_held_out"
         self.mean, self.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         self.licence, self.ks = FACTS[name].licence, FACTS[name].ks
         folder = existing_folder("data_root", root, f"the folder that holds the {name} set", example="/path/to/folder")
         parts = READERS[name](folder, last_train_class)
         if strict_counts and last_train_class is None:
             _check_counts(name, parts)
+        self.name = verified_name(name, _flat(_counts(parts)), _flat(FACTS[name].counts)) + (
+            "_held_out" if held_out else ""
+        )
         if held_out:
             parts = _hold_out(parts, held_out)
         queries, gallery = parts["queries"], parts.get("gallery", Listing([], []))
@@ -198,9 +201,22 @@ def read_rgb(path: Path) -> Image.Image:
         raise UnreadableImageError(f"{path}: {error}") from error
 
 
+def _counts(parts: Mapping[str, Listing]) -> dict[str, tuple[int, int]]:
+    """Return (images, classes) of each part."""
+    return {part: (len(listing.paths), len(set(listing.labels))) for part, listing in parts.items()}
+
+
+def _flat(counts: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    return {
+        f"{part} {what}": number
+        for part, pair in counts.items()
+        for what, number in zip(("images", "classes"), pair, strict=True)
+    }
+
+
 def _check_counts(name: str, parts: dict[str, Listing]) -> None:
     for part, (images, classes) in FACTS[name].counts.items():
-        counts = len(parts[part].paths), len(set(parts[part].labels))
+        counts = _counts(parts)[part]
         if counts != (images, classes):
             raise InputError(
                 f"{name}: {part} has {counts[0]} pictures of {counts[1]} classes, published are {images} of {classes}; "

@@ -36,7 +36,7 @@ def test_a_run_gives_its_filterbank_and_a_table_of_its_words(trained, capsys):
     assert len((folder / "figures" / "filterbank.csv").read_text().splitlines()) == 769
     rows = (folder / "tags.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["class", "no", "up", "yes"]
-    assert "speech_commands, test split" in capsys.readouterr().out
+    assert "speech_commands_subset, test split" in capsys.readouterr().out
 
 
 def test_a_run_of_tags_gives_a_row_for_each_of_them(trained):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.audio import official_set
-from tasks.audio.official import DCASE_LISTS, EVENTS, dcase, mtat, speech_commands
+from tasks.audio import official, official_set
+from tasks.audio.official import DCASE_LISTS, EVENTS, dcase, mtat, published_draw, speech_commands
 from tasks.base import InputError
 from tests.tasks.audio import layouts
 
@@ -48,6 +48,25 @@ def test_speech_commands_without_a_list_or_a_listed_file_is_refused_by_name(tmp_
     (root / "testing_list.txt").unlink()
     with pytest.raises(InputError, match=r"testing_list\.txt: the list of the test split is missing"):
         speech_commands(root)
+
+
+def test_version_1_of_speech_commands_is_found_in_its_parent_under_its_own_name(tmp_path, monkeypatch):
+    root = layouts.speech_commands(tmp_path, each=3)
+    older = root.rename(root.with_name("speech_commands_v0.01"))
+    for parent in (tmp_path, older.parent, older):
+        assert speech_commands(parent).root == older
+    counts = {"speech_commands": {"clips": 9, "words": 4}, "speech_commands_v0.01": {"clips": 9, "words": 3}}
+    monkeypatch.setattr(official, "SPEECH_COMMANDS", counts)
+    assert speech_commands(tmp_path).name == "speech_commands_v0.01"
+    (older / "yes" / "00000000_nohash_0.wav").unlink()
+    assert speech_commands(tmp_path).name == "speech_commands_subset"
+
+
+def test_files_that_macos_adds_are_no_clips(tmp_path):
+    root = layouts.speech_commands(tmp_path, each=3)
+    before = speech_commands(root).clips
+    (root / "yes" / "._00000000_nohash_0.wav").write_bytes(b"Mac OS X")
+    assert speech_commands(root).clips == before
 
 
 def test_mtat_takes_the_most_frequent_tags_and_splits_by_the_first_digit(roots):
@@ -107,8 +126,33 @@ def test_dcase_joins_lists_and_labels_and_lets_no_test_clip_into_training(roots)
     assert path.parent.name == DCASE_LISTS["training"]
 
 
-def test_dcase_holds_out_files_of_each_class_always_the_same(roots):
-    a, b = dcase(roots["dcase2017_task4"]), dcase(roots["dcase2017_task4"])
+# Rows of a class -> what pandas 3.0's DataFrame.sample(frac=0.1, random_state=123) takes of them, computed once.
+PANDAS_SAMPLES = {4: [], 5: [], 6: [1], 15: [7, 10], 16: [7, 10], 25: [5, 21], 40: [6, 10, 12, 38]}
+
+
+def test_the_published_draw_is_that_of_pandas_in_the_order_of_the_lists():
+    sizes = list(PANDAS_SAMPLES)
+    rows = [(f"{number}-{place}", number) for place in range(40) for number, n in enumerate(sizes) if place < n]
+    expected = {f"{sizes.index(n)}-{place}" for n, places in PANDAS_SAMPLES.items() for place in places}
+    assert published_draw(rows) == expected
+
+
+def test_the_published_draw_takes_training_before_testing_rows(roots, tmp_path):
+    root = tmp_path / "raw"
+    for which, rows in {"training": range(12), "testing": range(12, 25), "evaluation": [21]}.items():
+        lines = "".join(f"{99 - i:02d}.wav\t0\t10\tBus\n" for i in rows)
+        root.mkdir(exist_ok=True)
+        (root / f"groundtruth_weak_label_{which}_set.csv").write_text(lines)
+    listing = dcase(root)
+    assert names(listing, "val") == ["Y94.wav"]  # places 5 and 21 of 25; the latter is on the evaluation list
+    assert listing.name == "dcase2017_task4_subset"
+    assert dcase(root, draw="sorted").name == "dcase2017_task4_subset_sorted_draw"
+    with pytest.raises(InputError, match=r"data\.draw=other: must be one of published, sorted"):
+        dcase(root, draw="other")
+
+
+def test_the_sorted_draw_holds_out_files_of_each_class_always_the_same(roots):
+    a, b = (dcase(roots["dcase2017_task4"], draw="sorted") for _ in range(2))
     assert a.clips == b.clips
     held = {label for clip in a.clips["val"] for label in clip.labels}
     assert {EVENTS.index("Train"), EVENTS.index("Air horn, truck horn"), EVENTS.index("Bus")} <= held
@@ -158,5 +202,6 @@ def test_an_empty_file_is_left_out_and_counted(music, roots, cache):
 def test_targets_are_numbers_or_rows_of_marks(keyword, music):
     assert keyword.targets("val", [2, 0]).tolist() == [2, 0]
     assert music.targets("train", [0]).tolist() == [[1, 0, 1, 0, 0]]
-    assert keyword.describe()["name"] == "speech_commands"
+    assert keyword.describe()["name"] == "speech_commands_subset"
+    assert music.describe()["name"] == "mtat_subset_top5"
     assert music.describe()["train_examples"] == music.num("train")

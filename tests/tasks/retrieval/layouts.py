@@ -69,6 +69,14 @@ def write_cars_devkit(root: Path) -> Path:
     return root
 
 
+def write_cars_torchvision(root: Path) -> Path:
+    """Write Cars-196 as torchvision's `StanfordCars` wants it: the labels of the test pictures beside the devkit."""
+    home = write_cars_devkit(root / "stanford_cars")
+    name = "cars_test_annos_withlabels.mat"
+    (home / "devkit" / name).rename(home / name)
+    return root
+
+
 def write_sop(root: Path) -> Path:
     """Write Stanford Online Products: two super-classes, classes of 2 to 5 pictures."""
     home = root / "Stanford_Online_Products"

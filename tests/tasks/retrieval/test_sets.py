@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,8 +34,8 @@ def test_the_set_may_be_the_root_itself(tmp_path):
     assert small("cub", inside, last_train_class=3).num_examples == {"train": 12, "val": 12}
 
 
-@pytest.mark.parametrize("write", [layouts.write_cars, layouts.write_cars_devkit])
-def test_cars_is_split_at_class_98_in_both_layouts(tmp_path, write):
+@pytest.mark.parametrize("write", [layouts.write_cars, layouts.write_cars_devkit, layouts.write_cars_torchvision])
+def test_cars_is_split_at_class_98_in_each_layout(tmp_path, write):
     data = small("cars", write(tmp_path))
     assert data.classes == ("1", "2", "98")
     assert data.train_labels == [0, 0, 1, 1, 2]
@@ -63,7 +64,20 @@ def test_inshop_has_queries_and_a_gallery_in_one_numbering(tmp_path):
 
 def test_held_out_training_classes_are_searched_instead_of_the_test_classes(tmp_path):
     data = small("cub", layouts.write_cub(tmp_path), last_train_class=4, held_out=0.25)
-    assert (data.name, data.classes, data.num_examples) == ("cub_held_out", ("1", "2", "3"), {"train": 12, "val": 4})
+    assert (data.name, data.classes, data.num_examples) == (
+        "cub_subset_held_out",
+        ("1", "2", "3"),
+        {"train": 12, "val": 4},
+    )
+
+
+def test_only_the_published_split_bears_the_name_of_the_set(tmp_path, monkeypatch):
+    root = layouts.write_cub(tmp_path)
+    assert small("cub", root, last_train_class=3).name == "cub_subset"
+    published = {"train": (12, 3), "queries": (12, 3)}
+    monkeypatch.setitem(FACTS, "cub", replace(FACTS["cub"], counts=published))
+    assert small("cub", root, last_train_class=3).name == "cub"
+    assert small("cub", root, last_train_class=4).name == "cub_unverified"
 
 
 def test_the_published_counts_are_required_unless_told_otherwise(tmp_path):
