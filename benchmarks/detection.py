@@ -63,7 +63,7 @@ def write_pictures(root: Path, *, pictures: int) -> CocoSet:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": 1, "bbox": box})
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
-    return CocoSet(str(root), folders={"train": "train", "val": "train"}, categories="file")
+    return CocoSet(str(root), name="scenes", folders={"train": "train", "val": "train"}, categories="file")
 
 
 def reference(preset: str, size: int) -> Callable[[Image.Image, torch.Tensor, torch.Tensor], Any]:

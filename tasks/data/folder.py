@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Sequence
@@ -15,14 +16,20 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tasks.base import InputError
-from tasks.data.files import existing_folder
+from tasks.data.files import existing_folder, is_macos_junk, quoted
 from tasks.data.identity import Part
-from tasks.data.images import CroppedImageSet, Split, UnreadableImageError
+from tasks.data.images import CroppedImageSet, Split, Triple, UnreadableImageError
+from tasks.data.published import verified_name
 
 # What Pillow raises for damaged files of the formats that ImageFolder accepts.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+
+# ILSVRC 2012, its channel statistics and its terms
+IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000, "classes": 1000}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_LICENCE = "ImageNet terms of access: research only, not redistributable"
 
 
 class Listing(Protocol):
@@ -50,20 +57,25 @@ class ImageFolderSet(CroppedImageSet):
     The class number is the position of the folder's name in sorted order; pictures are numbered in the order
     of torchvision's `ImageFolder`. Decoding is Pillow's, and so is the antialiased bilinear resizing.
 
+    ImageNet, whole or in part, is known by its class names, such as n01440764, or by its numbers of pictures and
+    classes. Any other set needs a name of its own.
+
     Args:
         root: Folder that holds `train` and `val`; option `data_root`.
-        name: What records call the set.
+        name: What records call the set. ImageNet with other numbers than ILSVRC 2012's is called "imagenet_subset" or
+            "imagenet_unverified".
         image_size: Side of the pictures handed out, in pixels.
         resize_ratio: Short side after resizing for evaluation, over `image_size`; 256/224 in the papers.
         crop_scale: Area fractions of the random training crop.
-        mean: Channel means, in [0, 1].
-        std: Channel standard deviations.
-        licence: Terms of the pictures, for the record.
+        mean: Channel means, in [0, 1]; None: ImageNet's, or those of 1,000 training pictures of another set.
+        std: Channel standard deviations; None as for `mean`.
+        licence: Terms of the pictures, for the record; None: ImageNet's, or "not stated" for another set.
         interpolation: "bilinear" or "bicubic", for both views.
         max_corrupt: Unreadable pictures a run may meet in each split; None allows 0.1 % of it, at least 10.
 
     Raises:
-        InputError: if the folders are missing, empty, or differ in their classes between train and val.
+        InputError: if the folders are missing, empty, or differ in their classes between train and val, or another set
+            than ImageNet is called so.
     """
 
     def __init__(
@@ -74,9 +86,9 @@ class ImageFolderSet(CroppedImageSet):
         image_size: int = 224,
         resize_ratio: float = 256 / 224,
         crop_scale: tuple[float, float] = (0.08, 1.0),
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
-        licence: str = "ImageNet terms of access: research only, not redistributable",
+        mean: Triple | None = None,
+        std: Triple | None = None,
+        licence: str | None = None,
         interpolation: str = "bilinear",
         max_corrupt: int | None = None,
     ) -> None:
@@ -84,9 +96,21 @@ class ImageFolderSet(CroppedImageSet):
             image_size=image_size, resize_ratio=resize_ratio, crop_scale=crop_scale, interpolation=interpolation,
             max_corrupt=max_corrupt,
         )  # fmt: skip
-        self.name, self.mean, self.std, self.licence = name, mean, std, licence
         self.root, self.classes, self._splits = self._open(root)
         self.num_examples = {split: len(listing.labels) for split, listing in self._splits.items()}
+        counts = {**self.num_examples, "classes": self.num_classes}
+        is_imagenet = counts == IMAGENET_COUNTS or all(re.fullmatch(r"n\d{8}", each) for each in self.classes)
+        if name == "imagenet" and not is_imagenet:
+            raise InputError(
+                f"data.name=imagenet: {self.root} holds {self.num_classes} classes such as {quoted(self.classes[0])}, "
+                "none of ImageNet's; give the set a name of its own, data.name=NAME, and its terms, data.licence=TERMS"
+            )
+        self.name = verified_name(name, counts, IMAGENET_COUNTS) if name == "imagenet" else name
+        self.licence = licence or (IMAGENET_LICENCE if is_imagenet else "not stated; set data.licence")
+        if mean is None or std is None:
+            own_mean, own_std = (IMAGENET_MEAN, IMAGENET_STD) if is_imagenet else self.channel_statistics()
+            mean, std = mean or own_mean, std or own_std
+        self.mean, self.std = mean, std
 
     def location(self, split: Split, index: int) -> str:
         return self._splits[split].location(index)
@@ -175,7 +199,7 @@ def list_images(folder: Path) -> list[str]:
             if real in entered:
                 subfolders.remove(name)
             entered.add(real)
-        walked.append((current, sorted(name for name in files if name.lower().endswith(IMG_EXTENSIONS))))
+        walked.append((current, sorted(filter(_is_image, files))))
     images: list[str] = []
     for current, names in sorted(walked):
         prefix = os.path.relpath(current, folder)
@@ -183,10 +207,19 @@ def list_images(folder: Path) -> list[str]:
     return images
 
 
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS) and not is_macos_junk(name)
+
+
 def check_root(root: str | None) -> Path:
     """Return the data folder as a path, or raise InputError saying how to name it."""
     path = existing_folder("data_root", root, "the folder that holds train/ and val/", example="/path/to/imagenet")
     for split in ("train", "val"):
+        if not (path / split).is_dir() and split == "val" and (path / "test").is_dir():
+            raise InputError(
+                f"data_root={root}: has no folder val/ but test/; if its pictures are to choose the best checkpoint, "
+                f"link it: ln -s test {path / 'val'}"
+            )
         if not (path / split).is_dir():
             raise InputError(
                 f"data_root={root}: has no folder {split}/; expected train/<class>/*.JPEG, val/<class>/*.JPEG"

@@ -10,7 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop, v2
@@ -20,6 +22,7 @@ from tasks.checks import check_at_least
 from tasks.data.identity import Part, data_digest
 
 Split = Literal["train", "val"]
+Triple = tuple[float, float, float]
 SPLITS: tuple[Split, ...] = ("train", "val")
 BILINEAR = v2.InterpolationMode.BILINEAR
 INTERPOLATIONS = {"bilinear": BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
@@ -256,13 +259,47 @@ class CroppedImageSet(ImageSet):
         return v2.functional.pil_to_tensor(self._view(self._decode("train", index))), self.label("train", index)
 
     def eval_example(self, index: int) -> tuple[Tensor, int]:
-        image = self._decode("val", index)
-        image = v2.functional.resize(image, [self._short_side], self._interpolation, antialias=True)
-        image = v2.functional.center_crop(image, [self.image_size, self.image_size])
-        return v2.functional.pil_to_tensor(image), self.label("val", index)
+        return self._centre_view("val", index), self.label("val", index)
+
+    def _centre_view(self, split: Split, index: int) -> Tensor:
+        """Return the middle of a picture, (3, S, S) uint8: short side resized, centre cropped."""
+        image = v2.functional.resize(
+            self._decode(split, index), [self._short_side], self._interpolation, antialias=True
+        )
+        return v2.functional.pil_to_tensor(v2.functional.center_crop(image, [self.image_size, self.image_size]))
+
+    def channel_statistics(self, num_images: int = 1000) -> tuple[Triple, Triple]:
+        """Return the mean and standard deviation of each channel, in [0, 1], of the centres of training pictures.
+
+        Args:
+            num_images: Pictures to decode, evenly spread over the training split; fewer if it has fewer. Those that
+                cannot be decoded are left out.
+
+        Raises:
+            InputError: None of them can be decoded.
+        """
+        total = self.num_examples["train"]
+        num_images = min(num_images, total)
+        sums, squares, num_pixels = np.zeros(3), np.zeros(3), 0
+        for index in (i * total // num_images for i in range(num_images)):
+            try:
+                pixels = self._centre_view("train", index).numpy().reshape(3, -1) / 255  # float64
+            except UnreadableImageError:
+                continue
+            sums, squares, num_pixels = sums + pixels.sum(1), squares + (pixels**2).sum(1), num_pixels + pixels.shape[1]
+        if not num_pixels:
+            raise InputError(f"{self.name}: none of {num_images} training pictures can be decoded; check data_root")
+        mean = sums / num_pixels
+        std = np.sqrt(np.maximum(squares / num_pixels - mean**2, 1e-4))  # of pictures of one colour too: not 0
+        return _rounded(mean), _rounded(std)
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "interpolation": f"{self._interpolation_name}, antialiased (Pillow)"}
+
+
+def _rounded(values: NDArray[np.float64]) -> Triple:
+    red, green, blue = (round(float(value), 4) for value in values)
+    return red, green, blue
 
 
 def split_training_pictures(

@@ -1,5 +1,7 @@
 """Pictures with boxes in COCO's official layout: train2017/, val2017/ and annotations/instances_*.json.
 
+The pictures' folders may lie in images/ too.
+
 Shapes: n objects of one picture.
 """
 
@@ -18,14 +20,17 @@ from torch import Tensor
 
 from tasks.base import InputError
 from tasks.data.files import existing_folder
+from tasks.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from tasks.data.identity import data_digest
 from tasks.data.images import Split, UnreadableImageError
+from tasks.data.published import verified_name
 from tasks.detection.annotations import COCO, Annotations, read_annotations
 
 _logger = logging.getLogger("tasks.detection")
 # What Pillow raises for damaged files.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COCO_COUNTS = {"train": 118_287, "val": 5_000}  # pictures of COCO 2017
+COCO_LICENCE = "COCO terms of use; the pictures are Flickr users' under licences of Creative Commons"
 
 
 class CocoSet:
@@ -36,14 +41,16 @@ class CocoSet:
 
     Args:
         root: Folder that holds the pictures' folders and `annotations/`; option `data_root`.
-        name: What records call the set.
-        folders: Split -> folder of its pictures; its boxes are in annotations/instances_FOLDER.json.
+        name: What records call the set. COCO with other numbers of pictures than published is called "coco_subset" or
+            "coco_unverified"; a set with other categories needs a name of its own.
+        folders: Split -> folder of its pictures, in the root or its folder `images`; their boxes are in
+            annotations/instances_FOLDER.json.
         categories: "coco" refuses a file without exactly COCO's 80 categories, "file" takes what it has.
         keep_empty: Train on pictures without a box too, as CenterNet's published code does. SSD learns nothing there.
         train_on_crowds: Take regions marked as crowds for ordinary objects, as CenterNet's published code does.
         mean: Channel means in [0, 1].
         std: Channel standard deviations.
-        licence: Terms of the pictures, for the record.
+        licence: Terms of the pictures, for the record; None: COCO's, or "not stated" for a set of other categories.
         max_corrupt: Unreadable pictures a run may meet in each split; None allows 0.1 % of it, at least 10.
 
     Raises:
@@ -61,29 +68,24 @@ class CocoSet:
         train_on_crowds: bool = False,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        licence: str = "COCO terms of use; the pictures are Flickr users' under licences of Creative Commons",
+        licence: str | None = None,
         max_corrupt: int | None = None,
     ) -> None:
         if categories not in ("coco", "file"):
             raise InputError(f"data.categories={categories}: choose coco or file")
         if max_corrupt is not None and not max_corrupt >= 0:
             raise InputError(f"data.max_corrupt={max_corrupt}: must be 0 or more")
-        self.name, self.mean, self.std, self.licence, self.max_corrupt = (
-            name,
-            tuple(mean),
-            tuple(std),
-            licence,
-            max_corrupt,
-        )
-        self._folders: Mapping[Split, str] = folders or {"train": "train2017", "val": "val2017"}
-        self.root = _check_root(root, self._folders)
+        self.mean, self.std, self.max_corrupt = tuple(mean), tuple(std), max_corrupt
+        folders = folders or {"train": "train2017", "val": "val2017"}
+        self.root, self._pictures = _check_root(root, folders)
         self.train_on_crowds = train_on_crowds
-        files = {s: self.root / "annotations" / f"instances_{folder}.json" for s, folder in self._folders.items()}
+        files = {s: self.root / "annotations" / f"instances_{folder}.json" for s, folder in folders.items()}
         expected = COCO if categories == "coco" else None
         self.splits: dict[Split, Annotations] = {s: read_annotations(f, expected=expected) for s, f in files.items()}
         train, val = self.splits["train"], self.splits["val"]
         if train.categories != val.categories:
             raise InputError(f"{train.path} and {val.path} differ in their categories")
+        self.name, self.licence = _name_and_licence(name, licence, self.splits)
         self.category_ids = tuple(train.categories)
         self.classes = tuple(train.categories.values())
         self._numbers: dict[Split, Any] = {"train": np.arange(len(train)), "val": np.arange(len(val))}
@@ -141,7 +143,7 @@ class CocoSet:
 
     def location(self, split: Split, index: int) -> str:
         """Return where picture `index` of a split lies."""
-        return str(self.root / self._folders[split] / self.splits[split].name(self._numbers[split][index]))
+        return str(self._pictures[split] / self.splits[split].name(self._numbers[split][index]))
 
     def describe(self) -> dict[str, Any]:
         """Return facts for the record of a run."""
@@ -160,11 +162,29 @@ class CocoSet:
         }
 
 
-def _check_root(root: str | None, folders: Mapping[Split, str]) -> Path:
+def _name_and_licence(name: str, licence: str | None, splits: Mapping[Split, Annotations]) -> tuple[str, str]:
+    is_coco = splits["train"].categories == COCO
+    if name == "coco" and not is_coco:
+        raise InputError(
+            f"data.name=coco: the categories of {splits['train'].path} are not COCO's; give the set a name of its own, "
+            "data.name=NAME, and its terms, data.licence=TERMS"
+        )
+    if name == "coco":
+        name = verified_name(name, {split: len(each) for split, each in splits.items()}, COCO_COUNTS)
+    return name, licence or (COCO_LICENCE if is_coco else "not stated; set data.licence")
+
+
+def _check_root(root: str | None, folders: Mapping[Split, str]) -> tuple[Path, dict[Split, Path]]:
+    """Return the root and each split's folder of pictures, which may lie in images/."""
     inside = ", ".join(f"{folder}/" for folder in folders.values())
     what = f"the folder that holds {inside} and annotations/"
     path = existing_folder("data_root", root, what, example="/data/coco")
-    for folder in (*folders.values(), "annotations"):
-        if not (path / folder).is_dir():
-            raise InputError(f"data_root={root}: has no folder {folder}/; expected {inside} and annotations/")
-    return path
+    pictures: dict[Split, Path] = {}
+    for split, folder in folders.items():
+        places = [place for place in (path / folder, path / "images" / folder) if place.is_dir()]
+        if not places:
+            raise InputError(f"data_root={root}: has no folder {folder}/ or images/{folder}/; expected {what}")
+        pictures[split] = places[0]
+    if not (path / "annotations").is_dir():
+        raise InputError(f"data_root={root}: has no folder annotations/; expected {what}")
+    return path, pictures

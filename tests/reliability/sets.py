@@ -113,7 +113,7 @@ def clips(listing: audio.Listing, cache: Path) -> Reading:
 
 def boxes(root: Path, cache: Path) -> Reading:
     """Read a detection set: every picture, box, area and mark."""
-    data = CocoSet(str(root), categories="file")
+    data = CocoSet(str(root), name="small", categories="file")
     values: list[Any] = [data.classes, data.category_ids]
     unreadable = 0
     for split in ("train", "val"):

@@ -57,10 +57,12 @@ RUNS: dict[str, tuple[str, ...]] = {
     ),
     "detection": (
         "experiment=coco-centernet", "opt=adamp", "data=coco", "data_root={data}/coco", "data.categories=file",
+        "data.name=small",
         "model.image_size=64", "model.width=0.125", "train.batch_size=4", "train.epochs=4", "train.eval_epochs=1",
     ),
     "ssd": (
         "experiment=coco-ssd300", "opt=adamp", "data=coco", "data_root={data}/coco", "data.categories=file",
+        "data.name=small",
         "model.width=0.125", "train.batch_size=4", "train.epochs=2", "train.eval_epochs=1",
     ),
 }  # fmt: skip

@@ -14,9 +14,9 @@ from tests.commands import call
 from tests.tasks.detection import layouts
 
 WORDS = [
-    "experiment=coco-centernet", "opt=adamp", "data=coco", "data.categories=file", "model.image_size=64",
-    "model.width=0.0625", "model.head_channels=8", "train.batch_size=4", "train.epochs=1", "pictures=false",
-    "train.progress=false", "train.threads=1", "train.device=cpu",
+    "experiment=coco-centernet", "opt=adamp", "data=coco", "data.categories=file", "data.name=small",
+    "model.image_size=64", "model.width=0.0625", "model.head_channels=8", "train.batch_size=4", "train.epochs=1",
+    "pictures=false", "train.progress=false", "train.threads=1", "train.device=cpu",
 ]  # fmt: skip
 
 

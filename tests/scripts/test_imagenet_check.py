@@ -48,7 +48,7 @@ def test_pictures_that_cannot_be_decoded_are_named_by_kind(root, tmp_path):
 
 
 def test_every_chosen_picture_is_decoded_by_the_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "CHUNK", 2)  # 20 chunks of train/: more than two workers have waiting
+    monkeypatch.setattr(checks, "CHUNK", 2)  # 20 chunks of train/: more than two workers have waiting
     root = write_image_folder(tmp_path / "set", classes=2, train=20, val=1)
     broken = root / "train" / "n00000000" / "train_0017.JPEG"  # in the ninth chunk
     broken.write_bytes(broken.read_bytes()[:-200])
@@ -58,8 +58,8 @@ def test_every_chosen_picture_is_decoded_by_the_workers(tmp_path, monkeypatch):
 
 
 def test_pictures_that_were_not_looked_at_are_a_problem():
-    found = check.Found()
-    check.check_pictures("val", iter([check.Seen("a", trouble="truncated: b")]), found, num_chosen=3)
+    found = checks.Found()
+    checks.check_pictures("val", iter([checks.Seen("a", trouble="truncated: b")]), found, num_chosen=3)
     assert found.problems == ["val: 1 pictures were checked of 3 chosen"]
 
 

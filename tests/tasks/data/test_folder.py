@@ -8,7 +8,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from tasks.base import InputError
-from tasks.data import ImageFolderSet, UnreadableImageError
+from tasks.data import ImageFolderSet, UnreadableImageError, folder
 from tasks.data.images import RandomView
 from tests.tasks.data.pictures import picture, write_image_folder
 
@@ -25,6 +25,54 @@ def test_order_and_labels_are_those_of_torchvision(tmp_path):
     listed = [(data.location("train", i), data.label("train", i)) for i in range(data.num_examples["train"])]
     assert listed == reference.samples
     assert list(data.classes) == reference.classes
+
+
+def test_files_that_macos_adds_are_no_pictures(tmp_path):
+    root = write_image_folder(tmp_path, classes=1, train=2, val=1)
+    (root / "train" / "n00000000" / "._train_0000.JPEG").write_bytes(b"Mac OS X")
+    assert ImageFolderSet(str(root)).num_examples == {"train": 2, "val": 1}
+
+
+def test_only_a_whole_copy_is_called_imagenet(tmp_path, monkeypatch):
+    root = str(write_image_folder(tmp_path, classes=2, train=3, val=2))
+    part = ImageFolderSet(root, image_size=16)
+    assert (part.name, part.mean, part.std) == ("imagenet_subset", folder.IMAGENET_MEAN, folder.IMAGENET_STD)
+    assert part.licence == folder.IMAGENET_LICENCE
+    assert ImageFolderSet(root, name="imagenet2").name == "imagenet2"
+    monkeypatch.setattr(folder, "IMAGENET_COUNTS", {"train": 6, "val": 4, "classes": 2})
+    assert ImageFolderSet(root).name == "imagenet"
+    monkeypatch.setattr(folder, "IMAGENET_COUNTS", {"train": 6, "val": 2, "classes": 2})
+    assert ImageFolderSet(root).name == "imagenet_unverified"
+
+
+def test_a_set_of_other_classes_needs_a_name_and_gets_statistics_of_its_own(tmp_path):
+    root = write_image_folder(tmp_path, classes=2, train=3, val=2)
+    for split in ("train", "val"):
+        (root / split / "n00000001").rename(root / split / "tulip")
+    with pytest.raises(InputError, match=r"data\.name=imagenet: .*2 classes.*data\.name=NAME.*data\.licence"):
+        ImageFolderSet(str(root))
+    broken = root / "train" / "tulip" / "train_0002.JPEG"
+    broken.write_bytes(b"no picture")
+    data = ImageFolderSet(str(root), name="flowers", image_size=16, resize_ratio=1.0)
+    pixels = []
+    for path in sorted(set((root / "train").rglob("*.JPEG")) - {broken}):
+        with Image.open(path) as image:
+            whole = v2.functional.center_crop(v2.functional.resize(image, [16], antialias=True), [16, 16])
+        pixels.append(np.asarray(whole, dtype=np.float64).reshape(-1, 3) / 255)
+    stacked = np.concatenate(pixels)
+    assert data.mean == pytest.approx(stacked.mean(0), abs=1e-4)
+    assert data.std == pytest.approx(stacked.std(0), abs=1e-4)
+    facts = data.describe()
+    assert (facts["mean"], facts["licence"]) == (list(data.mean), "not stated; set data.licence")
+    given = ImageFolderSet(str(root), name="flowers", mean=(0.5, 0.5, 0.5), std=(1, 1, 1), licence="CC0")
+    assert (given.mean, given.std, given.licence) == ((0.5, 0.5, 0.5), (1, 1, 1), "CC0")
+
+
+def test_a_test_folder_in_place_of_val_is_named(tmp_path):
+    write_image_folder(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "test")
+    with pytest.raises(InputError, match=r"no folder val/ but test/.*ln -s test "):
+        ImageFolderSet(str(tmp_path))
 
 
 def test_evaluation_is_a_resize_and_a_centre_crop(tmp_path):

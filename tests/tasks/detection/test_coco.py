@@ -15,7 +15,7 @@ from tests.tasks.detection.layouts import annotation
 
 
 def read(root, **options):
-    return CocoSet(str(root), **{"categories": "file", **options})
+    return CocoSet(str(root), **{"name": "small", "categories": "file", **options})
 
 
 def changed(root, folder="train2017", **entries):
@@ -168,6 +168,28 @@ def test_missing_folders_and_files_are_named(tmp_path):
     (tmp_path / "annotations" / "instances_val2017.json").unlink()
     with pytest.raises(InputError, match=r"instances_val2017.json: cannot be read"):
         read(tmp_path)
+
+
+def test_the_pictures_may_lie_in_a_folder_of_images(tmp_path):
+    before = [read(layouts.write_coco(tmp_path)).objects("train", index)[0].tolist() for index in range(12)]
+    (tmp_path / "images").mkdir()
+    for folder in ("train2017", "val2017"):
+        (tmp_path / folder).rename(tmp_path / "images" / folder)
+    data = read(tmp_path)
+    assert data.location("val", 0) == str(tmp_path / "images" / "val2017" / "000000000900.jpg")
+    assert [data.objects("train", index)[0].tolist() for index in range(12)] == before
+    assert data.image("train", 3).size == (64, 64)
+
+
+def test_a_part_of_coco_is_called_so_and_other_categories_need_a_name(tmp_path):
+    layouts.write_coco(tmp_path)
+    with pytest.raises(InputError, match=r"data\.name=coco: the categories .* are not COCO's.*data\.licence"):
+        read(tmp_path, name="coco")
+    assert (read(tmp_path).name, read(tmp_path).licence) == ("small", "not stated; set data.licence")
+    for folder in ("train2017", "val2017"):
+        changed(tmp_path, folder, categories=lambda _: [{"id": i, "name": name} for i, name in COCO.items()])
+    assert read(tmp_path, name="coco").name == "coco_subset"
+    assert read(tmp_path, name="coco", licence="mine").licence == "mine"
 
 
 def test_other_categories_than_cocos_and_other_ones_in_validation_are_refused(tmp_path):

@@ -34,7 +34,7 @@ def detected(x, y, w, h, score, category):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return CocoSet(str(layouts.write_coco(tmp_path_factory.mktemp("coco"), val=20)), categories="file")
+    return CocoSet(str(layouts.write_coco(tmp_path_factory.mktemp("coco"), val=20)), name="small", categories="file")
 
 
 def perfect(ground_truth):

@@ -41,7 +41,9 @@ def root(tmp_path_factory):
 def make(root, model=SMALL, data=(), **options):
     torch.manual_seed(0)
     return Detection(
-        CocoSet(str(root), categories="file", **dict(data)), model, **{"batch_size": 4, "seed": 0, **options}
+        CocoSet(str(root), name="small", categories="file", **dict(data)),
+        model,
+        **{"batch_size": 4, "seed": 0, **options},
     )
 
 
