@@ -278,8 +278,8 @@ def published_draw(rows: Sequence[tuple[str, int]]) -> set[str]:
     for number in range(len(EVENTS)):
         files_of_class = [file for file, label in rows if label == number]
         count = round(VAL_SHARE * len(files_of_class))
-        places = np.random.RandomState(DCASE_SEED).choice(len(files_of_class), count, replace=False) if count else []
-        val_files |= {files_of_class[i] for i in places}
+        order = np.random.RandomState(DCASE_SEED).permutation(len(files_of_class))  # what pandas draws without weights
+        val_files |= {files_of_class[i] for i in order[:count]}
     return val_files
 
 
