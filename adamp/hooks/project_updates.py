@@ -68,6 +68,8 @@ def project_updates(
     here divide `wd_ratio`. Entries `scale_invariant` (True or False, instead of the test), `delta` and
     `wd_ratio` of a group win over the arguments.
 
+    A sharded weight (DTensor) takes two small collectives a step, and gives the step of the whole one.
+
     Order of the hooks: hooks run in the order in which they were attached. Attach this first, then `shrink_weights`,
     then a `NormProbe`, so that the probe measures the projected step. Copies of an optimizer and its state dict carry
     no hooks: attach anew.

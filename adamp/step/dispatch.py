@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from adamp import kernels
 from adamp.step.checked import CheckedOptimizer, check_bool, check_number, refuse_sparse
-from adamp.step.dtensor import is_sharded, layout_of, local, local_grad, placement_of
+from adamp.step.dtensor import check_grad, is_sharded, layout_of, local, local_grad, placement_of
 from adamp.step.foreach import StepBuffers, apply_batches_
 from adamp.step.precision import to_compute_dtype_all
 
@@ -160,6 +160,7 @@ class ProjectedOptimizer(CheckedOptimizer):
             if param.grad is None:
                 continue
             refuse_sparse(param.grad, type(self).__name__)
+            check_grad(param.grad, param)
             params.append(param)
             grads.append(param.grad)
             state = self.state[param]

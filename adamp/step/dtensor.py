@@ -65,8 +65,19 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
 
 
+def check_grad(grad: Tensor, param: Tensor) -> None:
+    """Raise RuntimeError if a parameter is a DTensor and its gradient is not, or the other way round."""
+    if is_sharded(grad) != is_sharded(param):
+        kinds = ("a DTensor", "an ordinary tensor")
+        is_param, is_grad = kinds if is_sharded(param) else kinds[::-1]
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} is {is_param} and its gradient {is_grad}: set both alike"
+        )
+
+
 def local_grad(grad: Tensor, param: Tensor) -> Tensor:
     """Return this process's part of a gradient, placed as its parameter is."""
+    check_grad(grad, param)
     if is_sharded(grad) and grad.placements != param.placements:  # type: ignore[attr-defined]
         grad = grad.redistribute(placements=param.placements)  # type: ignore[attr-defined]
     return local(grad)

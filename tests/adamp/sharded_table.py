@@ -268,6 +268,23 @@ def errors_of_partial_weights():
     return errors
 
 
+def steps_of_ordinary_gradients():
+    """Return the error of a step whose gradient is no DTensor, and whether its weights and the others stayed."""
+    results = {}
+    for row in ("SGDP", "AdamP", "AdaRemS", "project_updates", "shrink_weights, gradient"):
+        cls, options, attach = ROWS[row]
+        params = [nn.Parameter(distribute_tensor(torch.ones(4, n), mesh(2), [Shard(0)])) for n in (2, 3)]
+        params[0].grad, params[1].grad = torch.ones_like(params[0]), torch.ones(4, 3)
+        optimizer = cls(params, **options)
+        if attach:
+            attach(optimizer)
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            results[row] = str(error), all(bool((full(p) == 1).all()) for p in params)
+    return results
+
+
 def shrink_warnings():
     """Return what `shrink_weights` says of a filter that only one process has, or has a part of."""
     w = torch.tensor([[1.0, 2.0, 1.0], [0.5, 0.25, 1.0], [300.0, 0.0, 100.0]])

@@ -40,12 +40,12 @@ def test_replicas_stay_bitwise_equal(results):
     assert results["ranks agree"]
 
 
-@pytest.mark.parametrize("name", ["sgdp", "adamp"])
+@pytest.mark.parametrize("name", ["sgdp", "adamp", "adarem-s"])
 def test_fsdp2_trains_as_one_process(results, name):
     assert results["fsdp2"][name] <= 1e-10
 
 
-@pytest.mark.parametrize("name", ["sgdp", "adamp"])
+@pytest.mark.parametrize("name", ["sgdp", "adamp", "adarem-s"])
 @pytest.mark.filterwarnings("ignore")  # of torch.distributed.checkpoint about running alone
 def test_a_checkpoint_of_two_processes_goes_on_in_one(folder, results, name):
     import torch.distributed.checkpoint as dcp
@@ -118,6 +118,13 @@ def test_the_table_of_the_docs_is_the_tested_one():
 
 def test_terms_of_a_sum_are_refused(results):
     assert all("needs values, not terms of a sum" in error for error in results["terms of a sum"].values())
+
+
+def test_an_ordinary_gradient_of_a_sharded_weight_is_refused_before_weights_move(results):
+    outcomes = list(results["ordinary gradients"].values())
+    assert len(outcomes) == 5
+    for error, unmoved in outcomes:
+        assert "is a DTensor and its gradient an ordinary tensor" in error and unmoved
 
 
 def test_the_shrink_that_diverges_is_noticed_on_every_process(results):

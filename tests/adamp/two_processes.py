@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from adamp import SGDP, AdamP
+from adamp import SGDP, AdamP, AdaRemS
 from tests.adamp import reference, sharded_table
 from tests.adamp.problems import filter_network
 
@@ -25,6 +25,7 @@ OPTIMIZERS = {
     "sgdp": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}),
     "sgdp-published": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "project_buffer": True}),
     "adamp": (AdamP, {"lr": 1e-2, "weight_decay": 0.1}),
+    "adarem-s": (AdaRemS, {"lr": 0.05, "weight_decay": 1e-2, "scale_invariant": True}),
 }
 ROWS = {"even": (4, 3, 3, 3), "uneven": (5, 7), "one row": (1, 8), "vector": (9,), "one entry": (1,)}
 INNER = {"even": (4, 6), "uneven": (3, 5, 2), "one column": (6, 1)}
@@ -51,12 +52,13 @@ def run(rank: int, folder: str) -> None:
             results["layout", layout, name] = largest_difference(layout, name)
     results["collectives"] = collectives()
     results["ranks agree"] = ranks_agree()
-    results["fsdp2"] = {name: fsdp2(name, Path(folder) / name) for name in ("sgdp", "adamp")}
+    results["fsdp2"] = {name: fsdp2(name, Path(folder) / name) for name in ("sgdp", "adamp", "adarem-s")}
     results["zero"] = {name: zero_redundancy(name) for name in ("sgdp", "adamp")}
     results["table"] = {
         (row, column): sharded_table.cell(row, column) for row in sharded_table.ROWS for column in sharded_table.COLUMNS
     }
     results["terms of a sum"] = sharded_table.errors_of_partial_weights()
+    results["ordinary gradients"] = sharded_table.steps_of_ordinary_gradients()
     results["shrink warnings"] = sharded_table.shrink_warnings()
     results["plain state"] = sharded_table.plain_state_dicts()
     results["fsdp1"] = [fsdp1(keep) for keep in (False, True)]
@@ -100,7 +102,8 @@ def largest_difference(layout, name):
     cls, options = OPTIMIZERS[name]
     mesh, plain, sharded = pair(layout)
     start = [p.detach().clone() for p in plain]
-    a, b = cls(plain, **options, foreach=False), cls(sharded, **options)
+    single = {} if cls is AdaRemS else {"foreach": False}
+    a, b = cls(plain, **options, **single), cls(sharded, **options)
     for seed in range(6):
         set_gradients(mesh, plain, sharded, seed)
         a.step()
