@@ -48,6 +48,7 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@{ $(PY) -m pip install -q 'uv>=0.9,<1' && $(UV) pip install -q --compile-bytecode --python $(PY) --require-hashes -r requirements.lock; } \
 	  || $(PY) -m pip install -q --require-hashes -r requirements.lock
+	@$(PY) -m pip uninstall -q -y adamp 2>/dev/null || true  # the name of this distribution before 0.4.0
 	@$(PY) -m pip install -q --no-deps --no-build-isolation -e .
 	@$(PY) -m adamp.kernels.cpu || echo "The suite works without the fused CPU kernel, with slower steps of AdamP and SGDP."
 	@touch $@

@@ -19,7 +19,7 @@ from adamp.probes import NormProbe
 from adamp.scale_invariance import scale_invariant_parameters
 from adamp.sgdp import SGDP
 
-__version__ = "0.1.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "SGDP",

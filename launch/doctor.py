@@ -250,7 +250,7 @@ def wandb(environment: Mapping[str, str] = os.environ) -> Finding:
     try:
         version = importlib.metadata.version("wandb")
     except importlib.metadata.PackageNotFoundError:
-        return Finding("wandb", GOOD, "not installed", "only logger=wandb needs it: pip install 'adamp[wandb]'")
+        return Finding("wandb", GOOD, "not installed", "only logger=wandb needs it: pip install '.[wandb]'")
     key = bool(environment.get("WANDB_API_KEY"))
     with contextlib.suppress(OSError, UnicodeDecodeError):
         key = key or "api.wandb.ai" in Path("~/.netrc").expanduser().read_text()

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import adamp
 from launch import checkout
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_wheel_holds_adamp_alone_and_an_editable_install_is_one_line_with_the_folder(tmp_path: Path) -> None:
-    for part in ("pyproject.toml", "README.md", "LICENSE"):
+    for part in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / part, tmp_path)
     for part in ("adamp", "tasks", "launch"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -25,7 +26,10 @@ def test_a_wheel_holds_adamp_alone_and_an_editable_install_is_one_line_with_the_
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     wheel, editable = (zipfile.ZipFile(next((tmp_path / out).glob("*.whl"))) for out in ("out", "out2"))
-    assert {file.split("/")[0] for file in wheel.namelist()} == {"adamp", "adamp-0.1.0.dist-info"}
+    assert {file.split("/")[0] for file in wheel.namelist()} == {
+        "adamp",
+        f"adamp_optimizers-{adamp.__version__}.dist-info",
+    }
     (line,) = (editable.read(file).decode() for file in editable.namelist() if file.endswith(".pth"))
     assert line == f"{tmp_path}\n"
 

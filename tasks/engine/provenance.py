@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
+import adamp
 from tasks.engine.record_schema import GitState, Hardware
 
-PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pillow", "adamp")
+PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pillow")
 
 
 def now() -> str:
@@ -69,7 +70,7 @@ def hardware(processes: int) -> Hardware:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect numbers."""
-    installed = {"python": platform.python_version()}
+    installed = {"python": platform.python_version(), "adamp": adamp.__version__}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(name)

@@ -51,7 +51,7 @@ def loader() -> Any:
     except ImportError:
         raise InputError(
             "data=speech_commands_tts: the package espeakng-loader, which speaks the words, is not installed; "
-            "python -m pip install 'adamp[speech]', or scale=full data_root=FOLDER for the recorded words"
+            "python -m pip install '.[speech]', or scale=full data_root=FOLDER for the recorded words"
         ) from None
     return espeakng_loader
 
