@@ -13,6 +13,7 @@ from typing import Any
 from adamp import layers, moved_modules
 from adamp.adamp import AdamP
 from adamp.adarem import AdaRem, AdaRemS
+from adamp.factory import create, register_with_timm
 from adamp.hooks.project_updates import project_updates
 from adamp.hooks.weight_shrink import shrink_weights
 from adamp.probes import NormProbe
@@ -28,8 +29,10 @@ __all__ = [
     "AdamP",
     "NormProbe",
     "__version__",
+    "create",
     "layers",
     "project_updates",
+    "register_with_timm",
     "scale_invariant_parameters",
     "shrink_weights",
 ]
