@@ -10,7 +10,6 @@ Reference:
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
@@ -19,35 +18,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adamp.step.checked import CheckedOptimizer, apply_update_, check_bool, check_number, refuse_sparse
-from adamp.step.dtensor import (
-    is_built_by_zero_redundancy,
-    layout_of,
-    local,
-    local_grad,
-    max_over_processes,
-    place_like,
-    sum_over_processes,
-)
+from adamp.step.dtensor import is_built_by_zero_redundancy, layout_of, local, local_grad, place_like
+from adamp.step.entries import Entry, joint_norm, set_largest_momenta_
 from adamp.step.precision import to_compute_dtype, write_back
 
 Scope = Literal["tensor", "global"]
-
-
-@dataclass
-class Entry:
-    """One parameter of a step: weight, gradient and momentum in the compute dtype, and max|m|, 0-d.
-
-    Of a sharded parameter this process's part, with the groups of processes among which it is divided.
-    """
-
-    param: Tensor
-    w: Tensor
-    g: Tensor
-    m: Tensor
-    largest_m: Tensor
-    state: dict[str, Any]
-    group: dict[str, Any]
-    processes: tuple[Any, ...]
 
 
 def _step_adarem(entry: Entry) -> None:
@@ -58,15 +33,8 @@ def _step_adarem(entry: Entry) -> None:
 def _step_on_sphere(entries: list[Entry]) -> None:
     """Make one step of AdaRem-S with the parameters that share one sphere, Algorithm 2."""
     # At the first step, scale the weights to the sphere
-    is_new = ["alpha" not in entry.state for entry in entries]
-    if all(is_new):
+    if "alpha" not in entries[0].state:
         _start_sphere(entries)
-    elif any(is_new):
-        shape = tuple(entries[is_new.index(True)].param.shape)
-        raise RuntimeError(
-            f"a parameter of shape {shape} has its first gradient after the sphere that it shares was set up; "
-            "give all of them a gradient in the first step, or use sphere='tensor'"
-        )
 
     # Step off the sphere with the sphere learning rate η / α²
     for entry in entries:
@@ -74,7 +42,7 @@ def _step_on_sphere(entries: list[Entry]) -> None:
         _apply_update_(entry, step_size=lr / entry.state["alpha"].square() if entry.group["slr"] else lr)
 
     # Back to the sphere; α takes up the growth of the norm
-    length = _joint_norm(entries)
+    length = joint_norm(entries)
     for entry in entries:
         growth = (length / entry.state["radius"].to(length.device)).to(entry.w.device, entry.w.dtype)
         growth = torch.where(growth == 0, 1, growth)  # a weight of zeros stays one
@@ -85,7 +53,7 @@ def _step_on_sphere(entries: list[Entry]) -> None:
 
 def _start_sphere(entries: list[Entry]) -> None:
     """Scale weights to their sphere, and their gradients to those at the new weights: `g(c w) = g(w) / c`."""
-    length = _joint_norm(entries)
+    length = joint_norm(entries)
     length = torch.where(length == 0, 1, length)
     for entry in entries:
         norm = length.to(entry.w.device, entry.w.dtype)
@@ -111,34 +79,6 @@ def _resilient_update(entry: Entry) -> Tensor:
     alignment = torch.where(entry.largest_m == 0, 0, entry.g.sign() * entry.m / entry.largest_m)
     update: Tensor = (1 + strength * alignment) * entry.g
     return update
-
-
-def _set_largest_momenta(entries: list[Entry]) -> None:
-    """Set max|m| of each entry: of its tensor, or of all tensors in groups with scope "global"."""
-    for entry in entries:
-        if entry.m.numel():
-            entry.largest_m = entry.m.abs().max()
-    max_over_processes((entry.largest_m, entry.processes) for entry in entries)
-    in_global_scope = [entry for entry in entries if entry.group["scope"] == "global"]
-    if in_global_scope:
-        device = in_global_scope[0].largest_m.device
-        largest = torch.stack([entry.largest_m.to(device) for entry in in_global_scope]).max()
-        for entry in in_global_scope:
-            entry.largest_m = largest.to(entry.m.device, entry.m.dtype)
-
-
-def _joint_norm(entries: list[Entry]) -> Tensor:
-    """Return the joint norm of some weights, 0-d, on the device of the first."""
-    norms: list[Tensor] = [torch.linalg.vector_norm(entry.w) for entry in entries]
-    # Of sharded weights, the squares add up over the processes
-    sharded = [(norm.square_(), entry.processes) for norm, entry in zip(norms, entries, strict=True) if entry.processes]
-    sum_over_processes(sharded)
-    for norm, _ in sharded:
-        norm.sqrt_()
-    if len(norms) == 1:
-        return norms[0]
-    joint: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device, norms[0].dtype) for n in norms]))
-    return joint
 
 
 def _check_scope(options: dict[str, Any], name: str) -> None:
@@ -177,6 +117,12 @@ class ResilientOptimizer(CheckedOptimizer):
         for group in self.param_groups:
             group["lam_power"] = epoch + 1
 
+    def _init_state(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._entry(param, group)
+
     def _step(self) -> None:
         entries = [
             self._entry(param, group)
@@ -185,7 +131,7 @@ class ResilientOptimizer(CheckedOptimizer):
             if param.grad is not None or self._steps_without_grad(param, group)
         ]
         # Factor of each entry and weights, with the momentum before this step
-        _set_largest_momenta(entries)
+        set_largest_momenta_(entries)
         self._update(entries)
         # Momentum
         for entry in entries:
@@ -334,6 +280,7 @@ class AdaRemS(ResilientOptimizer):
     """
 
     _warned = False
+    _may_have_unset_spheres = True  # of this object, before its first step and after loading
 
     def __init__(
         self,
@@ -378,12 +325,30 @@ class AdaRemS(ResilientOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict, keeping the precision of α and R, which torch would round to a bf16 weight's."""
         super().load_state_dict(state_dict)
+        self._may_have_unset_spheres = True
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for index, param in zip(saved, params, strict=True):
             for name in ("alpha", "radius"):
                 if name in (state := state_dict["state"].get(index, {})):
                     self.state[param][name] = place_like(state[name], param).to(param.device, copy=True)
+
+    def _init_state(self) -> None:
+        super()._init_state()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if group["scale_invariant"] and param.grad is not None:
+                    # α = 0 until the first step sets up the sphere: state dicts need the entries before
+                    unset = self._entry(param, group).w.new_zeros(())
+                    self.state[param].update(alpha=unset, radius=unset.clone())
+
+    def _step(self) -> None:
+        if self._may_have_unset_spheres:
+            for state in self.state.values():
+                if "alpha" in state and float(state["alpha"]) == 0:
+                    del state["alpha"], state["radius"]
+            self._may_have_unset_spheres = False
+        super()._step()
 
     def _steps_without_grad(self, param: Tensor, group: dict[str, Any]) -> bool:
         shares_sphere = group["scale_invariant"] and group["sphere"] == "global"
@@ -396,16 +361,23 @@ class AdaRemS(ResilientOptimizer):
                 "no parameter group of AdaRemS has scale_invariant=True: every parameter makes AdaRem's step",
                 stacklevel=4,
             )
-        on_shared_sphere: list[Entry] = []
-        for entry in entries:
-            if not entry.group["scale_invariant"]:
-                _step_adarem(entry)
-            elif entry.group["sphere"] == "global":
-                on_shared_sphere.append(entry)
-            else:
-                _step_on_sphere([entry])
+        marked = [entry for entry in entries if entry.group["scale_invariant"]]
+        on_shared_sphere = [entry for entry in marked if entry.group["sphere"] == "global"]
+        # Whatever raises does so before a weight has moved
         for name in ("radius", "slr"):
             if len({entry.group[name] for entry in on_shared_sphere}) > 1:
                 raise ValueError(f"{name} differs between the groups that share one sphere; give them one value")
+        is_new = ["alpha" not in entry.state for entry in on_shared_sphere]
+        if any(is_new) and not all(is_new):
+            shape = tuple(on_shared_sphere[is_new.index(True)].param.shape)
+            raise RuntimeError(
+                f"a parameter of shape {shape} has its first gradient after the sphere that it shares was set up; "
+                "give all of them a gradient in the first step, or use sphere='tensor'"
+            )
+        for entry in entries:
+            if not entry.group["scale_invariant"]:
+                _step_adarem(entry)
+            elif entry.group["sphere"] == "tensor":
+                _step_on_sphere([entry])
         if on_shared_sphere:
             _step_on_sphere(on_shared_sphere)

@@ -1,16 +1,21 @@
-"""Step hooks of an optimizer: their handle, a call after backward, their parameters, skipped steps."""
+"""Step hooks of an optimizer: where they run, their handle, exceptions, their parameters and the rate of a group."""
 
 from __future__ import annotations
 
+import functools
+import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from adamp.step.checked import refuse_flattened
 from adamp.step.dtensor import check_placement
 
 StepArgs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -19,7 +24,7 @@ StepArgs = tuple[tuple[Any, ...], dict[str, Any]]
 class HookHandle(RemovableHandle):
     """Removes several hooks at once; also a context manager that does so at its end."""
 
-    def __init__(self, hooks: Iterable[RemovableHandle]) -> None:
+    def __init__(self, hooks: Iterable[RemovableHandle | _StepGuard]) -> None:
         super().__init__(OrderedDict())
         self._hooks = list(hooks)
 
@@ -29,11 +34,75 @@ class HookHandle(RemovableHandle):
             hook.remove()
 
 
+def find_hooked_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer whose step runs hooks: the given one, or the one inside a wrapper that runs none.
+
+    Wrappers that do not initialise torch's base class run none, such as those of accelerate and Lightning, and timm's
+    Lookahead.
+
+    Raises:
+        ValueError: If a wrapper does not hold exactly one optimizer.
+    """
+    while not (hasattr(type(optimizer).step, "hooked") and hasattr(optimizer, "_optimizer_step_pre_hooks")):
+        held = {id(value): value for value in vars(optimizer).values() if isinstance(value, Optimizer)}
+        if len(held) != 1:
+            raise ValueError(
+                f"{type(optimizer).__name__} runs no step hooks, and holds {len(held)} optimizers where one could take "
+                "them: attach to the optimizer that makes the step"
+            )
+        optimizer = next(iter(held.values()))
+    return optimizer
+
+
+class _StepGuard:
+    """Calls `undo` when a step of the optimizer raises; torch has no hook for that."""
+
+    def __init__(self, optimizer: Optimizer, undo: Callable[[], None]) -> None:
+        self._optimizer, self._undo = optimizer, undo
+        self._own_step = vars(optimizer).get("step")  # set by a scheduler or another guard
+        step = optimizer.step
+
+        @functools.wraps(getattr(step, "__func__", step))
+        def guarded(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return step(*args, **kwargs)
+            except BaseException:
+                self._undo()
+                raise
+
+        self._guarded = types.MethodType(guarded, optimizer)  # a method, as schedulers expect
+        optimizer.step = self._guarded  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        self._undo = lambda: None
+        if vars(self._optimizer).get("step") is self._guarded:
+            del self._optimizer.step
+            if self._own_step is not None:
+                self._optimizer.step = self._own_step  # type: ignore[method-assign]
+
+
 def attach_step_hooks(
-    optimizer: Optimizer, before: Callable[..., StepArgs | None], after: Callable[..., None]
+    optimizer: Optimizer,
+    before: Callable[..., StepArgs | None],
+    after: Callable[..., None],
+    *,
+    undo: Callable[[], None],
 ) -> HookHandle:
-    """Register a step pre-hook and a step post-hook, and return one handle of both."""
-    return HookHandle([optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)])
+    """Register a step pre-hook and a step post-hook, and return one handle of both.
+
+    Args:
+        optimizer: One that runs hooks, see `find_hooked_optimizer`.
+        before: Called before each step.
+        after: Called after each step that did not raise.
+        undo: Called instead of `after` when a step raises: the hooks leave no trace then.
+    """
+    return HookHandle(
+        [
+            optimizer.register_step_pre_hook(before),
+            optimizer.register_step_post_hook(after),
+            _StepGuard(optimizer, undo),
+        ]
+    )
 
 
 def run_after_backward(
@@ -75,12 +144,71 @@ def check_matrices(params: Iterable[Tensor], optimizer: Optimizer) -> list[Tenso
         raise ValueError("params is empty: there is nothing to attach to")
     groups = groups_of(optimizer)
     for param in matrices:
+        if is_lazy(param):
+            raise ValueError("params holds a parameter of a lazy module: run its first forward pass before")
         if param not in groups:
             raise ValueError(f"params holds a tensor of shape {tuple(param.shape)} that the optimizer does not have")
+        refuse_flattened(param)
         if param.ndim < 2:
             raise ValueError(f"params holds a parameter of shape {tuple(param.shape)}: only matrices have filters")
         check_placement(param)
     return matrices
+
+
+class PresentParams:
+    """Leaves out the parameters that the optimizer no longer has, with a warning for each."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._departed: set[Tensor] = set()
+
+    def __call__(self, params: Iterable[Tensor], groups: dict[Tensor, dict[str, Any]]) -> list[Tensor]:
+        """Return those of the parameters that are in `groups`."""
+        params = list(params)
+        for param in params:
+            if param not in groups and param not in self._departed:
+                self._departed.add(param)
+                warnings.warn(
+                    f"a parameter of shape {tuple(param.shape)} has left the optimizer: {self._owner} skips it",
+                    stacklevel=2,
+                )
+        return [param for param in params if param in groups]
+
+
+# Entries of groups whose steps and decay are not of the size of `lr`
+_OTHER_RATES = {"d": "D-Adaptation and Prodigy estimate it", "scheduled_lr": "schedule-free methods average weights"}
+
+
+def learning_rate(group: dict[str, Any], owner: str) -> float | Tensor:
+    """Return the learning rate of a group, of which its decoupled weight decay takes a share.
+
+    Raises:
+        ValueError: If it is not the group's `lr`.
+    """
+    lr: float | Tensor | None = group.get("lr")
+    if lr is None:
+        raise ValueError(f"lr=None is not valid: {owner} needs the learning rate of a group")
+    for name, reason in _OTHER_RATES.items():
+        if name in group:
+            raise ValueError(
+                f"lr={lr!r} is not the rate of a group with the entry {name!r} ({reason}): {owner} cannot know it"
+            )
+    return lr
+
+
+def decay_of_step(group: dict[str, Any], owner: str) -> float | Tensor:
+    """Return the share of a weight that the decoupled weight decay of its group takes in a step.
+
+    Raises:
+        ValueError: If it is not known.
+    """
+    decay: float = group.get("weight_decay", 0)
+    if not decay or group.get("fixed_decay"):  # pytorch_optimizer: apart from the learning rate
+        return decay
+    lr = learning_rate(group, owner)
+    if group.get("corrected_weight_decay"):  # timm: the rate twice
+        lr = lr * lr / group["max_lr_snapshot"]
+    return lr * decay
 
 
 def is_step_skipped(optimizer: Optimizer, device: torch.device) -> Tensor | None:

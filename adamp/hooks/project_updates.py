@@ -16,9 +16,12 @@ from torch.optim.optimizer import ParamsT
 
 from adamp.hooks.handle import (
     HookHandle,
+    PresentParams,
     StepArgs,
     attach_step_hooks,
     check_matrices,
+    decay_of_step,
+    find_hooked_optimizer,
     groups_of,
     is_step_skipped,
     run_after_backward,
@@ -37,7 +40,7 @@ from adamp.projection import (
     row_dot,
     row_sums,
 )
-from adamp.step.checked import check_number, refuse_sparse
+from adamp.step.checked import check_number, refuse_flattened, refuse_sparse, warn_without_matrices
 from adamp.step.dtensor import check_placement, gather_rows, is_sharded, layout_of, local, local_grad, scatter_rows
 from adamp.step.precision import as_real, to_compute_dtype
 
@@ -62,11 +65,12 @@ def project_updates(
     optimizer's result bit for bit; with `delta=0` all do.
 
     η and γ are the entries `lr` and `weight_decay` of the parameter's group at each step; a group without the latter
-    does not decay. The optimizer's decay of a projected weight is removed with the radial part, whether it is decoupled
-    or, but for what is left of older weights in its momentum, coupled into the gradient; the coupled one does not
-    disturb the test, which reads `.grad` before the optimizer adds to it. SGDP divides its decay by `1 - momentum`;
-    here divide `wd_ratio`. Entries `scale_invariant` (True or False, instead of the test), `delta` and
-    `wd_ratio` of a group win over the arguments.
+    does not decay. Optimizers with a rate of their own (Prodigy) are refused unless γ or `wd_ratio` is 0. The
+    optimizer's decay of a projected weight is removed with the radial part, whether it is decoupled or, but for what is
+    left of older weights in its momentum, coupled into the gradient; the coupled one does not disturb the test, which
+    reads `.grad` before the optimizer adds to it. SGDP divides its decay by `1 - momentum`; here divide `wd_ratio`.
+    Entries `scale_invariant` (True or False, instead of the test), `delta` and `wd_ratio` of a group win over the
+    arguments.
 
     A sharded weight (DTensor) takes two small collectives a step, and gives the step of the whole one.
 
@@ -75,7 +79,7 @@ def project_updates(
     no hooks: attach anew.
 
     Args:
-        optimizer: Any torch optimizer that makes one step from the gradient (not LBFGS).
+        optimizer: Any torch optimizer that makes one step from the gradient (not LBFGS), or a wrapper that holds one.
         delta: Threshold of the test, times 1/sqrt(row length); 0 disables it.
         eps: Clamps the norms of the test, is added to the norm of the projection.
         wd_ratio: Factor of the weight decay of parameters that pass the test.
@@ -85,8 +89,12 @@ def project_updates(
         A handle whose `remove` ends the projection; also a context manager.
 
     Raises:
-        ValueError: If an option is out of range or a parameter does not qualify.
+        ValueError: If an option is out of range, a parameter does not qualify, the optimizer runs no hooks or, also at
+            a step, its decay is not known.
         RuntimeError: If a parameter is a DTensor of terms of a sum.
+
+    Warns:
+        UserWarning: If no parameter has two dimensions, and at a step if one of `params` has left the optimizer.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -104,11 +112,17 @@ def project_updates(
     options = {"delta": delta, "eps": eps, "wd_ratio": wd_ratio}
     for name in options:
         check_number(options, name)
+    optimizer = find_hooked_optimizer(optimizer)
     matrices = None if params is None else check_matrices(params, optimizer)
-    for param in groups_of(optimizer):
+    groups = groups_of(optimizer)
+    for param in groups:
+        refuse_flattened(param)
         check_placement(param)
+    if matrices is None:
+        warn_without_matrices(groups, "project_updates")
     hooks = _Projection(matrices, delta=delta, eps=eps, wd_ratio=wd_ratio)
-    return attach_step_hooks(optimizer, hooks.before, hooks.after)
+    hooks.check_rates(optimizer)
+    return attach_step_hooks(optimizer, hooks.before, hooks.after, undo=hooks.forget)
 
 
 def with_projection(
@@ -157,18 +171,33 @@ class _Projection:
     def __init__(self, params: list[Tensor] | None, *, delta: float, eps: float, wd_ratio: float) -> None:
         self._params, self._delta, self._eps, self._wd_ratio = params, delta, eps, wd_ratio
         self._before_step: dict[Tensor, tuple[Tensor, Tensor]] = {}  # a copy of the weight, and the decision
+        self._present = PresentParams("project_updates")
+
+    def forget(self) -> None:
+        self._before_step = {}
+
+    def check_rates(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            self._decay(group)
+
+    def _decay(self, group: dict[str, Any]) -> float | Tensor:
+        """Return the decay of a projected weight in a step, 0 if it has none."""
+        wd_ratio = group.get("wd_ratio", self._wd_ratio)
+        return decay_of_step(group, "project_updates") * wd_ratio if wd_ratio else 0
 
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
-        self._before_step = {}
+        self.forget()
+        self.check_rates(optimizer)
         return run_after_backward(args, kwargs, lambda: self._decide(optimizer))
 
     def _decide(self, optimizer: Optimizer) -> None:
         groups = groups_of(optimizer)
-        params = [p for p in groups if p.ndim > 1] if self._params is None else self._params
-        for param in params:
+        for param in groups if self._params is None else self._present(self._params, groups):
+            if param.grad is None or param.ndim < 2:
+                continue
             mode, delta = groups[param].get("scale_invariant", "auto"), groups[param].get("delta", self._delta)
-            if param.grad is None or mode is False or (mode == "auto" and delta == 0):
+            if mode is False or (mode == "auto" and delta == 0):
                 continue
             refuse_sparse(param.grad, "project_updates")
             # Scale-invariance test on the gradient (eq. 11), unless the group forces the decision
@@ -197,12 +226,12 @@ class _Projection:
                 step = torch.where(decision == CHANNEL, by_row, by_layer)
             # Decoupled weight decay instead of the optimizer's, which the projection has removed
             if group.get("weight_decay", 0):
-                step = step - group["lr"] * group["weight_decay"] * group.get("wd_ratio", self._wd_ratio) * w0
+                step = step - self._decay(group) * w0
             is_projected = decision > NONE
             if (skipped := is_step_skipped(optimizer, w0.device)) is not None:
                 is_projected = is_projected & ~skipped
             as_real(local(param)).copy_(torch.where(is_projected, w0 + step, w1))
-        self._before_step = {}
+        self.forget()
 
 
 def _tangent_part(d: Tensor, w0: Tensor, param: Tensor, decision: Tensor, *, eps: float) -> Tensor:

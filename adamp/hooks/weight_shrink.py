@@ -19,14 +19,17 @@ from torch.optim.optimizer import ParamsT
 
 from adamp.hooks.handle import (
     HookHandle,
+    PresentParams,
     StepArgs,
     attach_step_hooks,
     check_matrices,
+    find_hooked_optimizer,
     groups_of,
     is_step_skipped,
+    learning_rate,
     run_after_backward,
 )
-from adamp.step.checked import check_betas, check_bool, check_number, refuse_sparse
+from adamp.step.checked import check_betas, check_bool, check_number, is_state_initialisation, refuse_sparse
 from adamp.step.dtensor import from_local, layout_of, local, local_grad, max_over_processes, sum_over_processes
 from adamp.step.precision import as_dtype_of, to_compute_dtype, write_back
 
@@ -107,7 +110,7 @@ def shrink_weights(
     `project_updates`. Copies of an optimizer and its state dict carry no hooks: attach anew.
 
     Args:
-        optimizer: Any torch optimizer.
+        optimizer: Any torch optimizer, or a wrapper that holds one.
         alpha: Strength, at least 0: at lr η a step takes `η alpha ‖W_f‖` (WS: `η alpha std(W_f)`) of a filter.
         params: Weights of normalised layers, each in the optimizer and of two or more dimensions.
         kind: "wn" for weights divided by their norm, "ws" by their standard deviation.
@@ -120,7 +123,11 @@ def shrink_weights(
         A handle whose `remove` ends the shrinking; also a context manager.
 
     Raises:
-        ValueError: If an option is out of range or a parameter does not qualify.
+        ValueError: If an option is out of range, a parameter does not qualify, the optimizer runs no hooks or, also at
+            a step, its steps have another rate than the group's `lr` (which "gradient" needs for `clamp` alone).
+
+    Warns:
+        UserWarning: At a step, if one of `params` has left the optimizer.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -144,6 +151,7 @@ def shrink_weights(
         raise ValueError(f"kind={kind!r} is not valid: it must be 'wn' or 'ws'")
     if coupling not in ("gradient", "weights"):
         raise ValueError(f"coupling={coupling!r} is not valid: it must be 'gradient' or 'weights'")
+    optimizer = find_hooked_optimizer(optimizer)
     matrices = check_matrices(params, optimizer)
     for param in matrices:
         if kind == "ws" and param.shape[1:].numel() < 2:
@@ -151,11 +159,15 @@ def shrink_weights(
                 f"params holds a weight of shape {tuple(param.shape)}: a filter of one entry has no standard deviation"
             )
     shrink = _Shrink(matrices, alpha=alpha, kind=kind, eps=eps, clamp=clamp)
+    if coupling == "weights" or clamp is not None:
+        shrink.check_rates(optimizer)
     if clamp is None:
         shrink.warn_if_beyond(2.0, optimizer)
     if coupling == "gradient":
-        return attach_step_hooks(optimizer, shrink.before_gradient, shrink.after_gradient)
-    return attach_step_hooks(optimizer, shrink.before_weights, shrink.after_weights)
+        return attach_step_hooks(
+            optimizer, shrink.before_gradient, shrink.after_gradient, undo=shrink.restore_gradients
+        )
+    return attach_step_hooks(optimizer, shrink.before_weights, shrink.after_weights, undo=shrink.forget)
 
 
 class _Shrink:
@@ -164,8 +176,14 @@ class _Shrink:
     def __init__(self, params: list[Tensor], *, alpha: float, kind: Kind, eps: float, clamp: float | None) -> None:
         self._params, self._clamp = params, clamp
         self._options: dict[str, Any] = {"alpha": alpha, "kind": kind, "eps": eps}
-        self._amounts: list[Tensor] = []  # η γ W of each parameter, before the step
+        self._amounts: dict[Tensor, Tensor] = {}  # η γ W of each parameter, before the step
         self._grads: dict[Tensor, tuple[Tensor, Tensor]] = {}  # backward's gradient, and the sum that replaces it
+        self._present = PresentParams("shrink_weights")
+
+    def check_rates(self, optimizer: Optimizer) -> None:
+        groups = groups_of(optimizer)
+        for param in self._present(self._params, groups):
+            learning_rate(groups[param], "shrink_weights")
 
     def _rate(self, param: Tensor, lr: float | Tensor) -> Tensor:
         """Return γ of each filter (eqs. 20, 22), with `lr γ` at most `clamp`."""
@@ -193,25 +211,35 @@ class _Shrink:
         max_over_processes([(largest, layout.across_rows)])
         return float(largest)
 
+    def forget(self) -> None:
+        self._amounts = {}
+
     @torch.no_grad()
-    def before_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def before_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
+        self.forget()
         groups = groups_of(optimizer)
-        self._amounts = []
-        for param in self._params:
-            lr = groups[param]["lr"]
-            self._amounts.append(lr * self._rate(param, lr) * to_compute_dtype(local(param)))
+        present = self._present(self._params, groups)
+        for param in present:
+            lr = learning_rate(groups[param], "shrink_weights")
+            self._amounts[param] = lr * self._rate(param, lr) * to_compute_dtype(local(param))
+        return run_after_backward(args, kwargs, lambda: self._check_dense(present))
+
+    def _check_dense(self, params: Iterable[Tensor]) -> None:
+        """Refuse sparse gradients before anything has moved."""
+        for param in params:
+            if param.grad is not None:
+                refuse_sparse(param.grad, "shrink_weights")
 
     @torch.no_grad()
     def after_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for param, amount in zip(self._params, self._amounts, strict=True):
+        for param, amount in self._amounts.items():
             if param.grad is None:
                 continue
-            refuse_sparse(param.grad, "shrink_weights")
             if (skipped := is_step_skipped(optimizer, amount.device)) is not None:
                 amount = torch.where(skipped, 0, amount)
             w = to_compute_dtype(local(param)).sub_(amount)
             write_back(local(param), w)
-        self._amounts = []
+        self.forget()
 
     @torch.no_grad()
     def before_gradient(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
@@ -220,22 +248,27 @@ class _Shrink:
                 "the gradients are still scaled: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
             )
         self._grads.clear()
-        return run_after_backward(args, kwargs, lambda: self._add_to_gradients(optimizer), undo=self._restore_gradients)
+        if is_state_initialisation(optimizer):
+            return None
+        return run_after_backward(args, kwargs, lambda: self._add_to_gradients(optimizer), undo=self.restore_gradients)
 
     def _add_to_gradients(self, optimizer: Optimizer) -> None:
         groups = groups_of(optimizer)
-        for param in self._params:
+        present = self._present(self._params, groups)
+        self._check_dense(present)
+        for param in present:
             raw = param.grad
             if raw is None:
                 continue
-            refuse_sparse(raw, "shrink_weights")
+            lr = 0.0 if self._clamp is None else learning_rate(groups[param], "shrink_weights")
+            gamma = self._rate(param, lr)
             # g_f + γ_f W_f (eq. 21)
             grad, w = local_grad(raw, param), to_compute_dtype(local(param))
-            total = to_compute_dtype(grad) + self._rate(param, groups[param]["lr"]) * w
+            total = to_compute_dtype(grad) + gamma * w
             param.grad = from_local(as_dtype_of(total, grad), param)
             self._grads[param] = (raw, param.grad)
 
-    def _restore_gradients(self) -> None:
+    def restore_gradients(self) -> None:
         for param, (raw, total) in self._grads.items():
             if param.grad is total:
                 param.grad = raw
@@ -243,7 +276,7 @@ class _Shrink:
 
     @torch.no_grad()
     def after_gradient(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._restore_gradients()
+        self.restore_gradients()
 
 
 def _split_groups(params: ParamsT) -> tuple[list[dict[str, Any]], list[Tensor]]:

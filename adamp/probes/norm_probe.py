@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from adamp.hooks.handle import find_hooked_optimizer
 from adamp.probes.movement import Movement, StepGeometry, direction_change, row_norms
 from adamp.probes.oscillation import OscillationWindow
 from adamp.projection import NONE, RowSums, cosine, decide, forced_decision, threshold
+from adamp.step.checked import is_state_initialisation
 from adamp.step.dtensor import check_placement, gather_rows, is_sharded, local, local_grad
 from adamp.step.precision import to_compute_dtype
 
@@ -155,6 +157,7 @@ class NormProbe:
         self._before: dict[str, Tensor] = {}
         self._meter = StepGeometry()
         self._sampling = False
+        self._is_real_step = True
         self._window = OscillationWindow(oscillation_window, list(self._parameters.values()))
         self._oscillation = self._mean(3)
         size = len(self._parameters)
@@ -170,9 +173,11 @@ class NormProbe:
 
         Raises:
             RuntimeError: If the probe is attached already.
+            ValueError: If the optimizer runs no step hooks and holds none that does.
         """
         if self._handle is not None:
             raise RuntimeError("the probe is attached already; call remove() of its handle first")
+        optimizer = find_hooked_optimizer(optimizer)
         hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -182,6 +187,9 @@ class NormProbe:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._is_real_step = not is_state_initialisation(optimizer)
+        if not self._is_real_step:
+            return
         self._sampling = self._step % self._every == 0
         if self._sampling:
             for name, p in self._parameters.items():
@@ -194,6 +202,8 @@ class NormProbe:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_real_step:
+            return
         if self._sampling:
             self._sample(optimizer)
             self._sampling = False

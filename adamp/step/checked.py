@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from adamp.step.dtensor import check_placement, place_like
+from adamp.step.dtensor import check_placement, is_sharded, place_like
 
 
 def is_in_range(value: Any, *, below: float = math.inf) -> bool:
@@ -57,6 +59,43 @@ def refuse_sparse(grad: Tensor, name: str) -> None:
         )
 
 
+def refuse_flattened(param: Tensor) -> None:
+    """Raise ValueError for a parameter that the older FullyShardedDataParallel has flattened."""
+    if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
+        raise ValueError(
+            f"a parameter of shape {tuple(param.shape)} was flattened by FullyShardedDataParallel: without its rows it "
+            "could not be projected; use torch.distributed.fsdp.fully_shard"
+        )
+
+
+def warn_without_matrices(params: Iterable[Tensor], owner: str) -> None:
+    """Warn if not one of the parameters has the two dimensions that a projection needs."""
+    params = list(params)
+    if params and not any(is_lazy(param) or param.ndim > 1 for param in params):
+        warnings.warn(
+            f"{owner} has no parameter of two or more dimensions, so nothing is projected: a wrapper may have merged "
+            "them into flat buffers; give it the parameters in their own shapes",
+            stacklevel=3,
+        )
+
+
+def is_state_initialisation(optimizer: Optimizer) -> bool:
+    """Return whether this step only creates the state of a fresh optimizer: rates and gradients are all 0.
+
+    `torch.distributed.checkpoint.state_dict` takes such a step, as state dicts need every entry. Gradients are read on
+    the host, but only in the first step of an optimizer, and only at rate 0.
+    """
+    if optimizer.state or torch.compiler.is_compiling():
+        return False
+    for group in optimizer.param_groups:
+        lr = group.get("lr")
+        if lr is None or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:
+            return False
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # Every process of a sharded gradient sees the whole of it: they have to agree
+    return bool(grads) and not any(bool((g.full_tensor() if is_sharded(g) else g).any()) for g in grads)
+
+
 def decayed_update(
     weight: Tensor, update: Tensor, *, step_size: float | Tensor, decay: float | Tensor | None
 ) -> Tensor:
@@ -93,6 +132,10 @@ class CheckedOptimizer(Optimizer):
     @abstractmethod
     def _step(self) -> None:
         """Update every parameter that has a gradient."""
+
+    @abstractmethod
+    def _init_state(self) -> None:
+        """Create the state of every parameter that has a gradient, as it is before the first step."""
 
     def _upgrade_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Convert one parameter's state from an older checkpoint to the current layout, in place."""
@@ -150,6 +193,9 @@ class CheckedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        elif is_state_initialisation(self):
+            self._init_state()
+            return None
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             self._step()
         return loss

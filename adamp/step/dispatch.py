@@ -10,14 +10,23 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import ParamsT
 
 from adamp import kernels
-from adamp.step.checked import CheckedOptimizer, check_bool, check_number, refuse_sparse
+from adamp.step.checked import (
+    CheckedOptimizer,
+    check_bool,
+    check_number,
+    refuse_flattened,
+    refuse_sparse,
+    warn_without_matrices,
+)
 from adamp.step.dtensor import check_grad, is_sharded, layout_of, local, local_grad, placement_of
 from adamp.step.foreach import StepBuffers, apply_batches_
 from adamp.step.precision import to_compute_dtype_all
@@ -88,6 +97,11 @@ class ProjectedOptimizer(CheckedOptimizer):
     """Base of the optimizers that project their update: options and implementations; subclasses add the update."""
 
     IMPLEMENTATION_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        candidates = [group["params"] for group in self.param_groups if group["scale_invariant"] is not False]
+        warn_without_matrices(chain.from_iterable(candidates), type(self).__name__)
 
     def _check(self, options: dict[str, Any]) -> None:
         for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
@@ -168,6 +182,10 @@ class ProjectedOptimizer(CheckedOptimizer):
                 if name not in state:
                     state[name] = _new_state(name, param, group)
                 xs.append(state[name])
+
+    def _init_state(self) -> None:
+        for group in self.param_groups:
+            self._collect(group)
 
     def _step(self) -> None:
         found_inf = getattr(self, "found_inf", None)
@@ -266,11 +284,7 @@ def _check_parameter(param: Tensor, group: dict[str, Any]) -> None:
             f"scale_invariant=True marks a parameter of shape {shape}: only parameters of two or more dimensions are "
             "projected; put it in a group with 'auto' or False"
         )
-    if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
-        raise ValueError(
-            f"a parameter of shape {shape} was flattened by FullyShardedDataParallel: without its rows it could not be "
-            "projected; use torch.distributed.fsdp.fully_shard"
-        )
+    refuse_flattened(param)
     if group["fused"]:
         kernel = kernels.kernel_for(param.device)
         reason = f"there is none for {param.device.type}" if kernel is None else kernel.unavailable_reason()
