@@ -30,7 +30,15 @@ from adamp.hooks.handle import (
     run_after_backward,
 )
 from adamp.step.checked import check_betas, check_bool, check_number, is_state_initialisation, refuse_sparse
-from adamp.step.dtensor import from_local, layout_of, local, local_grad, max_over_processes, sum_over_processes
+from adamp.step.dtensor import (
+    check_grad,
+    from_local,
+    layout_of,
+    local,
+    local_grad,
+    max_over_processes,
+    sum_over_processes,
+)
 from adamp.step.precision import as_dtype_of, to_compute_dtype, write_back
 
 Kind = Literal["wn", "ws"]
@@ -222,13 +230,14 @@ class _Shrink:
         for param in present:
             lr = learning_rate(groups[param], "shrink_weights")
             self._amounts[param] = lr * self._rate(param, lr) * to_compute_dtype(local(param))
-        return run_after_backward(args, kwargs, lambda: self._check_dense(present))
+        return run_after_backward(args, kwargs, lambda: self._check_gradients(present))
 
-    def _check_dense(self, params: Iterable[Tensor]) -> None:
-        """Refuse sparse gradients before anything has moved."""
+    def _check_gradients(self, params: Iterable[Tensor]) -> None:
+        """Refuse gradients that are sparse or placed otherwise, before anything has moved."""
         for param in params:
             if param.grad is not None:
                 refuse_sparse(param.grad, "shrink_weights")
+                check_grad(param.grad, param)
 
     @torch.no_grad()
     def after_weights(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -255,7 +264,7 @@ class _Shrink:
     def _add_to_gradients(self, optimizer: Optimizer) -> None:
         groups = groups_of(optimizer)
         present = self._present(self._params, groups)
-        self._check_dense(present)
+        self._check_gradients(present)
         for param in present:
             raw = param.grad
             if raw is None:
