@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.checkout import ROOT
+from launch.unread import check_read
 from tasks.base import InputError
 from tasks.engine.config import Train
 from tasks.engine.neutral_keys import NAMED, is_neutral_override
@@ -82,6 +83,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> RunSpec:
         raise InputError(f"no experiment is named; add experiment=NAME, one of: {known}")
     if not isinstance(cfg.gpus, int) or not cfg.gpus >= 1:
         raise InputError(f"gpus is {cfg.gpus}; it must be a whole number of processes, at least 1")
+    check_read(cfg, overrides)
     train: Train = OmegaConf.to_object(cfg.train)  # type: ignore[assignment]
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     config.pop("sweep", None)  # which table asked for a run is no part of the run: tables share runs
@@ -168,6 +170,8 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search path", text):
         group, value, known = found.groups()
         return f"{group}={value} is not known; choose one of: {', '.join(known.split())}"
+    if "Could not override 'image_size'" in text:
+        return "image_size is no option here; give data.image_size=N, or model.image_size=N for detection"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]} is no option here; see the names with --cfg job, or the choices with --help"
     if found := re.search(r"(.*?) full_key: (\S+)", text):
