@@ -6,6 +6,7 @@ from tasks.data.fashion_mnist import FashionMnist
 from tasks.data.folder import ImageFolderSet
 from tasks.data.images import ImageSet, Synthetic, UnreadableImageError
 from tasks.data.loader import CorruptImages, eval_batches, train_batches
+from tasks.data.parquet import ImageParquetSet
 from tasks.data.shards import ImageShardSet
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CutMix",
     "FashionMnist",
     "ImageFolderSet",
+    "ImageParquetSet",
     "ImageSet",
     "ImageShardSet",
     "RandAugment",

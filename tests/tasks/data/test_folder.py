@@ -8,7 +8,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from tasks.base import InputError
-from tasks.data import ImageFolderSet, UnreadableImageError, folder
+from tasks.data import ImageFolderSet, ImageParquetSet, UnreadableImageError, folder
 from tasks.data.images import RandomView
 from tests.tasks.data.pictures import picture, write_image_folder
 
@@ -73,6 +73,12 @@ def test_a_test_folder_in_place_of_val_is_named(tmp_path):
     (tmp_path / "val").rename(tmp_path / "test")
     with pytest.raises(InputError, match=r"no folder val/ but test/.*ln -s test "):
         ImageFolderSet(str(tmp_path))
+
+
+def test_parquet_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"data=imagenet_parquet needs the package pyarrow: .*\[parquet\]"):
+        ImageParquetSet(str(tmp_path))
 
 
 def test_evaluation_is_a_resize_and_a_centre_crop(tmp_path):
