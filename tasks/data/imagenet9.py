@@ -21,6 +21,7 @@ from tasks.data.files import existing_folder, read_whole
 from tasks.data.folder import DECODE_ERRORS, list_images
 from tasks.data.identity import Part
 from tasks.data.images import SPLITS, CroppedImageSet, ImageSet, Split, UnreadableImageError
+from tasks.data.published import verified_name
 
 # Class -> synsets. A class's number is its place here.
 SYNSETS: dict[str, tuple[str, ...]] = {
@@ -37,6 +38,7 @@ SYNSETS: dict[str, tuple[str, ...]] = {
 CLASS_OF = {synset: label for label, synsets in enumerate(SYNSETS.values()) for synset in synsets}
 PUBLISHED_CLUSTERS = "40a55e0a276d4d323a20baa358429ccccbbb873afdd5bc58c1298680ecc824ba"  # sha256 of ReBias's CSV
 NUM_CLUSTERINGS = 3
+NUM_VAL = 2_100  # validation pictures: 50 of each of the 42 synsets
 
 
 class TexturedSet(ImageSet):
@@ -114,7 +116,8 @@ class ImageNet9(SynsetPictures, TexturedSet):
         root: Folder that holds train/<synset>/*.JPEG and val/<synset>/*.JPEG; option `data_root`.
         clusters: CSV of texture clusters: path,category,cluster1,cluster2,cluster3, one row per validation picture.
         imagenet_a: Folder that holds <synset>/*.jpg of ImageNet-A; None leaves that score out.
-        name: What records call the set.
+        name: What records call the set; "imagenet9" becomes "imagenet9_subset" or "imagenet9_unverified" where the
+            validation pictures are not 2,100.
         image_size: Side of the pictures handed out, in pixels.
         resize_ratio: Short side after resizing for evaluation, over `image_size`; 256/224 in the paper.
         crop_scale: Area fractions of the random training crop.
@@ -156,6 +159,8 @@ class ImageNet9(SynsetPictures, TexturedSet):
                     f"expected {split}/<synset>/*.JPEG"
                 )
         super().__init__(folders, name=name, **views)
+        if name == "imagenet9":  # how many training pictures the 42 synsets have is not published
+            self.name = verified_name(name, {"val": self.num_examples["val"]}, {"val": NUM_VAL})
         self.val_labels = np.array([self.label("val", i) for i in range(self.num_examples["val"])], dtype=np.int64)
         self.clusterings, self._clusters_published = read_clusters(clusters, self.names("val"))
         self.hard = None

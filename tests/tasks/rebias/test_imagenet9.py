@@ -59,7 +59,7 @@ def test_pictures_are_labelled_by_group_and_other_folders_left_alone(tree):
     assert data.hard.num_examples == {"train": 0, "val": 21}
     facts = data.describe()
     assert facts["clusters"] == "own"
-    assert (facts["name"], facts["imagenet_a_examples"]) == ("imagenet9", 21)
+    assert (facts["name"], facts["imagenet_a_examples"]) == ("imagenet9_subset", 21)
 
 
 def test_clusters_belong_to_pictures_whatever_the_order_of_rows(tree):
