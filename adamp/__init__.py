@@ -17,7 +17,7 @@ from adamp.factory import create, register_with_timm
 from adamp.hooks.project_updates import project_updates
 from adamp.hooks.weight_shrink import shrink_weights
 from adamp.probes import NormProbe
-from adamp.scale_invariance import scale_invariant_parameters
+from adamp.scale_invariance import mark_groups, scale_invariant_parameters
 from adamp.sgdp import SGDP
 
 __version__ = "0.4.0"
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "create",
     "layers",
+    "mark_groups",
     "project_updates",
     "register_with_timm",
     "scale_invariant_parameters",

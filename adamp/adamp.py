@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adamp.kernels.options import AdamPOptions
-from adamp.projection import ScaleInvariantMode, project
+from adamp.marks import ScaleInvariantMode
+from adamp.projection import project
 from adamp.step.checked import check_betas, decayed_update
 from adamp.step.dispatch import ParamTensors, ProjectedOptimizer, local_in_compute_dtype, step_buffers, step_device
 from adamp.step.foreach import StepBuffers
@@ -84,8 +85,8 @@ class AdamP(ProjectedOptimizer):
         wd_ratio: Factor of the weight decay of parameters that pass the test.
         nesterov: Use Nesterov's update (not NAdam: there is no momentum schedule).
         maximize: Ascend instead of descending.
-        scale_invariant: "auto" tests each parameter at each step; True always projects row by row; False
-            never projects. Vectors and scalars are never projected.
+        scale_invariant: "auto" tests each parameter at each step; True always projects row by row, a mark slice by
+            slice (`adamp.marks`); False never projects. Vectors and scalars are never projected.
         foreach: Step all tensors at once; None: see `adamp.step.dispatch.default_implementation`.
         fused: Use the custom kernels: compiled C++ on the CPU, Triton on CUDA. Unsupported tensors fall back to the
             other implementations.

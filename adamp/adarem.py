@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from adamp.marks import Mark, is_mark
 from adamp.step.checked import CheckedOptimizer, apply_update_, check_bool, check_number, refuse_sparse
 from adamp.step.dtensor import is_built_by_zero_redundancy, layout_of, local, local_grad, place_like
 from adamp.step.entries import Entry, joint_norm, set_largest_momenta_
@@ -232,7 +233,7 @@ class AdaRem(ResilientOptimizer):
 class AdaRemS(ResilientOptimizer):
     r"""AdaRem that keeps scale-invariant weights on spheres, at the learning rate that decay would give there.
 
-    Parameters in groups with `scale_invariant=True` are scaled to norm `R` at their first step and stay there; all
+    Parameters in groups marked `scale_invariant` are scaled to norm `R` at their first step and stay there; all
     others make AdaRem's step. On a sphere, with `g` taken there and AdaRem's factor `a` (Algorithm 2, sphere
     learning rate, SLR)::
 
@@ -254,7 +255,8 @@ class AdaRemS(ResilientOptimizer):
         lam: λ, in [0, 1). 0 gives SGD on spheres.
         weight_decay: Weight decay γ per unit of lr, at least 0; decoupled off the spheres.
         scope: max|m| is taken over each "tensor", or over all tensors with a gradient in such groups ("global").
-        scale_invariant: Keep these parameters on spheres.
+        scale_invariant: Keep these parameters on spheres: True, or any mark of `adamp.marks`, each of which implies
+            that the whole tensor is scale-invariant.
         sphere: One sphere for each "tensor", or a single one for all tensors of such groups ("global"): the paper's
             letter. All of them must have a gradient in the first step; later, no gradient counts as gradient 0.
         radius: R, above 0; None for the norm at the first step. With `slr` it does not change directions.
@@ -291,7 +293,7 @@ class AdaRemS(ResilientOptimizer):
         lam: float = 0.999,
         weight_decay: float = 0.0,
         scope: Scope = "tensor",
-        scale_invariant: bool = False,
+        scale_invariant: bool | Mark = False,
         sphere: Scope = "tensor",
         radius: float | None = None,
         slr: bool = True,
@@ -315,7 +317,8 @@ class AdaRemS(ResilientOptimizer):
     def _check(self, options: dict[str, Any]) -> None:
         super()._check(options)
         _check_scope(options, "sphere")
-        check_bool(options, "scale_invariant")
+        if not is_mark(options["scale_invariant"]):
+            check_bool(options, "scale_invariant")
         check_bool(options, "slr")
         if options["radius"] is not None:
             check_number(options, "radius")

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adamp.marks import ScaleInvariantMode, slices_first, spread
 from adamp.step.precision import as_dtype_of, as_real, to_compute_dtype
 
 View = Callable[[Tensor], Tensor]
-ScaleInvariantMode = bool | Literal["auto"]
 
 NONE, CHANNEL, LAYER = 0, 1, 2  # the values of a decision
 
@@ -49,7 +49,7 @@ class Projection(NamedTuple):
     Attributes:
         update: The update, without its radial part if the test fired.
         ratio: 0-d, factor of the weight decay: `wd_ratio` if the test fired, else 1; in the update's dtype.
-        decision: 0-d integer: 0 not projected, 1 row by row, 2 as one vector.
+        decision: 0-d integer: 0 not projected, 1 slice by slice (row by row unless marked otherwise), 2 as one vector.
     """
 
     update: Tensor
@@ -83,6 +83,17 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
     Product and sum rather than a matrix product, which a GPU may round to TF32.
     """
     return (a * b).sum(dim=tuple(range(1, a.ndim)), keepdim=True)
+
+
+def slice_sums(x: Tensor, mode: ScaleInvariantMode) -> Tensor:
+    """Return the sum over each slice of a marked tensor, (N,)."""
+    slices = slices_first(x, mode)
+    return slices.sum(dim=tuple(range(1, slices.ndim)))
+
+
+def slice_dot(a: Tensor, b: Tensor, mode: ScaleInvariantMode) -> Tensor:
+    """Return the inner product of each pair of slices of a marked weight, in a shape that broadcasts over it."""
+    return spread(slice_sums(a * b, mode), a.shape, mode)
 
 
 def row_sums(weight: Tensor, grad: Tensor) -> RowSums:
@@ -188,9 +199,9 @@ def remove_radial(update: Tensor, weight: Tensor, *, view: View, eps: float) -> 
     return as_dtype_of(tangent.reshape(as_real(update).shape), update)
 
 
-def forced_decision(scale_invariant: bool, device: torch.device) -> Tensor:
-    """Return the decision for a parameter whose group forces it: row by row, or not at all."""
-    return torch.full((), CHANNEL if scale_invariant else NONE, device=device)
+def forced_decision(mode: ScaleInvariantMode, device: torch.device) -> Tensor:
+    """Return the decision for a parameter whose group forces it: slice by slice, as one vector, or not at all."""
+    return torch.full((), LAYER if mode == "tensor" else CHANNEL if mode else NONE, device=device)
 
 
 def decide(sums: RowSums, num_weights: int, *, delta: float, eps: float) -> Tensor:
@@ -235,7 +246,8 @@ def project(
         delta: Threshold of the test, see `is_scale_invariant`. 0 turns the test off.
         eps: Clamps the norms of the test, is added to the norm of the projection.
         wd_ratio: Factor of the weight decay of projected tensors.
-        scale_invariant: "auto" decides by the test; True always projects row by row; False never projects.
+        scale_invariant: "auto" decides by the test; True or a mark (`adamp.marks`) always projects, True row by row;
+            False never projects.
 
     Returns:
         The update, the decay's factor and the decision.
@@ -252,13 +264,13 @@ def project(
         return Projection(update, decay_ratio(none, wd_ratio=wd_ratio, dtype=u.dtype), none)
 
     # Scale-invariance test on the gradient (eq. 11), unless the group forces the decision
-    ww, wu = row_dot(w, w), row_dot(w, u)
+    ww, wu = slice_dot(w, w, scale_invariant), slice_dot(w, u, scale_invariant)
     if scale_invariant == "auto":
         decision = decide(RowSums(row_dot(w, g), ww, row_dot(g, g)), w.numel(), delta=delta, eps=eps)
     else:
-        decision = forced_decision(True, u.device)
+        decision = forced_decision(scale_invariant, u.device)
 
-    # Projection of the update on the tangent space, by rows or as one vector (eq. 10)
+    # Projection of the update on the tangent space, by rows or other slices, or as one vector (eq. 10)
     coefficient = radial_coefficient(decision, Products(wu, ww), Products(wu.sum(), ww.sum()), eps=eps)
     tangent = torch.where(decision > NONE, u - coefficient * w, u)
     ratio = decay_ratio(decision, wd_ratio=wd_ratio, dtype=u.dtype)

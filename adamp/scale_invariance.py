@@ -3,140 +3,281 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
-_EPS = 1e-20  # for the normalisation layers; smaller values amplify the rounding of constant channels
+from adamp.marks import Mark, num_slices, slices_first, spread
+from adamp.step.dtensor import is_sharded
+
+_EPS = 1e-20  # for normalisations; smaller values amplify the rounding of constant channels
+_LARGEST_EPS = 0.01  # a smaller constant that is added, or bounds a value from below, is a normalisation's epsilon
 _TOLERANCE = 1e-6  # of the outputs' largest magnitude; rounding stays below 1e-9, a change of a weight does not
 _COSINE = 1e-4  # of a weight and its gradient; rounding reached 1e-5 where batch norm sees 8 values, else 1e-16
 _FACTOR = 3.0  # weights are multiplied by factors between 1 / 3 and 3
+_CONSTANT_FIELDS = vars(nn.Module()).keys() - {"_buffers"}  # what a forward pass does not change in a module
 
 
 def scale_invariant_parameters(
     model: nn.Module, example_batch: Any, *, per_filter: bool = False, seed: int = 0
-) -> set[str]:
-    """Find the parameters whose scale does not change what the model computes in training mode.
+) -> dict[str, Mark]:
+    """Find the parameters whose scale does not change what the model computes in training mode, and their slices.
 
-    This is the structural truth that the optimizers' test estimates from gradients (§2.1 of the paper): a
-    float64 copy of the model, on the CPU and with a negligible `eps` in every module that has this attribute,
-    is run with parameters multiplied by random factors. Entries that are exactly zero, such as batch norm's biases, are
-    first moved to random values, so that zero is not taken for invariant. A parameter without any effect on
-    the outputs is not invariant. Neither the model nor the global random state is touched.
+    This is the structural truth that the optimizers' test estimates from gradients (§2.1 of the paper): a float64 copy
+    of the model, on the CPU and with a negligible epsilon in every normalisation, is run with parameters multiplied by
+    random factors. Before each run its buffers and whatever else a forward pass may change are reset. Entries that are
+    exactly zero, such as batch norm's biases, are first moved to random values, so that zero is not taken for
+    invariant. A parameter without any effect on the outputs is not invariant. Neither the model nor the global random
+    state is touched; `SyncBatchNorm` normalises over this process's examples.
 
     Args:
-        model: The model.
+        model: The model, not sharded.
         example_batch: A tensor, or a tuple of the positional arguments of the model. Batch norm must see more
             than two values per channel: from two values it keeps only their order, and everything before it
             seems invariant.
-        per_filter: Use one factor per output channel instead of one for the whole parameter. Batch norm
-            after a convolution makes each filter invariant, layer norm only the whole.
+        per_filter: Return only the parameters marked "rows".
         seed: Of the random values and of dropout.
 
     Returns:
-        The names of the scale-invariant parameters, never of those with fewer than two dimensions, since
-        the optimizers never project vectors.
+        The names of the scale-invariant parameters, in the model's order, each with the mark of its finest slices: rows
+        or columns, else the tensor; see `adamp.marks`. Never of those with fewer than two dimensions, since the
+        optimizers never project vectors.
 
     Raises:
-        ValueError: If batch norm sees two values per channel or fewer, or the outputs hold no floating-point
-            numbers that depend on the parameters.
+        ValueError: If batch norm sees two values per channel or fewer, the outputs hold no floating-point numbers that
+            depend on the parameters, or a parameter is sharded or has no values.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 5, bias=False), nn.LayerNorm(5))
         >>> scale_invariant_parameters(model, torch.randn(16, 4))
-        {'0.weight'}
+        {'0.weight': 'rows', '2.weight': 'tensor'}
     """
-    probe = _Rescaling(model, example_batch, per_filter=per_filter, seed=seed)
-    candidates = [name for name, p in probe.parameters.items() if p.ndim > 1 and p.numel() > 0]
-    return set(probe.confirm_by_rescaling(probe.first_order_candidates(candidates)))
+    marks = _Rescaling(model, example_batch, seed=seed).marks()
+    return {name: mark for name, mark in marks.items() if mark == "rows" or not per_filter}
+
+
+def mark_groups(model: nn.Module, marks: Mapping[str, Mark]) -> list[dict[str, Any]]:
+    """Return the parameter groups of a model for `AdamP`, `SGDP`, `AdaRemS` or an optimizer with `project_updates`.
+
+    Args:
+        model: The model; it may be sharded or wrapped since its marks were found, as long as its names are the same.
+        marks: Of its scale-invariant parameters, as `scale_invariant_parameters` returns them.
+
+    Returns:
+        One group per mark, with the mark as its `scale_invariant`, and one of all other parameters with False.
+
+    Raises:
+        ValueError: If a marked name is not one of the model's parameters.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        >>> groups = mark_groups(model, scale_invariant_parameters(model, torch.randn(16, 4)))
+        >>> [(group["scale_invariant"], len(group["params"])) for group in groups]
+        [('rows', 1), (False, 3)]
+    """
+    parameters = dict(model.named_parameters())
+    for name in marks:
+        if name not in parameters:
+            raise ValueError(f"marks has the name {name!r}, which is not a parameter of the model")
+    groups: dict[Mark | bool, list[Tensor]] = {mark: [] for mark in [*marks.values(), False]}
+    for name, param in parameters.items():
+        groups[marks.get(name, False)].append(param)
+    return [{"params": params, "scale_invariant": mark} for mark, params in groups.items() if params]
 
 
 class _Rescaling:
     """A float64 copy of a model and the outputs it gives when some parameters are multiplied."""
 
-    def __init__(self, model: nn.Module, example_batch: Any, *, per_filter: bool, seed: int) -> None:
-        self.model = copy.deepcopy(model).to(device="cpu", dtype=torch.float64).train()
+    def __init__(self, model: nn.Module, example_batch: Any, *, seed: int) -> None:
+        _refuse_without_values(model)
+        self.model = _double_copy(model)
         arguments = example_batch if isinstance(example_batch, tuple) else (example_batch,)
         self.arguments = tuple(_to_double(argument) for argument in arguments)
-        self.per_filter, self.seed = per_filter, seed
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.parameters = dict(self.model.named_parameters())
-        for module in self.model.modules():
-            if isinstance(getattr(module, "eps", None), float):
-                module.eps = _EPS  # type: ignore[assignment]
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        self.modules = list(self.model.modules())
+        for module in self.modules:
+            if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(_refuse_two_values)
+            if isinstance(module, nn.SyncBatchNorm):
+                module.forward = types.MethodType(_BatchNorm.forward, module)  # type: ignore[method-assign]
         with torch.no_grad():
             for p in self.parameters.values():
                 p.requires_grad_()
                 p.copy_(torch.where(p == 0, 0.1 * self._normal(p.shape), p))
+            self.values = {name: p.clone() for name, p in self.parameters.items()}
+        # Copies of the state keep parameters, modules and process groups as they are
+        kept = [*self.parameters.values(), *self.modules, *_process_groups(self.modules)]
+        self.kept: dict[int, Any] = {id(x): x for x in kept}
+        self.state = copy.deepcopy([_changeable_state(module) for module in self.modules], dict(self.kept))
+        self.grads = self._gradients()
         with torch.no_grad():
-            self.outputs = self._forward()
+            self.outputs = self._forward({})
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64)
 
-    def _forward(self) -> list[Tensor]:
-        with torch.random.fork_rng(devices=[]):
+    def marks(self) -> dict[str, Mark]:
+        """Return the mark of the finest slices of each invariant parameter."""
+        marks: dict[str, Mark] = dict(
+            self._confirm([(name, "tensor") for name in self.grads if self._fits(name, "tensor")])
+        )
+        marks |= self._confirm([(name, "rows") for name in marks if self._fits(name, "rows")])
+        for columns in (self._blocks_of_columns, lambda name: "columns"):  # the finer ones first
+            candidates = [(name, columns(name)) for name, mark in marks.items() if mark == "tensor"]
+            marks |= self._confirm([(name, mark) for name, mark in candidates if self._fits(name, mark)])
+        return {name: marks[name] for name in self.parameters if name in marks}
+
+    def _blocks_of_columns(self, name: str) -> Mark:
+        """Return the mark of the output columns of a transposed convolution with several groups, else of columns."""
+        owner = self.model.get_submodule(name.rpartition(".")[0])
+        groups = getattr(owner, "groups", 1) if getattr(owner, "transposed", False) else 1
+        return ("columns", groups) if groups > 1 else "columns"
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """Return the gradients of a random sum of the outputs with respect to the matrices that affect it."""
+        with _WithoutEpsilons():  # type: ignore[no-untyped-call]
+            outputs = self._forward({})
+            total = sum((output * self._normal(output.shape)).sum() for output in outputs if output.requires_grad)
+            if not isinstance(total, Tensor):
+                raise ValueError("example_batch: the model's outputs do not depend on its parameters")
+            matrices = {name: p for name, p in self.parameters.items() if p.ndim > 1 and p.numel() > 0}
+            grads = torch.autograd.grad(total, list(matrices.values()), allow_unused=True) if matrices else ()
+        return {name: grad for name, grad in zip(matrices, grads, strict=True) if grad is not None and bool(grad.any())}
+
+    def _fits(self, name: str, mark: Mark) -> bool:
+        """Return whether the outputs do not depend to first order on the scale of any slice of a parameter.
+
+        The gradient of a random sum of them is then orthogonal to each slice (eq. 4). The angle does not depend on how
+        strong the effect is: attention's biases at their initial size move a language model's losses by less than any
+        tolerance on the losses themselves, and are not invariant.
+        """
+        grad, p = self.grads[name], self.values[name]
+        if mark != "tensor" and num_slices(p.shape, mark) == 1:
+            return False  # the tensor again
+        radial, grads, weights = (slices_first(x, mark).flatten(1) for x in (grad * p, grad, p))
+        bound = _COSINE * grads.norm(dim=1) * weights.norm(dim=1)
+        if mark != "tensor":  # a slice almost without effect has a gradient of rounding alone
+            bound = bound + _TOLERANCE * grad.norm() * p.norm()
+        return bool((radial.sum(dim=1).abs() <= bound).all())
+
+    def _confirm(self, candidates: list[tuple[str, Mark]]) -> list[tuple[str, Mark]]:
+        """Return those whose slices may be rescaled, by bisection: a set that may be rescaled at once is invariant."""
+        if not candidates or self._unchanged(candidates):
+            return candidates
+        if len(candidates) == 1:
+            return []
+        middle = len(candidates) // 2
+        return self._confirm(candidates[:middle]) + self._confirm(candidates[middle:])
+
+    @torch.no_grad()
+    def _unchanged(self, candidates: list[tuple[str, Mark]]) -> bool:
+        factors = {}
+        for name, mark in candidates:
+            shape = self.values[name].shape
+            # Away from 1 on both sides: factors in [1/3, 1/sqrt(3)] or [sqrt(3), 3].
+            number = num_slices(shape, mark)
+            exponent = (torch.rand(number, generator=self.generator, dtype=torch.float64) + 1) / 2
+            sign = torch.randint(2, (number,), generator=self.generator) * 2 - 1
+            factors[name] = spread(torch.exp(math.log(_FACTOR) * exponent * sign), shape, mark)
+        outputs = self._forward(factors)
+        return all(
+            a.shape == b.shape and float((a - b).abs().max()) <= _TOLERANCE * float(b.abs().max())
+            for a, b in zip(outputs, self.outputs, strict=True)
+            if b.numel()
+        )
+
+    def _forward(self, factors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the outputs from the same state every time, with some parameters multiplied."""
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(self.values[name] * factors[name] if name in factors else self.values[name])
+        for module, state in zip(self.modules, copy.deepcopy(self.state, dict(self.kept)), strict=True):
+            for field in _changeable_state(module).keys() - state.keys():
+                del vars(module)[field]
+            vars(module).update(state)
+        with torch.random.fork_rng(devices=[]), _WithoutEpsilons():  # type: ignore[no-untyped-call]
             torch.manual_seed(self.seed)  # the same dropout masks every time
             outputs = list(_floating_tensors(self.model(*self.arguments)))
         if not any(output.numel() for output in outputs):
             raise ValueError("example_batch: the model's outputs hold no floating-point numbers to compare")
         return outputs
 
-    def first_order_candidates(self, names: list[str]) -> list[str]:
-        """Return the parameters that affect the outputs, but not to first order by their scale.
 
-        A random sum of the outputs must have a gradient, and one orthogonal to the parameter (eq. 4). Its angle does
-        not depend on how strong the effect is: attention's biases at their initial size move a language model's
-        losses by less than any tolerance on the losses themselves, and are not invariant.
-        """
-        outputs = self._forward()
-        total = sum((output * self._normal(output.shape)).sum() for output in outputs if output.requires_grad)
-        if not isinstance(total, Tensor):
-            raise ValueError("example_batch: the model's outputs do not depend on its parameters")
-        params = [self.parameters[name] for name in names]
-        grads = torch.autograd.grad(total, params, allow_unused=True) if params else ()
-        return [
-            name
-            for name, p, grad in zip(names, params, grads, strict=True)
-            if grad is not None
-            and bool(grad.any())
-            and float((grad * p.detach()).sum().abs()) <= _COSINE * float(grad.norm() * p.detach().norm())
-        ]
+class _WithoutEpsilons(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Makes the epsilons of normalisations negligible, whatever they are called and wherever they are written.
 
-    def confirm_by_rescaling(self, names: list[str]) -> list[str]:
-        """Return the invariant parameters by bisection: a group that may be rescaled at once is invariant."""
-        if not names or self._unchanged(names):
-            return names
-        if len(names) == 1:
-            return []
-        middle = len(names) // 2
-        return self.confirm_by_rescaling(names[:middle]) + self.confirm_by_rescaling(names[middle:])
+    These are an operation's argument `eps` and small constants that are added or bound a value from below.
+    """
 
-    @torch.no_grad()
-    def _unchanged(self, names: list[str]) -> bool:
-        originals = {name: self.parameters[name].clone() for name in names}
-        try:
-            for name, original in originals.items():
-                rows = original.shape[0] if self.per_filter else 1
-                # Away from 1 on both sides: factors in [1/3, 1/sqrt(3)] or [sqrt(3), 3].
-                exponent = (torch.rand(rows, generator=self.generator, dtype=torch.float64) + 1) / 2
-                sign = torch.randint(2, (rows,), generator=self.generator) * 2 - 1
-                factor = torch.exp(math.log(_FACTOR) * exponent * sign)
-                self.parameters[name].mul_(factor.reshape(-1, *[1] * (original.ndim - 1)))
-            outputs = self._forward()
-        finally:
-            for name, original in originals.items():
-                self.parameters[name].copy_(original)
-        return all(
-            a.shape == b.shape and float((a - b).abs().max()) <= _TOLERANCE * float(b.abs().max())
-            for a, b in zip(outputs, self.outputs, strict=True)
-            if b.numel()
-        )
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        position, name = _epsilon_argument(func)
+        if name in kwargs:
+            kwargs[name] = _negligible(kwargs[name])
+        elif position < len(args):
+            args = (*args[:position], _negligible(args[position]), *args[position + 1 :])
+        return func(*args, **kwargs)
+
+
+@functools.cache
+def _epsilon_argument(func: Any) -> tuple[int, str]:
+    """Return position and name of the argument of an operation that may be an epsilon; beyond the last for none."""
+    operation = func.overloadpacket.__name__.rstrip("_")
+    names = [argument.name for argument in func._schema.arguments]
+    wanted = {"add": "other", "clamp": "min", "clamp_min": "min"}.get(operation, "eps" if "norm" in operation else "")
+    return (names.index(wanted) if wanted in names else len(names)), wanted
+
+
+def _negligible(value: Any) -> Any:
+    return _EPS if isinstance(value, float) and _EPS < value < _LARGEST_EPS else value
+
+
+def _double_copy(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU in float64 and training mode."""
+    # Neither process groups nor what a forward pass has left in a module, as weight_norm does, can be copied
+    memo: dict[int, Any] = {id(x): x for x in _process_groups(model.modules())}
+    for module in model.modules():
+        memo |= {id(x): x.detach().clone() for x in _floating_tensors(vars(module)) if not x.is_leaf}
+    double = copy.deepcopy(model, memo).to(device="cpu", dtype=torch.float64).train()
+    for module in double.modules():
+        for name, value in _changeable_state(module).items():
+            if isinstance(value, Tensor):  # neither parameter nor buffer
+                setattr(module, name, _to_double(value))
+    return double
+
+
+def _process_groups(modules: Iterable[nn.Module]) -> list[Any]:
+    if not torch.distributed.is_available():
+        return []
+    attributes = (value for module in modules for value in vars(module).values())
+    return [value for value in attributes if isinstance(value, torch.distributed.ProcessGroup)]
+
+
+def _changeable_state(module: nn.Module) -> dict[str, Any]:
+    """Return what a forward pass may change: buffers and attributes, not parameters, modules and hooks."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {}  # lives outside of Python
+    return {name: value for name, value in vars(module).items() if name not in _CONSTANT_FIELDS}
+
+
+def _refuse_without_values(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if is_sharded(p) or getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False):
+            raise ValueError(
+                f"model has the sharded parameter {name!r}, which cannot be rescaled: find the marks before the model "
+                "is sharded (fully_shard, tensor parallelism), then pass them to mark_groups"
+            )
+        if p.is_meta:
+            raise ValueError(f"model has the parameter {name!r} on the meta device: it needs values to be rescaled")
 
 
 def _refuse_two_values(module: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from adamp.kernels.options import SGDPOptions
-from adamp.projection import ScaleInvariantMode, project
+from adamp.marks import ScaleInvariantMode
+from adamp.projection import project
 from adamp.step.checked import check_bool, check_number, decayed_update
 from adamp.step.dispatch import ParamTensors, ProjectedOptimizer, local_in_compute_dtype, step_buffers
 from adamp.step.foreach import StepBuffers
@@ -84,8 +85,8 @@ class SGDP(ProjectedOptimizer):
         delta: Threshold of the scale-invariance test, times 1/sqrt(row length); 0 disables it.
         wd_ratio: Factor of the weight decay of parameters that pass the test.
         maximize: Ascend instead of descending.
-        scale_invariant: "auto" tests each parameter at each step; True always projects row by row; False
-            never projects. Vectors and scalars are never projected.
+        scale_invariant: "auto" tests each parameter at each step; True always projects row by row, a mark slice by
+            slice (`adamp.marks`); False never projects. Vectors and scalars are never projected.
         project_buffer: Without Nesterov, keep the projected update as the momentum buffer, as the authors'
             package does.
         foreach: Step all tensors at once; None: see `adamp.step.dispatch.default_implementation`.

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from adamp import NormProbe, scale_invariant_parameters
 from tasks.base import Batch, InputError, Shard, StepContext, Task
 from tasks.engine.config import Train
-from tasks.engine.group_overrides import convert_networks, expand_overrides, normalised_parameters
+from tasks.engine.group_overrides import convert_networks, override_by_marks
 from tasks.engine.nested import to_device
 from tasks.engine.norm_logging import VARIANT, attach_probes
 from tasks.engine.optim import build_optimizer, parameter_groups
@@ -190,17 +190,14 @@ def prepare(plan: RunSpec, *, device: torch.device, examples: int | None = None,
 
 
 def _rules(plan: RunSpec, task: Task) -> Sequence[Mapping[str, Any]]:
-    """Return the parameter rules, with those that the marks stand for, as the engine does."""
-    if not plan.overrides_by_property:
+    """Return the parameter rules, overrides by property included, as the engine does."""
+    overrides = plan.overrides_by_property
+    if not overrides:
         return plan.rules
-    having: dict[str, Mapping[str, Sequence[str]]] = {"normalised": normalised_parameters(task.networks)}
-    for mark, per_filter in (("scale_invariant", False), ("filter_invariant", True)):
-        if mark in plan.overrides_by_property:
-            having[mark] = {
-                role: sorted(scale_invariant_parameters(task.networks[role], inputs, per_filter=per_filter))
-                for role, inputs in task.example_inputs().items()
-            }
-    return expand_overrides(plan.rules, plan.overrides_by_property, networks=task.networks, params_by_property=having)
+    examples = task.example_inputs() if {"scale_invariant", "filter_invariant"} & overrides.keys() else {}
+    marks = {role: scale_invariant_parameters(task.networks[role], inputs) for role, inputs in examples.items()}
+    names = {role: sorted(marks_of_role) for role, marks_of_role in marks.items()}
+    return override_by_marks(plan.rules, overrides, networks=task.networks, scale_invariant=names, marks=marks)
 
 
 def _cut(batch_size: int, examples: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
@@ -26,6 +27,7 @@ from adamp.hooks.handle import (
     is_step_skipped,
     run_after_backward,
 )
+from adamp.marks import ScaleInvariantMode, check_marked, check_mode, num_blocks, spread
 from adamp.projection import (
     CHANNEL,
     NONE,
@@ -39,9 +41,20 @@ from adamp.projection import (
     remove_radial,
     row_dot,
     row_sums,
+    slice_sums,
 )
 from adamp.step.checked import check_number, refuse_flattened, refuse_sparse, warn_without_matrices
-from adamp.step.dtensor import check_placement, gather_rows, is_sharded, layout_of, local, local_grad, scatter_rows
+from adamp.step.dtensor import (
+    check_blocks,
+    check_placement,
+    gather_rows,
+    is_sharded,
+    layout_of,
+    local,
+    local_grad,
+    scatter_rows,
+    sum_over_processes,
+)
 from adamp.step.precision import as_real, to_compute_dtype
 
 
@@ -69,8 +82,8 @@ def project_updates(
     optimizer's decay of a projected weight is removed with the radial part, whether it is decoupled or, but for what is
     left of older weights in its momentum, coupled into the gradient; the coupled one does not disturb the test, which
     reads `.grad` before the optimizer adds to it. SGDP divides its decay by `1 - momentum`; here divide `wd_ratio`.
-    Entries `scale_invariant` (True or False, instead of the test), `delta` and `wd_ratio` of a group win over the
-    arguments.
+    Entries `scale_invariant` (True, False or a mark of `adamp.marks`, instead of the test), `delta` and `wd_ratio` of a
+    group win over the arguments.
 
     A sharded weight (DTensor) takes two small collectives a step, and gives the step of the whole one.
 
@@ -115,9 +128,13 @@ def project_updates(
     optimizer = find_hooked_optimizer(optimizer)
     matrices = None if params is None else check_matrices(params, optimizer)
     groups = groups_of(optimizer)
-    for param in groups:
+    for param, group in groups.items():
         refuse_flattened(param)
         check_placement(param)
+        check_mode({"scale_invariant": "auto", **group})
+        if not is_lazy(param) and param.ndim > 1:
+            check_marked(param, mode := group.get("scale_invariant", "auto"))
+            check_blocks(param, mode)
     if matrices is None:
         warn_without_matrices(groups, "project_updates")
     hooks = _Projection(matrices, delta=delta, eps=eps, wd_ratio=wd_ratio)
@@ -207,7 +224,7 @@ class _Projection:
                 num_weights = layout_of([param]).global_shapes[0].numel()
                 decision = decide(sums, num_weights, delta=delta, eps=self._eps)
             else:
-                decision = forced_decision(True, param.device)
+                decision = forced_decision(mode, param.device)
             self._before_step[param] = (as_real(local(param)).clone(), decision)
 
     @torch.no_grad()
@@ -218,7 +235,9 @@ class _Projection:
             w0, w1 = to_compute_dtype(weight_before), to_compute_dtype(local(param))
             # Projection of the whole change (eq. 10)
             d = w1 - w0
-            if is_sharded(param):
+            if num_blocks(mode := group.get("scale_invariant", "auto")):
+                step = _tangent_part_of_columns(d, w0, param, mode, eps=self._eps)
+            elif is_sharded(param):
                 step = _tangent_part(d, w0, param, decision, eps=self._eps)
             else:
                 by_row = remove_radial(d, w0, view=channel_view, eps=self._eps)
@@ -239,3 +258,12 @@ def _tangent_part(d: Tensor, w0: Tensor, param: Tensor, decision: Tensor, *, eps
     rows = Products(*gather_rows([row_dot(w0, d), row_dot(w0, w0)], param))
     coefficient = radial_coefficient(decision, rows, Products(rows.wu.sum(), rows.ww.sum()), eps=eps)
     return d - scatter_rows(coefficient, param) * w0
+
+
+def _tangent_part_of_columns(d: Tensor, w0: Tensor, param: Tensor, mode: ScaleInvariantMode, *, eps: float) -> Tensor:
+    """Return this process's part of the change (eq. 10) of a weight whose columns are projected each on its own."""
+    sums = torch.stack([slice_sums(w0 * d, mode), slice_sums(w0 * w0, mode)])
+    sum_over_processes([(sums, layout_of([param], mode).within_rows)])
+    columns = Products(*sums)
+    coefficient = radial_coefficient(forced_decision(mode, d.device), columns, columns, eps=eps)
+    return d - spread(coefficient, w0.shape, mode) * w0

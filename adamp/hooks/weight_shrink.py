@@ -29,8 +29,10 @@ from adamp.hooks.handle import (
     learning_rate,
     run_after_backward,
 )
+from adamp.marks import ScaleInvariantMode, check_marked, check_mode, num_slices, slices_first, spread
 from adamp.step.checked import check_betas, check_bool, check_number, is_state_initialisation, refuse_sparse
 from adamp.step.dtensor import (
+    check_blocks,
     check_grad,
     from_local,
     layout_of,
@@ -45,7 +47,9 @@ Kind = Literal["wn", "ws"]
 Coupling = Literal["gradient", "weights"]
 
 
-def shrink_rate(weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0) -> Tensor:
+def shrink_rate(
+    weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0, scale_invariant: ScaleInvariantMode = True
+) -> Tensor:
     """Return γ of each filter: `alpha (‖W_f‖ + eps)` for "wn", `alpha (std(W_f) + eps)` for "ws" (eqs. 20, 22).
 
     The standard deviation is the population's, `sqrt(mean((W_f - mean(W_f))²))`.
@@ -55,16 +59,18 @@ def shrink_rate(weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0) -
         alpha: Strength of the shrink.
         kind: How the layer normalises the weight: "wn" by its norm, "ws" by its standard deviation.
         eps: Added to each norm or deviation, as the layer may do.
+        scale_invariant: A mark (`adamp.marks`), whose slices are the filters instead of the rows.
 
     Returns:
-        (R, 1, ..., 1) of at least float32, without gradient.
+        A value per filter that broadcasts over the weight, (R, 1, ..., 1) for rows; at least float32, without gradient.
 
     Example:
         >>> shrink_rate(torch.tensor([[3.0, 5.0]]), alpha=0.5, kind="ws")
         tensor([[0.5000]])
     """
-    w, layout = to_compute_dtype(local(weight.detach())), layout_of([weight])
-    dims, row_length = tuple(range(1, w.ndim)), layout.global_shapes[0][1:].numel()
+    whole, layout = to_compute_dtype(local(weight.detach())), layout_of([weight], scale_invariant)
+    w, shape = slices_first(whole, scale_invariant), layout.global_shapes[0]
+    dims, row_length = tuple(range(1, w.ndim)), shape.numel() // max(num_slices(shape, scale_invariant), 1)
 
     centred = w
     if kind == "ws":
@@ -80,7 +86,7 @@ def shrink_rate(weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0) -
         size.sqrt_()
     if kind == "ws":
         size = size / row_length**0.5
-    return alpha * (size + eps)
+    return alpha * (spread(size.flatten(), whole.shape, scale_invariant) + eps)
 
 
 def shrink_weights(
@@ -102,7 +108,8 @@ def shrink_weights(
 
     Where the paper leaves a choice: its W is taken filter by filter, as WN and WS normalise; with momentum, which
     eq. 21 does not have, `coupling` decides; the deviation is the population's, as printed, while the layers of
-    `adamp.layers` divide by n - 1, as the authors' do.
+    `adamp.layers` divide by n - 1, as the authors' do. Filters are rows, or the slices that the entry `scale_invariant`
+    of a parameter's group marks (`adamp.marks`).
 
     For SGD without momentum both are eq. 21. "gradient" is what torch's SGD does with its weight decay: momentum
     then strengthens the shrink by `1 / (1 - momentum)`. Adam would divide the shrink's size out: use "weights".
@@ -160,13 +167,18 @@ def shrink_weights(
     if coupling not in ("gradient", "weights"):
         raise ValueError(f"coupling={coupling!r} is not valid: it must be 'gradient' or 'weights'")
     optimizer = find_hooked_optimizer(optimizer)
-    matrices = check_matrices(params, optimizer)
-    for param in matrices:
-        if kind == "ws" and param.shape[1:].numel() < 2:
+    matrices, groups = check_matrices(params, optimizer), groups_of(optimizer)
+    modes = {param: groups[param].get("scale_invariant", True) for param in matrices}
+    for param, mode in modes.items():
+        check_mode({"scale_invariant": mode})
+        check_marked(param, mode)
+        check_blocks(param, mode)
+        num_filters = num_slices(param.shape, mode)
+        if kind == "ws" and num_filters and param.numel() // num_filters < 2:
             raise ValueError(
                 f"params holds a weight of shape {tuple(param.shape)}: a filter of one entry has no standard deviation"
             )
-    shrink = _Shrink(matrices, alpha=alpha, kind=kind, eps=eps, clamp=clamp)
+    shrink = _Shrink(modes, alpha=alpha, kind=kind, eps=eps, clamp=clamp)
     if coupling == "weights" or clamp is not None:
         shrink.check_rates(optimizer)
     if clamp is None:
@@ -181,8 +193,16 @@ def shrink_weights(
 class _Shrink:
     """The hooks, and the tensors that they keep during a step."""
 
-    def __init__(self, params: list[Tensor], *, alpha: float, kind: Kind, eps: float, clamp: float | None) -> None:
-        self._params, self._clamp = params, clamp
+    def __init__(
+        self,
+        modes: dict[Tensor, ScaleInvariantMode],
+        *,
+        alpha: float,
+        kind: Kind,
+        eps: float,
+        clamp: float | None,
+    ) -> None:
+        self._params, self._modes, self._clamp = list(modes), modes, clamp
         self._options: dict[str, Any] = {"alpha": alpha, "kind": kind, "eps": eps}
         self._amounts: dict[Tensor, Tensor] = {}  # η γ W of each parameter, before the step
         self._grads: dict[Tensor, tuple[Tensor, Tensor]] = {}  # backward's gradient, and the sum that replaces it
@@ -195,7 +215,7 @@ class _Shrink:
 
     def _rate(self, param: Tensor, lr: float | Tensor) -> Tensor:
         """Return γ of each filter (eqs. 20, 22), with `lr γ` at most `clamp`."""
-        gamma = shrink_rate(param, **self._options)
+        gamma = shrink_rate(param, **self._options, scale_invariant=self._modes[param])
         if self._clamp is None:
             return gamma
         if isinstance(lr, Tensor):
@@ -214,7 +234,7 @@ class _Shrink:
             )
 
     def _largest_rate(self, param: Tensor, lr: float | Tensor) -> float:
-        rates, layout = self._rate(param, 1.0) * lr, layout_of([param])
+        rates, layout = self._rate(param, 1.0) * lr, layout_of([param], self._modes[param])
         largest = rates.max() if rates.numel() else rates.new_zeros(())
         max_over_processes([(largest, layout.across_rows)])
         return float(largest)

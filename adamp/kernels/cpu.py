@@ -21,12 +21,11 @@ from torch import Tensor
 
 from adamp.kernels.cpu_build import BuildError, build, is_compiled, load, unavailable_reason
 from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions
-from adamp.projection import ScaleInvariantMode
+from adamp.marks import ScaleInvariantMode
 
 __all__ = ["BuildError", "adamp", "build", "is_compiled", "sgdp", "supports", "unavailable_reason"]
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_MODES: dict[ScaleInvariantMode, int] = {False: 0, "auto": 1, True: 2}
 _TENSOR_TYPES = (Tensor, torch.nn.Parameter)  # not their subclasses: a DTensor's memory is not its entries
 
 
@@ -181,15 +180,16 @@ def _run(name: str, options: _Options, mode: ScaleInvariantMode, *tensors: Seque
     step = getattr(load(), name)
     params = tensors[0]
     # One `Tensor` of step.h per parameter: five addresses, rows, columns, dtype and mode
+    kernel_mode = 1 if mode == "auto" else 2 if mode else 0  # `Mode` of step.h
     table: list[int] = []
     unused_addresses = [0] * (5 - len(tensors))
     for param, *others in zip(*tensors, strict=True):
         size = param.numel()
         is_matrix = param.ndim > 1
-        rows = param.shape[0] if is_matrix else 1
+        rows = param.shape[0] if is_matrix and mode != "tensor" else 1
         table += [param.data_ptr(), *(x.data_ptr() for x in others)]
         table += unused_addresses
-        table += (rows, size // rows if rows else 0, _DTYPES[param.dtype], _MODES[mode] if is_matrix else 0)
+        table += (rows, size // rows if rows else 0, _DTYPES[param.dtype], kernel_mode if is_matrix else 0)
     memory = array("q", table)
     step(ctypes.c_int64(len(params)), ctypes.c_void_p(memory.buffer_info()[0]), ctypes.byref(options))
     torch.autograd.graph.increment_version(params)  # so that autograd notices the change of weights it has saved

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from adamp.projection import ScaleInvariantMode
+from adamp.marks import ScaleInvariantMode
 
 
 class StepOptions(TypedDict):

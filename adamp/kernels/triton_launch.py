@@ -26,7 +26,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions
-from adamp.kernels.triton_tables import locate
+from adamp.kernels.triton_tables import Examined, locate
 
 PLAIN = (Tensor, Parameter)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -154,7 +154,8 @@ def _step(
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in hyper.betas)
 
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        tables, pointers = locate(params, columns, examine=mode is not False)
+        matrices: Examined = "none" if mode is False else "tensors" if mode == "tensor" else "rows"
+        tables, pointers = locate(params, columns, examined=matrices)
         layout, items, sums, scalars = tables.layout, tables.items, tables.sums, tables.scalars
         slots, examined = sums.shape[1], tables.num_examined
         # Scale-invariance test (eq. 11)

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from adamp.hooks.handle import find_hooked_optimizer
+from adamp.hooks.handle import find_hooked_optimizer, groups_of
+from adamp.marks import ScaleInvariantMode, num_slices, slices_first
 from adamp.probes.movement import Movement, StepGeometry, direction_change, row_norms
 from adamp.probes.oscillation import OscillationWindow
 from adamp.projection import NONE, RowSums, cosine, decide, forced_decision, threshold
@@ -78,7 +79,8 @@ class NormProbe:
     """Records around any torch optimizer's step how the direction and the norm of each filter change.
 
     On every k-th step (the first is one) the weights are copied before the step and compared after it. Per
-    output filter, that is per index of the first dimension:
+    output filter, that is per index of the first dimension, or per slice where the optimizer's group marks a parameter
+    otherwise (`adamp.marks`):
 
     - `norm`: `‖w1‖`, weight decay included.
     - `effective_step`: `‖w1/‖w1‖ - w0/‖w0‖‖`, the effective step size of §2.2 measured exactly, decay
@@ -155,6 +157,9 @@ class NormProbe:
         self._step = 0
         self._handle: ProbeHandle | None = None
         self._before: dict[str, Tensor] = {}
+        self._modes: dict[str, ScaleInvariantMode] = dict.fromkeys(
+            self._parameters, "auto"
+        )  # of the optimizer's groups
         self._meter = StepGeometry()
         self._sampling = False
         self._is_real_step = True
@@ -183,7 +188,11 @@ class NormProbe:
             optimizer.register_step_post_hook(self._after_step),
         ]
         self._handle = ProbeHandle(self, hooks)
+        self._read_modes(groups_of(optimizer))
         return self._handle
+
+    def _read_modes(self, groups: dict[Tensor, dict[str, Any]]) -> None:
+        self._modes = {name: groups.get(p, {}).get("scale_invariant", "auto") for name, p in self._parameters.items()}
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -213,15 +222,16 @@ class NormProbe:
         self._step += 1
 
     def _sample(self, optimizer: Optimizer) -> None:
-        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        groups = groups_of(optimizer)
+        self._read_modes(groups)
         size = len(self._parameters)
         movements, cosines, margins, projected = [], [], [], []
         has_grad = [False] * size
         for index, (name, p) in enumerate(self._parameters.items()):
-            grad = p.grad if p.grad is not None and p.grad.layout is torch.strided else None
-            g = None if grad is None else to_compute_dtype(local_grad(grad, p))
-            rows = self._meter(self._before[name], to_compute_dtype(local(p)), g)
-            rows = Movement(*gather_rows(rows, p))
+            grad, mode = p.grad if p.grad is not None and p.grad.layout is torch.strided else None, self._modes[name]
+            g = None if grad is None else slices_first(to_compute_dtype(local_grad(grad, p)), mode)
+            w0, w1 = slices_first(self._before[name], mode), slices_first(to_compute_dtype(local(p)), mode)
+            rows = Movement(*gather_rows(self._meter(w0, w1, g), p, mode))
             movements.append(self._stack(list(rows)))
             if g is not None:
                 has_grad[index] = True
@@ -265,15 +275,15 @@ class NormProbe:
 
     def _current_norms(self) -> Tensor:
         with torch.no_grad():
-            norms = [_row_norms(p).to(self._device, self._dtype) for p in self._parameters.values()]
-            return self._norm_values(torch.cat(norms))
+            norms = [_slice_norms(p, self._modes[name]) for name, p in self._parameters.items()]
+            return self._norm_values(torch.cat([x.to(self._device, self._dtype) for x in norms]))
 
     def _norm_values(self, norms: Tensor) -> Tensor:
         """Return mean, min, median and max over all filters, then each layer's mean, (4 + L,)."""
         return torch.cat([_mean_min_median_max(norms), self._layer_means(norms)])
 
     def _layer_means(self, values: Tensor) -> Tensor:
-        rows = [p.shape[0] for p in self._parameters.values()]
+        rows = [num_slices(p.shape, self._modes[name]) for name, p in self._parameters.items()]
         return torch.stack([x.mean() for x in torch.split(values, rows)])
 
     def read(self, layers: bool = False) -> dict[str, float]:
@@ -343,9 +353,9 @@ class NormProbe:
         self._window.load_state_dict(state["window"])
 
 
-def _row_norms(param: Tensor) -> Tensor:
-    norms = row_norms(to_compute_dtype(local(param)))
-    return gather_rows([norms.square()], param)[0].sqrt() if is_sharded(param) else norms
+def _slice_norms(param: Tensor, mode: ScaleInvariantMode) -> Tensor:
+    norms = row_norms(slices_first(to_compute_dtype(local(param)), mode))
+    return gather_rows([norms.square()], param, mode)[0].sqrt() if is_sharded(param) else norms
 
 
 def _mean_min_median_max(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from adamp import kernels
+from adamp.marks import check_marked, check_mode, num_blocks
 from adamp.step.checked import (
     CheckedOptimizer,
     check_bool,
@@ -27,7 +28,7 @@ from adamp.step.checked import (
     refuse_sparse,
     warn_without_matrices,
 )
-from adamp.step.dtensor import check_grad, is_sharded, layout_of, local, local_grad, placement_of
+from adamp.step.dtensor import check_blocks, check_grad, is_sharded, layout_of, local, local_grad, placement_of
 from adamp.step.foreach import StepBuffers, apply_batches_
 from adamp.step.precision import to_compute_dtype_all
 
@@ -86,7 +87,8 @@ def select_implementation(
     # torch.compile traces foreach and generates its own kernel; it cannot trace the custom ones.
     use_default = group["fused"] is None and group["foreach"] is None and not group["capturable"]
     wants_fused = group["fused"] or (use_default and default_implementation(param.device) == "fused")
-    if wants_fused and not torch.compiler.is_compiling():
+    # The kernels' rows are dense in memory, which columns are not.
+    if wants_fused and not torch.compiler.is_compiling() and not num_blocks(group["scale_invariant"]):
         kernel = kernels.kernel_for(param.device)
         if kernel is not None and kernel.supports(param, grad, *states):
             return "fused"
@@ -108,9 +110,7 @@ class ProjectedOptimizer(CheckedOptimizer):
             check_number(options, name)
         for name in ("nesterov", "maximize", "capturable", "differentiable"):
             check_bool(options, name)
-        mode = options["scale_invariant"]
-        if not (isinstance(mode, bool) or mode == "auto"):
-            raise ValueError(f"scale_invariant={mode!r} is not valid: it must be 'auto', True or False")
+        check_mode(options)
         for name in ("foreach", "fused"):
             if options[name] is not None:
                 check_bool(options, name)
@@ -129,7 +129,7 @@ class ProjectedOptimizer(CheckedOptimizer):
         """Add a group of parameters, as `torch.optim.Optimizer.add_param_group`, after checking its options.
 
         Raises:
-            ValueError: If an option is out of range, `scale_invariant=True` marks a vector, or a parameter is the
+            ValueError: If an option is out of range, a mark does not fit a parameter, or a parameter is the
                 flattened one of the older FullyShardedDataParallel, which has lost its rows.
             RuntimeError: If options exclude each other, or there is no kernel for `fused=True`.
         """
@@ -243,7 +243,7 @@ def step_buffers(
     lr = group["lr"]
     if isinstance(lr, Tensor):
         lr = lr.to(weights[0].device, weights[0].dtype, non_blocking=True)
-    layout = layout_of(tensors.params)
+    layout = layout_of(tensors.params, group["scale_invariant"])
     may_project = group["scale_invariant"] is not False
     matrices = [i for i, param in enumerate(tensors.params) if param.ndim > 1 and may_project]
     return StepBuffers(
@@ -279,11 +279,8 @@ def _check_parameter(param: Tensor, group: dict[str, Any]) -> None:
     if is_lazy(param):
         return  # no shape before the first forward pass
     shape = tuple(param.shape)
-    if group["scale_invariant"] is True and param.ndim < 2:
-        raise ValueError(
-            f"scale_invariant=True marks a parameter of shape {shape}: only parameters of two or more dimensions are "
-            "projected; put it in a group with 'auto' or False"
-        )
+    check_marked(param, group["scale_invariant"])
+    check_blocks(param, group["scale_invariant"])
     refuse_flattened(param)
     if group["fused"]:
         kernel = kernels.kernel_for(param.device)

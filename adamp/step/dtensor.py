@@ -1,7 +1,9 @@
 """DTensor weights, as FSDP2 and tensor parallelism create them: local parts, layout and reductions over processes.
 
 A matrix sharded along its first dimension keeps its rows whole: their inner products are local, and only the decision
-needs sums over processes. Sharded along another dimension, the rows' inner products are sums over processes.
+needs sums over processes. Sharded along another dimension, the rows' inner products are sums over processes. The slices
+of a marked matrix (`adamp.marks`) are its rows: columns are whole where the second dimension is sharded, the tensor as
+one slice never is.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adamp.marks import ScaleInvariantMode, num_blocks, num_slices
+
 
 class Layout(NamedTuple):
     """Distribution of the tensors of a batch over the processes.
 
     Attributes:
         global_shapes: Shape of each whole tensor in real numbers.
-        across_rows: Groups of processes among which rows are divided.
-        within_rows: Groups of processes among which each row is divided.
+        across_rows: Groups of processes among which rows (slices) are divided.
+        within_rows: Groups of processes among which each row (slice) is divided.
     """
 
     global_shapes: list[torch.Size]
@@ -105,18 +109,24 @@ def scatter(whole: Tensor, param: Tensor) -> Tensor:
     return _part(whole, param, param.placements) if is_sharded(param) else whole  # type: ignore[attr-defined]
 
 
-def gather_rows(sums: Sequence[Tensor], param: Tensor) -> Sequence[Tensor]:
-    """Return several sums over the rows of the whole weight, each (R, ...), from those over this process's part."""
+def gather_rows(sums: Sequence[Tensor], param: Tensor, mode: ScaleInvariantMode = "auto") -> Sequence[Tensor]:
+    """Return several sums over the rows of the whole weight, each (R, ...), from those over this process's part.
+
+    Of a weight that is marked otherwise, over its slices.
+    """
     if not is_sharded(param):
         return sums
     from torch.distributed.tensor import Partial
 
-    parts = torch.stack(list(sums), dim=-1)
-    shape = torch.Size([param.shape[0], *parts.shape[1:]])
-    # Of rows that are divided among processes each has a term
-    placements = [p if p.is_replicate() or p.dim == 0 else Partial() for p in param.placements]  # type: ignore[attr-defined]
+    parts, blocks = torch.stack(list(sums), dim=-1), num_blocks(mode)
+    shape = torch.Size([num_slices(param.shape, mode), *parts.shape[1:]])
+    if blocks:  # columns are divided within each block
+        parts, shape = parts.view(blocks, -1, *shape[1:]), torch.Size([blocks, param.shape[1], *shape[1:]])
+    axis = None if mode == "tensor" else 1 if blocks else 0
+    # Of slices that are divided among processes each has a term
+    placements = [p if p.is_replicate() or p.dim == axis else Partial() for p in param.placements]  # type: ignore[attr-defined]
     whole: Tensor = _dtensor(parts, param, shape=shape, placements=placements).full_tensor()
-    return whole.unbind(-1)
+    return (whole.flatten(0, 1) if blocks else whole).unbind(-1)
 
 
 def scatter_rows(values: Tensor, param: Tensor) -> Tensor:
@@ -170,8 +180,20 @@ def check_placement(param: Tensor) -> None:
                 )
 
 
-def layout_of(params: Sequence[Tensor]) -> Layout:
-    """Return the layout of parameters that share a placement."""
+def check_blocks(param: Tensor, mode: ScaleInvariantMode) -> None:
+    """Raise ValueError if a mark has blocks of an axis that is divided among processes."""
+    if num_blocks(mode) < 2 or not is_sharded(param):
+        return
+    placements, mesh = param.placements, param.device_mesh  # type: ignore[attr-defined]
+    if any(not p.is_replicate() and p.dim == 0 and mesh.size(i) > 1 for i, p in enumerate(placements)):
+        raise ValueError(
+            f"scale_invariant={mode!r} marks a parameter of shape {tuple(param.shape)} whose first dimension is "
+            "sharded: its blocks cannot be told apart; shard the second dimension, or use 'columns'"
+        )
+
+
+def layout_of(params: Sequence[Tensor], mode: ScaleInvariantMode = "auto") -> Layout:
+    """Return the layout of parameters that share a placement and a mark."""
     shapes = [torch.Size([*param.shape, 2]) if param.is_complex() else param.shape for param in params]
     if not params or not is_sharded(params[0]):
         return Layout(shapes)
@@ -181,7 +203,8 @@ def layout_of(params: Sequence[Tensor]) -> Layout:
     check_placement(params[0])
     for dim, placement in enumerate(params[0].placements):  # type: ignore[attr-defined]
         if not placement.is_replicate():  # Shard, or the strided one of FSDP over tensor parallelism
-            (across if placement.dim == 0 else within).append(mesh.get_group(dim))
+            is_across = mode != "tensor" and placement.dim == (1 if num_blocks(mode) else 0)
+            (across if is_across else within).append(mesh.get_group(dim))
     return Layout(shapes, tuple(across), tuple(within))
 
 

@@ -4,6 +4,8 @@ Moments and updates are computed by the optimizers; this module computes the row
 the step. The rows of all matrices of a batch lie in one vector, so that a decision costs the same for one matrix or a
 hundred; the formulas themselves are those of `adamp.projection`, which work elementwise on such vectors.
 
+The rows of a marked matrix are its slices, see `adamp.marks`.
+
 Notation: `N` rows of all matrices of a batch on this process, `T` matrices, `R` rows and `C` entries per row of a
     single one, `s` step size, `x` decay of a step before its ratio.
 """
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adamp.marks import num_slices, spread
 from adamp.projection import (
     Products,
     RowSums,
@@ -27,6 +30,7 @@ from adamp.projection import (
     forced_decision,
     is_orthogonal,
     radial_coefficient,
+    slice_sums,
     threshold,
 )
 from adamp.step.dtensor import Layout, sum_over_processes
@@ -79,10 +83,10 @@ class StepBuffers:
         return [math.prod(self.layout.global_shapes[i][1:]) for i in self.matrices]
 
     def split_by_matrix(self, rows: Tensor) -> list[Tensor]:
-        """Split one value per row, (N,), into one tensor per matrix that broadcasts over it, (R, 1, ..., 1)."""
-        weights = [self.weights[i] for i in self.matrices]
-        parts = torch.split(rows, [w.shape[0] for w in weights])
-        return [part.view(-1, *[1] * (w.ndim - 1)) for part, w in zip(parts, weights, strict=True)]
+        """Split one value per row, (N,), into one tensor per matrix that broadcasts over it."""
+        mode, shapes = self.options["scale_invariant"], [self.weights[i].shape for i in self.matrices]
+        parts = torch.split(rows, [num_slices(shape, mode) for shape in shapes])
+        return [spread(part, shape, mode) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def apply_batches_(batches: Sequence[StepBuffers]) -> None:
@@ -114,18 +118,18 @@ def apply_batches_(batches: Sequence[StepBuffers]) -> None:
 def _row_products(batch: StepBuffers) -> Tensor:
     """Return w·g, w·w, g·g and w·u of every row, (4, N); if the decision is forced w·w and w·u alone, (2, N)."""
     ws, gs, us = ([xs[i] for i in batch.matrices] for xs in (batch.weights, batch.grads, batch.updates))
+    mode = batch.options["scale_invariant"]
+
+    def row_dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+        # Of each pair of matrices (R,), see `adamp.projection.slice_dot`
+        sums: list[Tensor] = []
+        for part in _chunks(a):
+            sums += [slice_sums(x, mode) for x in torch._foreach_mul(a[part], b[part])]
+        return sums
+
     if not batch.is_tested:
-        return torch.cat(_row_dots(ws, ws) + _row_dots(ws, us)).view(2, -1)
-    return torch.cat(_row_dots(ws, gs) + _row_dots(ws, ws) + _row_dots(gs, gs) + _row_dots(ws, us)).view(4, -1)
-
-
-def _row_dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """Return the inner products of the rows of each pair of matrices, each (R,); see `adamp.projection.row_dot`."""
-    sums: list[Tensor] = []
-    for part in _chunks(a):
-        products = torch._foreach_mul(a[part], b[part])
-        sums += [x.sum(dim=tuple(range(1, x.ndim))) for x in products]
-    return sums
+        return torch.cat(row_dots(ws, ws) + row_dots(ws, us)).view(2, -1)
+    return torch.cat(row_dots(ws, gs) + row_dots(ws, ws) + row_dots(gs, gs) + row_dots(ws, us)).view(4, -1)
 
 
 def _chunks(xs: Sequence[Tensor]) -> Iterator[slice]:

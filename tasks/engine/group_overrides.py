@@ -13,10 +13,12 @@ from typing import Any
 from torch import nn
 
 from adamp import layers
+from adamp.marks import Mark
 from tasks.base import InputError
 from tasks.engine.optim import Rule, check_rules
 
 Names = Mapping[str, Sequence[str]]  # network role -> names of some of its parameters
+Marks = Mapping[str, Mapping[str, Mark]]  # network role -> name -> slices of a scale-invariant parameter
 Overrides = Mapping[str, Mapping[str, Any]]  # property -> group entries for the parameters that have it
 
 NORMALISED = (layers.WNConv2d, layers.WSConv2d, layers.WNLinear, layers.WSLinear)
@@ -59,22 +61,47 @@ def normalised_parameters(networks: Mapping[str, nn.Module]) -> dict[str, list[s
     }
 
 
+def override_by_marks(
+    rules: Sequence[Rule],
+    overrides_by_property: Overrides,
+    *,
+    networks: Mapping[str, nn.Module],
+    scale_invariant: Names,
+    marks: Marks,
+) -> list[Rule]:
+    """Return `expand_overrides` for the scale-invariant parameters and their marks, and the normalised ones."""
+    params_by_property = {
+        "scale_invariant": scale_invariant,
+        "filter_invariant": {
+            role: sorted(name for name, mark in marks_of_role.items() if mark == "rows")
+            for role, marks_of_role in marks.items()
+        },
+        "normalised": normalised_parameters(networks),
+    }
+    return expand_overrides(
+        rules, overrides_by_property, networks=networks, params_by_property=params_by_property, marks=marks
+    )
+
+
 def expand_overrides(
     rules: Sequence[Rule],
     overrides_by_property: Overrides,
     *,
     networks: Mapping[str, nn.Module],
     params_by_property: Mapping[str, Names],
+    marks: Marks | None = None,
 ) -> list[Rule]:
     """Return rules for the parameters with a property, followed by the given rules.
 
-    Such a parameter keeps the entries of the rule that it matches; they win over an override of the same entry.
+    Such a parameter keeps the entries of the rule that it matches; they win over an override of the same entry. The
+    entry `scale_invariant: true` becomes the parameter's own mark, since only rows may be projected as rows.
 
     Args:
         rules: Parameter rules, see `tasks.engine.optim.parameter_groups`.
         overrides_by_property: Property -> entries, e.g. `{"normalised": {"shrink": True}}`.
         networks: The networks, by role.
         params_by_property: Property -> the parameters that have it; a property that is left out has none.
+        marks: Marks of the scale-invariant parameters; rows where there is none.
 
     Raises:
         InputError: A property is not known or no parameter has it, its entries are no mapping, or a rule is broken.
@@ -93,6 +120,11 @@ def expand_overrides(
             raise InputError(f"marks.{kind}: {MISSING[kind]}")
         for name in names:
             entries.setdefault(name, {}).update(overrides)
+    for role, marks_of_role in (marks or {}).items():
+        for name, mark in marks_of_role.items():
+            overrides_of_name = entries.get(f"{role}.{name}", {})
+            if overrides_of_name.get("scale_invariant") is True and mark != "rows":
+                overrides_of_name["scale_invariant"] = mark
     # One group per combination of rule and entries
     groups: dict[tuple[int, str], tuple[Rule, list[str]]] = {}
     for name, overrides in entries.items():

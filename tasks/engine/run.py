@@ -14,7 +14,7 @@ from tasks.base import Task
 from tasks.engine.config import check_division
 from tasks.engine.distributed import World, process_group
 from tasks.engine.errors import Diverged, Stopped, translate_errors
-from tasks.engine.group_overrides import convert_networks, expand_overrides, normalised_parameters
+from tasks.engine.group_overrides import Marks, convert_networks, override_by_marks
 from tasks.engine.loggers import RunLogger
 from tasks.engine.optim import Rule
 from tasks.engine.provenance import now, usable_cores
@@ -66,14 +66,14 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
     task = spec.make_task()
     convert_networks(task.networks, spec.normalise, eps=spec.normalise_eps)
     recorded = record.entries.get("model") if record is not None else None
-    scale_invariant = _scale_invariant(task, world, recorded=recorded and recorded["scale_invariant"])
+    scale_invariant, marks = _scale_invariant(spec, task, world, recorded=recorded and recorded["scale_invariant"])
     facts = world.run_on_rank0(lambda: _data_facts(task, record))
     if record is not None and facts is not None:
         rounding = rounding_facts(spec.train, world.device)
         record.update(data=facts, model=_model_facts(task, scale_invariant), monitor=task.monitor, numerics=rounding)
     loggers: Sequence[RunLogger] = spec.make_loggers() if record is not None else ()
     trainer = Trainer(
-        task, spec.make_phases(), spec.train, _rules(spec, task, world, scale_invariant), spec.folder, world,
+        task, spec.make_phases(), spec.train, _rules(spec, task, scale_invariant, marks), spec.folder, world,
         name=f"{spec.experiment}/{spec.name}", record=record, loggers=loggers, probed=scale_invariant,
     )  # fmt: skip
     if record is not None:
@@ -125,28 +125,27 @@ def _record_outcome(
         logger.finish(record.entries, spec.folder)
 
 
-def _scale_invariant(
-    task: Task, world: World, *, per_filter: bool = False, recorded: Mapping[str, list[str]] | None = None
-) -> Names:
-    """Return network role -> names of its scale-invariant parameters, found by rescaling where no record has them."""
-    names = recorded
-    if world.is_main and names is None:
-        names = {
-            role: sorted(scale_invariant_parameters(task.networks[role], inputs, per_filter=per_filter))
-            for role, inputs in task.example_inputs().items()
-        }
-    return dict(world.broadcast_object(names))
+def _scale_invariant(spec: RunSpec, task: Task, world: World, *, recorded: Names | None) -> tuple[Names, Marks]:
+    """Return network role -> names of its scale-invariant parameters, and their marks.
+
+    Both are found by rescaling. The names of a record are kept, and their marks are found only if overrides need them.
+    """
+    names, marks = recorded, {}
+    if world.is_main and (names is None or {"scale_invariant", "filter_invariant"} & spec.overrides_by_property.keys()):
+        for role, inputs in task.example_inputs().items():
+            marks[role] = scale_invariant_parameters(task.networks[role], inputs)
+        if names is None:
+            names = {role: sorted(marks_of_role) for role, marks_of_role in marks.items()}
+    names, marks = world.broadcast_object((names, marks))
+    return dict(names), marks
 
 
-def _rules(spec: RunSpec, task: Task, world: World, scale_invariant: Names) -> Sequence[Rule]:
+def _rules(spec: RunSpec, task: Task, scale_invariant: Names, marks: Marks) -> Sequence[Rule]:
     """Return the parameter rules, overrides by property included."""
     if not spec.overrides_by_property:
         return spec.rules
-    params_by_property = {"scale_invariant": scale_invariant, "normalised": normalised_parameters(task.networks)}
-    if "filter_invariant" in spec.overrides_by_property:
-        params_by_property["filter_invariant"] = _scale_invariant(task, world, per_filter=True)
-    return expand_overrides(
-        spec.rules, spec.overrides_by_property, networks=task.networks, params_by_property=params_by_property
+    return override_by_marks(
+        spec.rules, spec.overrides_by_property, networks=task.networks, scale_invariant=scale_invariant, marks=marks
     )
 
 

@@ -65,11 +65,8 @@ class Single(Fused):
 
     def __init__(self, weights: list[Tensor], cls: type, options: dict) -> None:
         self.params = [nn.Parameter(w.clone()) for w in weights]
-        marked = options["scale_invariant"] is True
-        groups = [
-            {"params": [p], "scale_invariant": "auto" if marked and p.ndim < 2 else options["scale_invariant"]}
-            for p in self.params
-        ]
+        mode = options["scale_invariant"]
+        groups = [{"params": [p], "scale_invariant": mode if p.ndim > 1 else False} for p in self.params]
         self.optimizer = cls(groups, foreach=False, fused=False, **{**options, "scale_invariant": "auto"})
         self.cls, self.buffered = cls, cls is AdamP or options["momentum"] != 0
 
@@ -195,7 +192,7 @@ def a_small_decay_is_rounded_with_the_step(device: str) -> None:
 def tables_are_kept_until_something_moves(device: str) -> None:
     fused = agree(device, shapes={"channel": (4, 5), "vector": (3,)}, num_steps=1)
     grads = [torch.ones_like(w) for w in fused.weights]
-    tables = _cache[fused.weights[0]][True]
+    tables = _cache[fused.weights[0]]["rows"]
     seen = []
     for _ in range(2):
         fused.step(grads)
@@ -203,10 +200,10 @@ def tables_are_kept_until_something_moves(device: str) -> None:
     moved = [g.clone() for g in grads]
     fused.step(moved)
     assert seen[0] is seen[1] is not tables.pointers
-    assert _cache[fused.weights[0]][True] is tables
+    assert _cache[fused.weights[0]]["rows"] is tables
     del fused.weights[1], fused.states["exp_avg"][1], fused.states["exp_avg_sq"][1], fused.steps[1]
     fused.step(grads[:1])
-    assert _cache[fused.weights[0]][True] is not tables
+    assert _cache[fused.weights[0]]["rows"] is not tables
 
 
 def five_launches(device: str) -> None:
@@ -308,6 +305,7 @@ CASES: dict[str, Callable[[str], object]] = {
     "adamp without decay": lambda d: agree(d, weight_decay=0.0),
     "adamp without first moment": lambda d: agree(d, betas=(0.0, 0.9), num_steps=1),
     "adamp marked True": lambda d: agree(d, scale_invariant=True, expected=[1, 1, 1, 0, 0]),
+    "adamp marked as tensors": lambda d: agree(d, scale_invariant="tensor", expected=[1, 1, 1, 0, 0]),
     "adamp marked False": lambda d: agree(d, scale_invariant=False, num_steps=1, expected=[0] * 5),
     "adamp with a tensor as lr": lambda d: agree(d, lr=torch.tensor(0.02, device=d), num_steps=1),
     "adamp with scaled gradients": lambda d: agree(d, scale=1024.0, num_steps=1),
@@ -328,6 +326,7 @@ CASES: dict[str, Callable[[str], object]] = {
     "shared rows marked True": lambda d: agree(
         d, SGDP, shapes={"none": (2, 8200), "channel": (3, 4)}, scale_invariant=True, num_steps=1
     ),
+    "long tensors": lambda d: agree(d, SGDP, shapes={"none": (3, 8200)}, scale_invariant="tensor", num_steps=1),
     "channels last": lambda d: agree(d, layout=torch.channels_last, expected=[1, 2, 0, 0, 0]),
     "a NaN stays in its row": lambda d: agree(
         d, shapes={"channel": (4, 5), "channel-2": (3, 6)}, spoil=_nan_row, num_steps=1, expected=[0, 0]

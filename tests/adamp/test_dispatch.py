@@ -124,7 +124,14 @@ def test_a_flattened_parameter_of_fsdp1_is_refused(cls):
 
 
 def chosen(param, **group):
-    group = {"foreach": None, "fused": None, "capturable": False, "differentiable": False, **group}
+    group = {
+        "foreach": None,
+        "fused": None,
+        "capturable": False,
+        "differentiable": False,
+        "scale_invariant": "auto",
+        **group,
+    }
     return dispatch.select_implementation(group, param, torch.zeros_like(param), [torch.zeros_like(param)])
 
 
@@ -138,6 +145,8 @@ def test_options_choose_the_path():
     assert chosen(w, fused=True) == "fused"
     assert chosen(w.to(torch.complex64), fused=True) == "foreach"  # no kernel takes it
     assert chosen(w.to(torch.complex64), fused=True, foreach=False) == "single"
+    assert chosen(w, fused=True, scale_invariant="tensor") == "fused"
+    assert chosen(w, fused=True, scale_invariant="columns") == "foreach"  # columns are not dense in memory
 
 
 def test_by_default_the_cpu_kernel_is_used_only_where_it_is_built_already(monkeypatch):

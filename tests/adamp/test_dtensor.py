@@ -32,6 +32,27 @@ def test_sharded_weights_make_the_steps_of_whole_ones(results, layout, name):
     assert apart <= 1e-10 < 1e-3 < moved
 
 
+@pytest.mark.parametrize("mark", two_processes.MARKS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_marked_weights_make_the_steps_of_whole_ones(results, layout, mark):
+    result = results["marked", layout, mark]
+    if mark == ("columns", 2) and layout in ("rows", "rows and replicas", "rows, then within"):
+        assert "first dimension is sharded" in result
+    else:
+        apart, moved = result
+        assert apart <= 1e-10 < 1e-4 < moved  # a slice of one entry decays only
+
+
+def test_the_search_normalises_over_the_examples_of_one_process(results):
+    assert results["sync batch norm"] == {"0.weight": "rows"}
+
+
+def test_the_search_refuses_a_sharded_model_and_says_what_to_do(results):
+    message, groups = results["sharded model"]
+    assert "find the marks before the model is sharded" in message
+    assert groups == {"tensor": 1, False: 6}
+
+
 def test_a_step_needs_one_collective_whatever_the_groups_and_placements(results):
     assert results["collectives"] == [1, 1, 0]
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from adamp import SGDP, AdamP, AdaRemS
+from adamp import SGDP, AdamP, AdaRemS, mark_groups, scale_invariant_parameters
 from tests.adamp import reference, sharded_table
 from tests.adamp.problems import filter_network
 
@@ -39,6 +39,9 @@ LAYOUTS = {
 }
 
 
+MARKS = ("rows", "columns", ("columns", 2), "tensor")
+
+
 def run(rank: int, folder: str) -> None:
     """Run every scenario; process 0 saves the results."""
     warnings.simplefilter("ignore")
@@ -50,6 +53,13 @@ def run(rank: int, folder: str) -> None:
     for layout in LAYOUTS:
         for name in OPTIMIZERS:
             results["layout", layout, name] = largest_difference(layout, name)
+    for layout in LAYOUTS:
+        for mark in MARKS:
+            results["marked", layout, mark] = largest_difference(layout, "adamp", mark=mark)
+    results["sync batch norm"] = scale_invariant_parameters(
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.SyncBatchNorm(4, process_group=dist.group.WORLD)), torch.randn(3, 2, 5, 5)
+    )
+    results["sharded model"] = sharded_model()
     results["collectives"] = collectives()
     results["ranks agree"] = ranks_agree()
     results["fsdp2"] = {name: fsdp2(name, Path(folder) / name) for name in ("sgdp", "adamp", "adarem-s")}
@@ -97,13 +107,25 @@ def set_gradients(mesh, plain, sharded, seed):
         q.grad = distribute_tensor(grad, mesh, q.placements)
 
 
-def largest_difference(layout, name):
-    """Return how far sharded weights are from ordinary ones after six steps, and how far those have moved."""
+def largest_difference(layout, name, *, mark=None):
+    """Return how far sharded weights are from ordinary ones after six steps, and how far those have moved.
+
+    With a mark, of the weights that it fits, or the error.
+    """
     cls, options = OPTIMIZERS[name]
     mesh, plain, sharded = pair(layout)
+    if mark is not None:
+        blocks = mark[1] if isinstance(mark, tuple) else 1
+        fits = [i for i, p in enumerate(plain) if p.ndim > 1 and p.shape[0] % blocks == 0]
+        plain, sharded = [plain[i] for i in fits], [sharded[i] for i in fits]
+        options = {**options, "scale_invariant": mark}
     start = [p.detach().clone() for p in plain]
     single = {} if cls is AdaRemS else {"foreach": False}
-    a, b = cls(plain, **options, **single), cls(sharded, **options)
+    a = cls(plain, **options, **single)
+    try:
+        b = cls(sharded, **options)
+    except ValueError as error:
+        return str(error)
     for seed in range(6):
         set_gradients(mesh, plain, sharded, seed)
         a.step()
@@ -200,3 +222,18 @@ def fsdp1(keep_originals):
     except ValueError as error:
         return str(error)
     return ""
+
+
+def sharded_model():
+    """Return the error of the search in a sharded model, and the marks of its groups if found before."""
+    from torch.distributed.fsdp import fully_shard
+
+    model, x = filter_network(), torch.randn(6, 2, 4, 4)
+    marks = scale_invariant_parameters(model, x)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    groups = mark_groups(model, marks)
+    AdamP(groups)
+    try:
+        scale_invariant_parameters(model, x)
+    except ValueError as error:
+        return str(error), {group["scale_invariant"]: len(group["params"]) for group in groups}

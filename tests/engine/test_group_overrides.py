@@ -66,6 +66,26 @@ def test_a_parameter_may_have_two_properties_and_names_are_taken_literally() -> 
     assert rule["match"] == r"^(m\.a\.b)$"
 
 
+def test_a_marked_parameter_gets_the_mark_of_its_own_slices() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 4, bias=False), nn.LayerNorm(4), nn.Unflatten(1, (4, 1)), nn.ConvTranspose1d(4, 6, 3),
+        nn.BatchNorm1d(6), nn.Conv1d(6, 2, 3), nn.BatchNorm1d(2),
+    )  # fmt: skip
+    marks = {"model": scale_invariant_parameters(model, torch.randn(8, 4))}
+    rules = expand_overrides(
+        [],
+        {"scale_invariant": {"scale_invariant": True}},
+        networks={"model": model},
+        params_by_property={"scale_invariant": {"model": sorted(marks["model"])}},
+        marks=marks,
+    )
+    assert {rule["match"]: rule["scale_invariant"] for rule in rules} == {
+        r"^(model\.0\.weight)$": "tensor",
+        r"^(model\.3\.weight)$": "columns",
+        r"^(model\.5\.weight)$": True,
+    }
+
+
 def test_without_marks_the_rules_are_as_given() -> None:
     rules = [{"match": "bias", "weight_decay": 0}]
     assert expand_overrides(rules, {}, networks={"model": net()}, params_by_property={}) == rules
@@ -99,7 +119,10 @@ def test_converted_convolutions_are_found_normalised_and_scale_invariant(kind: s
     assert [type(networks["model"][i]) for i in (0, 3)] == [layer, layer]  # type: ignore[index]
     assert all(before[name] is p for name, p in networks["model"].named_parameters())
     assert normalised_parameters(networks) == {"model": ["0.weight", "3.weight"], "head": []}
-    assert scale_invariant_parameters(networks["model"], torch.randn(8, 3, 8, 8)) == {"0.weight", "3.weight"}
+    assert scale_invariant_parameters(networks["model"], torch.randn(8, 3, 8, 8)) == {
+        "0.weight": "rows",
+        "3.weight": "rows",
+    }
 
 
 def test_nothing_is_converted_unless_asked_and_what_cannot_be_is_refused() -> None:

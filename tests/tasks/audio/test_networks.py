@@ -111,7 +111,8 @@ def test_twelve_convolutions_and_the_first_linear_layer_are_scale_invariant():
     network = small("keyword")
     found = scale_invariant_parameters(network, waves)
     weights = {name for name, p in network.named_parameters() if p.ndim == 4} | {"head.0.weight"}
-    assert found == weights
+    assert found == dict.fromkeys(found, "rows")
+    assert found.keys() == weights
     assert len(found) == 13
 
 

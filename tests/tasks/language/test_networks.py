@@ -152,7 +152,7 @@ def test_only_the_directions_are_scale_invariant() -> None:
     model, x = TransformerXL(V, weight_norm=DECODER, **{**SMALL, "layers": 1}), text(2, 9)
     found = scale_invariant_parameters(model, (x[:, :-1], x[:, 1:]))
     names = {"qkv", "relative", "out", "inner", "outer"}
-    assert found == {f"layers.0.{name}.parametrizations.weight.original1" for name in names}
+    assert found.keys() == {f"layers.0.{name}.parametrizations.weight.original1" for name in names}
     assert not scale_invariant_parameters(DropoutLstm(V, width=8, hidden=12), (x[:, :-1], x[:, 1:]))
 
 

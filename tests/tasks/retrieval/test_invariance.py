@@ -43,7 +43,7 @@ def test_with_frozen_batchnorm_adamp_acts_on_the_embedding_and_the_proxies_and_h
 def test_by_structure_only_the_proxies_are_invariant_alone_and_the_embedding_together_with_its_bias():
     torch.manual_seed(0)
     net, images = SMALL(num_proxies=4).double(), torch.rand(8, 3, 32, 32) * 255
-    assert scale_invariant_parameters(net, images) == {"proxies"}
+    assert scale_invariant_parameters(net, images) == {"proxies": "rows"}
     before = net(images)[0]
     with torch.no_grad():
         net.embedding.bias.normal_()
