@@ -42,16 +42,21 @@ ADAREM_OPTIONS = {"lr": 0.05, "weight_decay": 1e-2}
 ON_SPHERES = {**ADAREM_OPTIONS, "scale_invariant": True}
 SGD_OPTIONS = {"lr": 0.05, "momentum": 0.9}
 ADAMW_OPTIONS = {"lr": 0.05, "weight_decay": 0.1}
-# Class and options of the optimizer, and what attaches hooks
+# Class and options of the optimizer, what attaches hooks, and the mark of every weight, if any
 ROWS = {
     "SGDP": (SGDP, {**SGDP_OPTIONS, "nesterov": True}, None),
     "SGDP, project_buffer": (SGDP, {**SGDP_OPTIONS, "project_buffer": True}, None),
     "AdamP": (AdamP, {"lr": 1e-2, "weight_decay": 0.1}, None),
+    "AdamP by columns": (AdamP, {"lr": 1e-2, "weight_decay": 0.1}, None, "columns"),
+    "SGDP by tensors": (SGDP, SGDP_OPTIONS, None, "tensor"),
     "AdaRem": (AdaRem, ADAREM_OPTIONS, None),
     "AdaRem, global": (AdaRem, {**ADAREM_OPTIONS, "scope": "global"}, None),
     "AdaRemS": (AdaRemS, {**ON_SPHERES, "radius": 2.0}, None),
     "AdaRemS, global": (AdaRemS, {**ON_SPHERES, "sphere": "global"}, None),
     "project_updates": (torch.optim.AdamW, ADAMW_OPTIONS, project_updates),
+    "project_updates by columns": (torch.optim.AdamW, ADAMW_OPTIONS, project_updates, "columns"),
+    "shrink_weights by columns": (torch.optim.SGD, SGD_OPTIONS, partial(shrink, kind="wn"), "columns"),
+    "shrink_weights by tensors": (torch.optim.SGD, SGD_OPTIONS, partial(shrink, kind="ws"), "tensor"),
     "shrink_weights, gradient": (torch.optim.SGD, SGD_OPTIONS, partial(shrink, kind="wn")),
     "shrink_weights, weights": (torch.optim.AdamW, ADAMW_OPTIONS, partial(shrink, kind="ws", coupling="weights")),
 }
@@ -169,9 +174,12 @@ class Run:
     """A model, its optimizer with hooks, and a probe of it."""
 
     def __init__(self, row, column, model, state=None):
-        cls, options, attach = ROWS[row]
+        cls, options, attach, *mark = ROWS[row]
         self.column, self.model = column, model
         self.optimizer = column.optimizer(cls, model, options)
+        for group in self.optimizer.param_groups:  # vectors of a marked group are left alone
+            if mark:
+                group["scale_invariant"] = mark[0]
         named = [(name.removeprefix("module."), p) for name, p in model.named_parameters()]
         self.probe = NormProbe(named, every=2, oscillation_window=2)
         if state is not None:

@@ -32,11 +32,10 @@ def test_sharded_weights_make_the_steps_of_whole_ones(results, layout, name):
     assert apart <= 1e-10 < 1e-3 < moved
 
 
-@pytest.mark.parametrize("mark", two_processes.MARKS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_marked_weights_make_the_steps_of_whole_ones(results, layout, mark):
-    result = results["marked", layout, mark]
-    if mark == ("columns", 2) and layout in ("rows", "rows and replicas", "rows, then within"):
+def test_blocks_of_columns_are_projected_or_refused(results, layout):
+    result = results["blocks of columns", layout]
+    if layout in ("rows", "rows and replicas", "rows, then within"):
         assert "first dimension is sharded" in result
     else:
         apart, moved = result
@@ -111,10 +110,15 @@ def test_a_sharded_run_equals_the_whole_one_or_is_refused(results, row, column):
 
 
 DOCUMENTED_AS = {
-    "`SGDP`, `AdamP`, `AdaRem`, `AdaRemS`": ["SGDP", "SGDP, project_buffer", "AdamP", "AdaRem", "AdaRemS"],
+    "`SGDP`, `AdamP`, `AdaRem`, `AdaRemS`": [
+        *("SGDP", "SGDP, project_buffer", "SGDP by tensors", "AdamP", "AdamP by columns", "AdaRem", "AdaRemS"),
+    ],
     '`AdaRem`, `AdaRemS` with `"global"`': ["AdaRem, global", "AdaRemS, global"],
     "`project_updates`, `shrink_weights`, `NormProbe`": [
         "project_updates",
+        "project_updates by columns",
+        "shrink_weights by columns",
+        "shrink_weights by tensors",
         "shrink_weights, gradient",
         "shrink_weights, weights",
     ],
