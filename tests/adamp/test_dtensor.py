@@ -111,7 +111,13 @@ def test_a_sharded_run_equals_the_whole_one_or_is_refused(results, row, column):
 
 DOCUMENTED_AS = {
     "`SGDP`, `AdamP`, `AdaRem`, `AdaRemS`": [
-        *("SGDP", "SGDP, project_buffer", "SGDP by tensors", "AdamP", "AdamP by columns", "AdaRem", "AdaRemS"),
+        "SGDP",
+        "SGDP, project_buffer",
+        "SGDP by tensors",
+        "AdamP",
+        "AdamP by columns",
+        "AdaRem",
+        "AdaRemS",
     ],
     '`AdaRem`, `AdaRemS` with `"global"`': ["AdaRem, global", "AdaRemS, global"],
     "`project_updates`, `shrink_weights`, `NormProbe`": [
