@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from adamp.adamp import AdamP
 from adamp.adarem import AdaRem, AdaRemS
-from adamp.scale_invariance import scale_invariant_parameters
+from adamp.scale_invariance import mark_groups, scale_invariant_parameters
 from adamp.sgdp import SGDP
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -36,9 +36,8 @@ def create(
     Args:
         name: adamp, sgdp, adarem or adarem_s.
         model: A model, or parameters or groups of them.
-        example_batch: Inputs of the model, as for `scale_invariant_parameters`. With them the scale-invariant filters
-            are in a group with `scale_invariant=True` and all other parameters in one with False, in place of the
-            optimizer's test. Not for adarem, which has no such option.
+        example_batch: Inputs of the model, as for `scale_invariant_parameters`. With them the parameters are in groups
+            by their marks (`mark_groups`), in place of the optimizer's test. Not for adarem, which has no such option.
         **options: Of the optimizer's constructor, such as `lr`.
 
     Raises:
@@ -48,7 +47,7 @@ def create(
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
         >>> optimizer = create("sgdp", model, example_batch=torch.randn(16, 4), lr=0.1, momentum=0.9)
         >>> [(group["scale_invariant"], len(group["params"])) for group in optimizer.param_groups]
-        [(True, 1), (False, 5)]
+        [('rows', 1), (False, 5)]
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"name={name!r} is not valid: it must be one of {', '.join(OPTIMIZERS)}")
@@ -59,15 +58,7 @@ def create(
         raise ValueError(f"example_batch is for a model, and model is a {type(model).__name__}: leave it out")
     if name == "adarem":
         raise ValueError("example_batch is not valid for adarem, which does not use scale invariance: leave it out")
-    return make(_groups(model, example_batch), **options)  # type: ignore[no-any-return]
-
-
-def _groups(model: nn.Module, example_batch: Any) -> list[dict[str, Any]]:
-    invariant = scale_invariant_parameters(model, example_batch, per_filter=True)
-    marks: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, param in model.named_parameters():
-        marks[name in invariant].append(param)
-    return [{"params": params, "scale_invariant": mark} for mark, params in marks.items() if params]
+    return make(mark_groups(model, scale_invariant_parameters(model, example_batch)), **options)  # type: ignore[no-any-return]
 
 
 def register_with_timm() -> None:

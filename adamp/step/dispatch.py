@@ -278,7 +278,6 @@ def local_in_compute_dtype(tensors: ParamTensors) -> tuple[list[Tensor], list[Te
 def _check_parameter(param: Tensor, group: dict[str, Any]) -> None:
     if is_lazy(param):
         return  # no shape before the first forward pass
-    shape = tuple(param.shape)
     check_marked(param, group["scale_invariant"])
     check_blocks(param, group["scale_invariant"])
     refuse_flattened(param)

@@ -28,15 +28,18 @@ def test_an_example_batch_puts_each_parameter_into_the_group_of_its_mark():
     made = adamp.create("adamp", net, example_batch=torch.randn(16, 4), weight_decay=0.1)
     marked = {id(p): group["scale_invariant"] for group in made.param_groups for p in group["params"]}
     assert {name: marked[id(p)] for name, p in net.named_parameters()} == {
-        "0.weight": True, "1.weight": False, "1.bias": False, "3.weight": False, "3.bias": False,
+        "0.weight": "rows", "1.weight": False, "1.bias": False, "3.weight": False, "3.bias": False,
     }  # fmt: skip
     assert all(group["weight_decay"] == 0.1 for group in made.param_groups)
 
 
-def test_a_layer_before_layer_norm_is_not_marked_row_by_row():
+def test_a_layer_before_layer_norm_is_marked_as_a_whole():
     net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
     made = adamp.create("adamp", net, example_batch=torch.randn(16, 4))
-    assert not any(group["scale_invariant"] is True for group in made.param_groups)
+    assert [(group["scale_invariant"], len(group["params"])) for group in made.param_groups] == [
+        ("tensor", 1),
+        (False, 4),
+    ]
 
 
 @pytest.mark.parametrize(
