@@ -23,6 +23,7 @@ from tasks.data.files import parse_json, read_whole
 from tasks.data.identity import Part
 from tasks.data.idx import decompress, parse_idx
 from tasks.data.images import BILINEAR, ImageSet, RandomView, Split, split_training_pictures
+from tasks.data.published import verified_name
 
 CLASSES = (
     "T-shirt/top",
@@ -40,6 +41,10 @@ CLASSES = (
 FILES: dict[Split, tuple[str, str]] = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "val": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+COUNTS = {
+    "fashion_mnist": {"train": 60_000, "val": 10_000},
+    "fashion_mnist_10k": {"train": 10_000, "val": 1_000},
 }
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "fashion_mnist_10k"
 
@@ -84,7 +89,7 @@ class FashionMnist(ImageSet):
         image_size: int = 64,
         crop_scale: tuple[float, float] = (0.5, 1.0),
     ) -> None:
-        if name not in ("fashion_mnist_10k", "fashion_mnist"):
+        if name not in COUNTS:
             raise InputError(f"data.name={name}: must be fashion_mnist_10k or fashion_mnist")
         if not image_size >= 1:
             raise InputError(f"data.image_size={image_size}: must be at least 1")
@@ -93,7 +98,6 @@ class FashionMnist(ImageSet):
         if not folder.is_dir():
             hint = "run `make data` to prepare it" if name == "fashion_mnist" else "check data.root"
             raise InputError(f"data={name}: {folder} does not exist; {hint}")
-        self.name = name
         self.classes = CLASSES
         self.image_size = image_size
         # Of the 60,000 training pictures; those of the 10,000 in the repository differ by less than 0.002.
@@ -110,6 +114,7 @@ class FashionMnist(ImageSet):
             self._images[split] = torch.from_numpy(images.copy()).unsqueeze(1)  # (N, 1, 28, 28)
             self._labels[split] = labels.tolist()
         self.num_examples = {split: len(labels) for split, labels in self._labels.items()}
+        self.name = verified_name(name, self.num_examples, COUNTS[name])
 
     def train_example(self, index: int) -> tuple[Tensor, int]:
         view = self._view(self._images["train"][index])

@@ -34,10 +34,12 @@ EOS = "<eos>"
 SPLITS = ("train", "valid", "test")
 NAMES = ("wiki.{}.tokens", "{}.txt", "ptb.{}.txt")
 EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "shakespeare"
-# Tokens of published sets with one <eos> per line: Merity et al., arXiv:1609.07843, Table 1; Mikolov's Penn Treebank.
+# Tokens of published sets with one <eos> per line: Merity et al., arXiv:1609.07843, Table 1; Mikolov's Penn Treebank;
+# the text in this repository.
 PUBLISHED_TOKENS = {
     "wikitext103": {"train": 103_227_021, "valid": 217_646, "test": 245_569},
     "penn_treebank": {"train": 929_589, "valid": 73_760, "test": 82_430},
+    "shakespeare": {"train": 1_085_070, "valid": 113_955, "test": 116_903},
 }
 _FORMAT = 2  # of the cache; a change of what is stored changes it
 

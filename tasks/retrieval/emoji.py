@@ -53,7 +53,6 @@ class EmojiDesigns(RetrievalSet):
             raise InputError(f"data.image_size={image_size}: must be at least 1")
         folder = Path(root).expanduser() if root else EMBEDDED
         manifest = _read_manifest(folder)
-        self.name = "emoji_designs"
         self.image_size = image_size
         self.mean, self.std = (0.779, 0.747, 0.701), (0.242, 0.219, 0.277)  # of the training drawings on PAPER
         self.licence = "Apache-2.0, MIT and CC-BY-4.0, by family (data/emoji_designs/NOTICE)"
@@ -65,6 +64,7 @@ class EmojiDesigns(RetrievalSet):
         used = total if num_classes is None else num_classes
         if not 4 <= used <= total:
             raise InputError(f"data.num_classes={num_classes}: must be 4 to {total}, or null for all")
+        self.name = "emoji_designs" if used == total else "emoji_designs_subset"
         halves: dict[Split, Any] = {"train": order[: (used + 1) // 2], "val": order[(used + 1) // 2 : used]}
         chosen = {split: np.flatnonzero(np.isin(labels, classes)) for split, classes in halves.items()}
         number = {split: {c: i for i, c in enumerate(classes.tolist())} for split, classes in halves.items()}

@@ -194,7 +194,7 @@ def test_example_inputs_fit_the_network_and_move_no_generator(fashion):
 
 def test_the_record_names_the_data_and_the_attack(fashion):
     facts = make(fashion, attack="paper-l2", epsilon="128/255").describe()
-    assert facts["name"] == "fashion_mnist_10k"
+    assert facts["name"] == "fashion_mnist_10k_subset"
     assert facts["attack"]["epsilon"] == 128 / 255
     assert (facts["attack"]["norm"], facts["attack"]["train_steps"]) == ("l2", 2)
 

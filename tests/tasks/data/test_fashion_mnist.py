@@ -57,7 +57,7 @@ def test_pictures_are_grey_in_three_channels_at_the_size_asked_for():
 def test_a_set_describes_itself_by_the_name_really_used(tmp_path):
     data = FashionMnist("fashion_mnist", str(write_fashion_mnist(tmp_path)))
     facts = data.describe()
-    assert facts["name"] == "fashion_mnist"
+    assert facts["name"] == "fashion_mnist_subset"
     assert (facts["train_examples"], facts["val_examples"], facts["classes"]) == (40, 20, 10)
     assert facts["image_size"] == 64
     assert "Zalando" in facts["licence"]

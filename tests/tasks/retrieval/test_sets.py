@@ -200,7 +200,7 @@ def test_the_recorded_channel_means_are_those_of_the_training_pictures(emoji):
 
 def test_fewer_classes_are_a_part_and_damaged_sheets_are_named(tmp_path):
     few = EmojiDesigns(num_classes=9, image_size=16)
-    assert (few.num_classes, len(few.val_classes)) == (5, 4)
+    assert (few.name, few.num_classes, len(few.val_classes)) == ("emoji_designs_subset", 5, 4)
     with pytest.raises(InputError, match=r"data\.num_classes=3"):
         EmojiDesigns(num_classes=3)
     with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
