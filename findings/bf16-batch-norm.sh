@@ -31,7 +31,7 @@ for dtype in (torch.float32, torch.bfloat16):
     for momentum in (0.1, 0.01, 0.003):
         torch.manual_seed(0)
         norm = nn.BatchNorm1d(4, momentum=momentum).to(dtype)
-        for _ in range(3000):
+        for _ in range(1500):
             norm(torch.randn(64, 4).mul(2).add(3).to(dtype))
         mean = norm.running_mean.float().mean().item()
         print(f"{dtype}, momentum {momentum}: running mean {mean:.3f} of data with mean 3")

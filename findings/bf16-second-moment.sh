@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # AdamW's second moment in bfloat16 only grows: one large gradient shrinks the steps of a weight for good
 #
-# Guess: Rounding adds noise; 8,000 steps after a spike, with beta2 = 0.999, the second moment is back.
+# Guess: Rounding adds noise; 3,000 steps after a spike, with beta2 = 0.999, the second moment is nearly back.
 # Happens: It keeps the spike's value to the last bit in all three implementations. A step would lower it by 0.1 %,
 #   and bfloat16's neighbours are 0.4 % to 0.8 % apart, so every step rounds back to the same number. Only a gradient
 #   large enough can raise it.
@@ -30,7 +30,7 @@ def second_moment(dtype, **implementation):
     weight = torch.nn.Parameter(torch.ones(64, dtype=dtype))
     optimizer = torch.optim.AdamW([weight], lr=1e-3, **implementation)
     values = []
-    for step in range(8000):
+    for step in range(3000):
         weight.grad = torch.full_like(weight, 10.0 if step == 100 else 0.1)
         optimizer.step()
         values.append(optimizer.state[weight]["exp_avg_sq"][0].item())
@@ -42,7 +42,7 @@ for name in ("plain", "foreach", "fused"):
     for dtype in (torch.float32, torch.bfloat16):
         implementation = {"foreach": name == "foreach", "fused": name == "fused"}
         values = second_moment(dtype, **implementation)
-        print(f"{name}, {dtype}: {values[100]:.5f} after the spike, {values[-1]:.5f} at the end; 0.01 is right")
+        print(f"{name}, {dtype}: {values[100]:.5f} after the spike, {values[-1]:.5f} at the end")
         saw[name, str(dtype)] = "unchanged" if values[-1] == values[100] else "decays"
 expected = {
     (name, dtype): change
