@@ -170,7 +170,7 @@ def explain(error: BaseException) -> str:
     if found := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search path", text):
         group, value, known = found.groups()
         return f"{group}={value} is not known; choose one of: {', '.join(known.split())}"
-    if "Could not override 'image_size'" in text:
+    if re.search(r"full_key: image_size\b", text):
         return "image_size is no option here; give data.image_size=N, or model.image_size=N for detection"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]} is no option here; see the names with --cfg job, or the choices with --help"

@@ -19,7 +19,7 @@ WORDS = [
     "experiment=wikitext103-txl", "opt=adamw", "train.epochs=1", "task.epoch_steps=3", "train.batch_size=4",
     "pictures=false", "model.width=16", "model.heads=1", "model.head_width=16", "model.layers=1",
     "model.inner_width=16", "model.cutoffs=[20]", "train.threads=1", "task.tests={}", "train.progress=false",
-    "data.vocabulary_size=null",
+    "data.vocabulary_size=null", "data.name=sentences",
 ]  # fmt: skip
 
 

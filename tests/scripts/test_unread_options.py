@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.compose import composed
+from launch.compose import CONFIG_ERRORS, composed, explain
 from tasks.base import InputError
 
 
@@ -32,6 +32,15 @@ from tasks.base import InputError
 def test_an_option_that_nothing_reads_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         composed(words)
+
+
+@pytest.mark.parametrize("experiment", ["coco-centernet", "cub-proxyanchor"])
+def test_an_image_size_that_the_run_does_not_know_is_given_its_name(experiment: str) -> None:
+    with pytest.raises(CONFIG_ERRORS) as error:
+        composed([f"experiment={experiment}", "image_size=96"])
+    assert explain(error.value).startswith(
+        "image_size is no option here; give data.image_size=N, or model.image_size=N"
+    )
 
 
 @pytest.mark.parametrize(
