@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import types
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,16 +21,15 @@ StepArgs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class HookHandle(RemovableHandle):
-    """Removes several hooks at once; also a context manager that does so at its end."""
+    """Removes the hooks of an optimizer's steps; also a context manager that does so at its end."""
 
-    def __init__(self, hooks: Iterable[RemovableHandle | _StepGuard]) -> None:
+    def __init__(self, hooks: _AttachedHooks) -> None:
         super().__init__(OrderedDict())
-        self._hooks = list(hooks)
+        self._hooks = hooks
 
     def remove(self) -> None:
         """Remove the hooks; a second call does nothing."""
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
 
 
 def find_hooked_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -54,31 +52,71 @@ def find_hooked_optimizer(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-class _StepGuard:
-    """Calls `undo` when a step of the optimizer raises; torch has no hook for that."""
+class _AttachedHooks:
+    """A step pre-hook and a post-hook, and a step in the place of the optimizer's that undoes the first if it raises.
 
-    def __init__(self, optimizer: Optimizer, undo: Callable[[], None]) -> None:
-        self._optimizer, self._undo = optimizer, undo
-        self._own_step = vars(optimizer).get("step")  # set by a scheduler or another guard
-        step = optimizer.step
+    Torch has no hook for a step that raises. It also runs hooks twice where a step calls that of its base class; here
+    that is one step. The optimizer is held weakly, so that it is freed as soon as its user drops it.
+    """
 
-        @functools.wraps(getattr(step, "__func__", step))
-        def guarded(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        before: Callable[..., StepArgs | None],
+        after: Callable[..., None],
+        undo: Callable[[], None],
+    ) -> None:
+        self._optimizer, self._before, self._after, self._undo = weakref.ref(optimizer), before, after, undo
+        self._depth: int | None = None  # of steps that run hooks, within `__call__`
+        self._handles = [
+            optimizer.register_step_pre_hook(self._run_before),
+            optimizer.register_step_post_hook(self._run_after),
+        ]
+        # An instance's step is a scheduler's or another hook's, and bound already
+        own_step, class_step = vars(optimizer).get("step"), type(optimizer).step
+
+        def step(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            self._depth = 0
             try:
-                return step(*args, **kwargs)
+                return class_step(optimizer, *args, **kwargs) if own_step is None else own_step(*args, **kwargs)
             except BaseException:
                 self._undo()
                 raise
+            finally:
+                self._depth = None
 
-        self._guarded = types.MethodType(guarded, optimizer)  # a method, as schedulers expect
-        optimizer.step = self._guarded  # type: ignore[method-assign]
+        self._own_step = own_step
+        self.__func__ = self.__wrapped__ = step  # as of a method: schedulers and gradient scaling look at them
+        if hasattr(own_step, "_wrapped_by_lr_sched"):
+            self._wrapped_by_lr_sched = True
+        optimizer.step = self  # type: ignore[method-assign]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(cast(Optimizer, self._optimizer()), *args, **kwargs)
+
+    def _run_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
+        if self._depth is not None:
+            self._depth += 1
+            if self._depth > 1:
+                return None
+        return self._before(optimizer, args, kwargs)
+
+    def _run_after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._depth is not None:
+            self._depth -= 1
+            if self._depth > 0:
+                return
+        self._after(optimizer, args, kwargs)
 
     def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
         self._undo = lambda: None
-        if vars(self._optimizer).get("step") is self._guarded:
-            del self._optimizer.step
+        optimizer = self._optimizer()
+        if optimizer is not None and vars(optimizer).get("step") is self:
+            del optimizer.step
             if self._own_step is not None:
-                self._optimizer.step = self._own_step  # type: ignore[method-assign]
+                optimizer.step = self._own_step  # type: ignore[method-assign]
 
 
 def attach_step_hooks(
@@ -96,13 +134,7 @@ def attach_step_hooks(
         after: Called after each step that did not raise.
         undo: Called instead of `after` when a step raises: the hooks leave no trace then.
     """
-    return HookHandle(
-        [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
-            _StepGuard(optimizer, undo),
-        ]
-    )
+    return HookHandle(_AttachedHooks(optimizer, before, after, undo))
 
 
 def run_after_backward(
@@ -176,7 +208,7 @@ class PresentParams:
 
 
 # Entries of groups whose steps and decay are not of the size of `lr`
-_OTHER_RATES = {"d": "D-Adaptation and Prodigy estimate it", "scheduled_lr": "schedule-free methods average weights"}
+_OTHER_RATES = {"d": "D-Adaptation and Prodigy estimate it", "weight_lr_power": "schedule-free methods average weights"}
 
 
 def learning_rate(group: dict[str, Any], owner: str) -> float | Tensor:

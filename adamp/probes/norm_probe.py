@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from adamp.hooks.handle import find_hooked_optimizer, groups_of
+from adamp.hooks.handle import HookHandle, attach_step_hooks, find_hooked_optimizer, groups_of
 from adamp.marks import ScaleInvariantMode, num_slices, slices_first
 from adamp.probes.movement import Movement, StepGeometry, direction_change, row_norms
 from adamp.probes.oscillation import OscillationWindow
@@ -35,13 +34,12 @@ _LAYER_GRAD = ("cosine", "projected")
 class ProbeHandle:
     """Detaches a probe from its optimizer; also a context manager that does so at its end."""
 
-    def __init__(self, probe: NormProbe, hooks: list[RemovableHandle]) -> None:
+    def __init__(self, probe: NormProbe, hooks: HookHandle) -> None:
         self._probe, self._hooks = probe, hooks
 
     def remove(self) -> None:
         """Detach the probe, which keeps its records and can be attached again."""
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.remove()
         if self._probe._handle is self:
             self._probe._handle = None
 
@@ -183,10 +181,7 @@ class NormProbe:
         if self._handle is not None:
             raise RuntimeError("the probe is attached already; call remove() of its handle first")
         optimizer = find_hooked_optimizer(optimizer)
-        hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        hooks = attach_step_hooks(optimizer, self._before_step, self._after_step, undo=lambda: None)
         self._handle = ProbeHandle(self, hooks)
         self._read_modes(groups_of(optimizer))
         return self._handle

@@ -1,7 +1,9 @@
 """Step hooks under wrappers, foreign learning rates, exceptions, steps that only create state, and lost parameters."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import timm.optim
@@ -132,12 +134,58 @@ def test_vectors_alone_are_warned_of_once(build):
         SGDP([nn.Parameter(torch.ones(12))], lr=0.1, scale_invariant=False)
 
 
+class CallingItsBase(torch.optim.SGD):
+    """A step that calls its base class's: torch runs hooks in both."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@every_hook
+def test_a_step_that_calls_its_base_class_is_one_step(attach):
+    ours, plain = make_param((4, 30)), make_param((4, 30))
+    grad = ours.grad
+    optimizer, other = CallingItsBase([ours], 0.1, momentum=0.9), torch.optim.SGD([plain], 0.1, momentum=0.9)
+    attach(optimizer, [ours])
+    attach(other, [plain])
+    for _ in range(2):
+        optimizer.step()
+        other.step()
+    assert torch.equal(ours, plain)
+    assert ours.grad is grad
+
+
+def test_a_probe_counts_a_step_that_calls_its_base_class_once():
+    param = make_param((4, 30))
+    optimizer = CallingItsBase([param], 0.1)
+    probe = NormProbe([("p", param)], every=1)
+    probe.attach(optimizer)
+    optimizer.step()
+    assert probe.state_dict()["step"] == 1
+
+
+@every_hook
+def test_hooks_keep_no_optimizer_alive(attach):
+    param = make_param((4, 30))
+    optimizer = torch.optim.SGD([param], 0.1)
+    handle = attach(optimizer, [param])
+    optimizer.step()
+    alive = weakref.ref(optimizer)
+    gc.disable()
+    try:
+        del optimizer
+        assert alive() is None
+    finally:
+        gc.enable()
+    handle.remove()
+
+
 # Learning rates
 
 
 NO_RATE = {
     "prodigy": {"lr": 1.0, "d": 1e-6},
-    "schedule-free": {"lr": 1.0, "scheduled_lr": 0.1},
+    "schedule-free": {"lr": 1.0, "weight_lr_power": 2.0},
     "none": {"lr": None},
 }
 
