@@ -1,8 +1,10 @@
-"""Compilation of the CPU kernel, once per machine, and loading of its library.
+"""The library of the CPU kernel: the one that a wheel holds for this processor, else compiled once per machine.
 
-It is stored in `$ADAMP_KERNEL_CACHE`, else in `$XDG_CACHE_HOME/adamp`, else in `~/.cache/adamp`, under a name that
-depends on the source, the flags and the processor. `$CXX` names the compiler, else the first of c++, g++ and clang++ is
-used.
+A compiled library is stored in `$ADAMP_KERNEL_CACHE`, else in `$XDG_CACHE_HOME/adamp`, else in `~/.cache/adamp`. All
+environments of a user share it, so its name depends on all that decides on its code: source, flags, processor, C
+library and compiler. It does not depend on torch's version: the kernel is given addresses and uses none of torch's
+headers. `$CXX` names the compiler, else the first of c++, g++ and clang++ is used. Without a compiler the newest
+library of this source and processor serves.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,19 @@ log = logging.getLogger(__name__)
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "step.h", "simd.h"))  # the first is compiled
 # No -ffast-math: NaN must stay NaN. The processor's own instructions: the file's name holds the processor.
 NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
-FLAGS = ("-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+PORTABLE_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+FLAGS = (*PORTABLE_FLAGS, NATIVE)
+
+# Machine -> -march of each library in a wheel and the features of /proc/cpuinfo that it needs, the best first. Vectors
+# have one width in all of them; x86-64-v3 adds fused multiply-add, so that its numbers are those of -march=native.
+PACKAGED_LEVELS: dict[str, dict[str, set[str]]] = {
+    "x86_64": {
+        "x86-64-v3": {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"},
+        "x86-64": set(),
+    },
+    "aarch64": {"armv8-a": set()},
+}
+PACKAGED = Path(__file__).with_name("libraries")  # wheels alone have this folder
 
 
 class BuildError(RuntimeError):
@@ -43,6 +57,19 @@ def _processor() -> str:
     return platform.processor()
 
 
+def packaged_library() -> Path | None:
+    """Return the library in this installation that fits the processor best, None without any."""
+    if not PACKAGED.is_dir():
+        return None
+    lines = [line.partition(":") for line in _processor().splitlines()]
+    features = {word for name, _, words in lines if name.strip() in ("flags", "Features") for word in words.split()}
+    for level, needed in PACKAGED_LEVELS.get(platform.machine(), {}).items():
+        path = PACKAGED / f"cpu-{level}.so"
+        if needed <= features and path.is_file():
+            return path
+    return None
+
+
 def _cache_folder() -> Path:
     if folder := os.environ.get("ADAMP_KERNEL_CACHE"):
         return Path(folder)
@@ -50,16 +77,36 @@ def _cache_folder() -> Path:
 
 
 @functools.cache
-def _name() -> str:
-    identity = "\n".join(
-        [*(path.read_text() for path in SOURCES), *FLAGS, platform.system(), platform.machine(), _processor()]
-    )
-    return f"cpu-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+def _source_digest() -> str:
+    """Return a digest of all but the compiler: source, flags, system, processor and C library."""
+    libc = ""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not glibc
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    identity = [path.read_text() for path in SOURCES]
+    identity += [*FLAGS, platform.system(), platform.machine(), _processor(), libc]
+    return _digest("\n".join(identity))
+
+
+def _compiler_digest() -> str:
+    """Return a digest of the compiler's command and file, which an upgrade replaces; the compiler is not started."""
+    command = find_compiler()
+    file = Path(shutil.which(command[0]) or command[0]).resolve()
+    stat = file.stat()
+    return _digest(f"{shlex.join(command)}\n{file}\n{stat.st_size}\n{stat.st_mtime_ns}")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _target() -> Path:
-    """Return the path of the library for this source, these flags and this processor."""
-    return _cache_folder() / _name()
+    """Return the path of the library for this source, processor and compiler; without a compiler, of any compiler's."""
+    folder, source = _cache_folder(), _source_digest()
+    try:
+        return folder / f"cpu-{source}-{_compiler_digest()}.so"
+    except (BuildError, OSError):
+        of_any = sorted(folder.glob(f"cpu-{source}-*.so"), key=lambda path: path.stat().st_mtime)
+        return of_any[-1] if of_any else folder / f"cpu-{source}.so"
 
 
 def _check_system() -> None:
@@ -67,7 +114,12 @@ def _check_system() -> None:
         raise BuildError(f"the kernel is not built on {platform.system()}")
 
 
-def _compiler() -> list[str]:
+def find_compiler() -> list[str]:
+    """Return the command of the C++ compiler: that of CXX, else the first of c++, g++ and clang++.
+
+    Raises:
+        BuildError: There is none.
+    """
     if command := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(command[0]) is None:
             raise BuildError(f"the C++ compiler {command[0]} was not found: correct CXX")
@@ -90,7 +142,7 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 
 def build(*, force: bool = False) -> Path:
-    """Compile the kernel unless it already is, and return the library's path.
+    """Compile the kernel unless it already is or came with the wheel, and return the library's path.
 
     The compiler writes to a temporary file that is then renamed: other processes see a complete library or none.
 
@@ -101,29 +153,40 @@ def build(*, force: bool = False) -> Path:
         BuildError: No compiler, the compiler failed, or the cache cannot be written.
     """
     _check_system()
+    if not force and (packaged := packaged_library()):
+        return packaged
     target = _target()
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _only_one(target.with_suffix(".lock")):
             if force or not target.is_file():
-                _compile(target)
+                compiler = find_compiler()
+                log.info("compiling the CPU kernel of AdamP and SGDP, once for this machine, into %s", target)
+                compile_library(target, [*compiler, *FLAGS])
     except OSError as error:
         raise BuildError(f"{target.parent} cannot be written ({error}): set ADAMP_KERNEL_CACHE to a folder") from error
     return target
 
 
-def _compile(target: Path) -> None:
-    compiler = _compiler()
-    log.info("compiling the CPU kernel of AdamP and SGDP, once for this machine, into %s", target)
+def compile_library(target: Path, command: Sequence[str]) -> None:
+    """Compile the kernel into a file, which appears complete or not at all.
+
+    Args:
+        target: The file.
+        command: The compiler and its flags.
+
+    Raises:
+        BuildError: The compiler cannot be started or has failed.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         output = Path(folder) / target.name
-        command = [*compiler, *FLAGS, "-o", str(output), str(SOURCES[0])]
+        full = [*command, "-o", str(output), str(SOURCES[0])]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(full, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise BuildError(f"the C++ compiler {compiler[0]} cannot be started: {error}") from error
+            raise BuildError(f"the C++ compiler {command[0]} cannot be started: {error}") from error
         if done.returncode:
-            raise BuildError(f"`{shlex.join(command)}` failed:\n{done.stderr[-2000:]}")
+            raise BuildError(f"`{shlex.join(full)}` failed:\n{done.stderr[-2000:]}")
         output.replace(target)
 
 
@@ -162,8 +225,8 @@ def load() -> ctypes.CDLL:
 
 
 def is_compiled() -> bool:
-    """Return whether the kernel is compiled for this machine and can be loaded; starts no compiler."""
-    if _Loaded.library is None and _Loaded.failure is None and _target().is_file():
+    """Return whether a library for this machine is at hand and can be loaded; starts no compiler."""
+    if _Loaded.library is None and _Loaded.failure is None and (packaged_library() or _target()).is_file():
         with contextlib.suppress(BuildError):
             load()
     return _Loaded.library is not None
@@ -175,7 +238,7 @@ def unavailable_reason() -> str | None:
         return _Loaded.failure
     try:
         _check_system()
-        _compiler()
+        find_compiler()
     except BuildError as error:
         return str(error)
     return None

@@ -98,6 +98,77 @@ def test_a_damaged_library_is_refused_in_words(fresh, tmp_path):
     assert "cannot be loaded" in cpu.unavailable_reason()
 
 
+def test_libraries_of_two_compilers_have_two_names_and_without_one_the_last_serves(fresh, tmp_path):
+    names = set()
+    for given in (compiler(tmp_path / "c++", "true"), f"{tmp_path}/c++ -O0", compiler(tmp_path / "other", "true")):
+        fresh.setenv("CXX", given)
+        names.add(cpu_build._target())
+    compiler(tmp_path / "other", "true # upgraded")
+    names.add(cpu_build._target())
+    assert len(names) == 4
+    cpu_build._target().parent.mkdir()
+    cpu_build._target().touch()
+    kept = cpu_build._target()
+    fresh.setenv("CXX", "")
+    fresh.setenv("PATH", "")
+    assert cpu_build._target() == kept
+
+
+@pytest.mark.parametrize("part", ["FLAGS", "SOURCES", "processor", "libc"])
+def test_the_name_depends_on_all_that_decides_on_the_code(fresh, tmp_path, part):
+    def digest():
+        cpu_build._source_digest.cache_clear()
+        return cpu_build._source_digest()
+
+    before = digest()
+    if part == "FLAGS":
+        fresh.setattr(cpu_build, "FLAGS", (*cpu_build.FLAGS, "-O1"))
+    elif part == "SOURCES":
+        (tmp_path / "cpu.cpp").write_text("// other")
+        fresh.setattr(cpu_build, "SOURCES", (tmp_path / "cpu.cpp",))
+    elif part == "processor":
+        fresh.setattr(cpu_build, "_processor", lambda: "flags : sse2")
+    else:
+        fresh.setattr(os, "confstr", lambda name: "glibc 2.28")
+    changed = digest()
+    fresh.undo()
+    assert changed != before == digest()
+
+
+PROCESSORS = {
+    "flags : avx avx2 abm bmi1 bmi2 f16c fma movbe xsave sse2 avx512f": "x86-64-v3",
+    "flags : avx avx2 abm bmi1 bmi2 f16c movbe xsave sse2": "x86-64",
+    "model name : a processor whose model is called fma\nflags : sse2": "x86-64",
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_a_wheels_library_is_chosen_by_the_processors_features(fresh, tmp_path, processor):
+    fresh.setattr(cpu_build, "PACKAGED", tmp_path)
+    fresh.setattr(cpu_build, "_processor", lambda: processor)
+    fresh.setattr("platform.machine", lambda: "x86_64")
+    assert cpu_build.packaged_library() is None
+    for level in cpu_build.PACKAGED_LEVELS["x86_64"]:
+        (tmp_path / f"cpu-{level}.so").touch()
+    assert cpu_build.packaged_library() == cpu_build.build() == tmp_path / f"cpu-{PROCESSORS[processor]}.so"
+
+
+def test_a_wheels_library_makes_the_step_without_a_compiler(fresh, tmp_path):
+    library = cpu.build()
+    level = next(iter(cpu_build.PACKAGED_LEVELS.get(os.uname().machine, {"none": ()})))
+    fresh.setattr(cpu_build, "PACKAGED", tmp_path)
+    fresh.setattr(
+        cpu_build, "_processor", lambda: "flags : " + " ".join(cpu_build.PACKAGED_LEVELS["x86_64"]["x86-64-v3"])
+    )
+    (tmp_path / f"cpu-{level}.so").write_bytes(library.read_bytes())
+    fresh.setenv("PATH", "")
+    fresh.setenv("CXX", "")
+    fresh.setenv("ADAMP_KERNEL_CACHE", str(tmp_path / "empty"))
+    assert cpu.is_compiled() and cpu.unavailable_reason() is None
+    step()
+    assert not (tmp_path / "empty").exists()
+
+
 def test_two_processes_that_start_together_compile_once(tmp_path):
     # The compiler here counts its calls and hands out the library that this process uses.
     target = cpu.build()
