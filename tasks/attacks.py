@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.base import InputError
+from tasks.precision import widen
 
 Norm = Literal["linf", "l2"]
 Direction = Literal["steepest", "sign"]
@@ -221,7 +222,7 @@ def _image_gradient(network: Callable[[Tensor], Tensor], images: Tensor, labels:
     The sum, not the mean, which would shrink each image's gradient with the batch.
     """
     images = images.detach().requires_grad_()
-    loss = F.cross_entropy(network(images).float(), labels, reduction="none")
+    loss = F.cross_entropy(widen(network(images)), labels, reduction="none")
     (grad,) = torch.autograd.grad(loss.sum(), images)
     return grad, loss.detach()
 

@@ -84,10 +84,13 @@ class StepContext:
             loss of the gathered rows, and gradients flow back such that, averaged over processes as for any loss, they
             are exactly those of one process with the whole batch. Collective: all processes call it equally often,
             with equal shapes.
+        micro_batches: This process's micro-batches of the step, not yet on the device: for losses divided by a count
+            over the whole step, e.g. of objects, which later micro-batches hold too. Empty: the batch is the only one.
     """
 
     state: LoopState = field(default_factory=dict)
     gather: Callable[[Tensor], Tensor] = own_rows
+    micro_batches: Sequence[Batch] = ()
 
 
 class Task(ABC):
@@ -128,7 +131,11 @@ class Task(ABC):
 
     @abstractmethod
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
-        """Yield one `Update` per optimizer step, in order. The forward pass must go through `nets`."""
+        """Yield one `Update` per optimizer step, in order. The forward pass must go through `nets`.
+
+        Each update is computed in an autocast region of its own, which keeps the first cast of every weight: a task
+        that changes weights itself between two forward passes of one update calls `torch.clear_autocast_cache()`.
+        """
 
     @abstractmethod
     def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:

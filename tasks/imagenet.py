@@ -17,6 +17,8 @@ from tasks.checks import check_fractions
 from tasks.data import ImageSet
 from tasks.data.image_batches import ChannelNormaliser, ImageBatches
 from tasks.data.loader import Augment, Mix
+from tasks.precision import widen
+from tasks.ranking import label_ranks
 
 
 class ImageNet(Task):
@@ -87,15 +89,15 @@ class ImageNet(Task):
 
     def _loss_and_top1(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return loss, 100 * (logits.detach().argmax(1) == labels).float().mean()
+        return loss, 100 * (label_ranks(logits.detach(), labels) == 0).float().mean()
 
     def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return each example's loss (float64), whether its class is first, and whether among five."""
         images, labels = batch
-        logits = nets["model"](self.normalise(images)).float()  # (B, K)
+        logits = widen(nets["model"](self.normalise(images)))  # (B, K)
         loss = F.cross_entropy(logits, labels, reduction="none").double()
-        hits = logits.topk(min(5, self.data.num_classes)).indices == labels.unsqueeze(1)  # (B, 5)
-        return loss.cpu(), hits[:, 0].cpu(), hits.any(1).cpu()
+        ranks = label_ranks(logits, labels)
+        return loss.cpu(), (ranks == 0).cpu(), (ranks < 5).cpu()
 
     def score(self, split: str, records: Sequence[Record]) -> dict[str, float]:
         """Return mean loss and percentages over all records; sums are exact, so their order is free."""

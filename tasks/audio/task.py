@@ -17,6 +17,7 @@ from tasks.audio.networks import HarmonicCnn
 from tasks.audio.scores import tagging_scores
 from tasks.base import Batch, BatchLoader, InputError, LoopState, Record, Shard, StepContext, Task, Update
 from tasks.checks import check_at_least, check_fractions
+from tasks.precision import widen
 
 
 class AudioClassifier(Task):
@@ -95,7 +96,7 @@ class AudioClassifier(Task):
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         waves, targets = batch  # (B, N), and (B,) or (B, K)
-        logits = nets["model"](waves).float()  # (B, K)
+        logits = widen(nets["model"](waves))  # (B, K)
         log: dict[str, Tensor] = {"train/q": self.networks["model"].front.q.detach().squeeze()}
         if not self.data.multi_label:
             log["train/top1"] = 100 * (logits.detach().argmax(1) == targets).float().mean()

@@ -15,11 +15,12 @@ from torchvision.ops import DeformConv2d
 
 from tasks.base import InputError
 from tasks.detection.detector import Detector, Mean, Objects, Outputs
-from tasks.detection.targets import centernet_losses, decode, encode
+from tasks.detection.targets import centernet_counts, centernet_losses, decode, encode
 from tasks.detection.views import CenterNetView
 from tasks.detection.weights import initialise
 from tasks.networks.checks import whole_channels
 from tasks.networks.resnet import resnet18
+from tasks.precision import widen
 
 STRIDE = 4
 
@@ -47,7 +48,7 @@ class ModulatedConv(nn.Module):
         """Map (B, channels, h, w) to (B, out, h, w)."""
         # In float32 at least: the operator has no bfloat16 on the CPU, and offsets need the mantissa.
         with torch.autocast(x.device.type, enabled=False):
-            x = x if x.dtype == torch.float64 else x.float()
+            x = widen(x)
             places = self.places(x)
             return self.conv(x, places[:, : 2 * self.TAPS], torch.sigmoid(places[:, 2 * self.TAPS :]))
 
@@ -142,12 +143,19 @@ class CenterNet(Detector):
         x = self.up(x)
         return tuple(head(x) for head in self.heads.values())
 
-    def losses(self, outputs: Outputs, objects: Objects, *, mean: Mean) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self, outputs: Outputs, objects: Objects, *, mean: Mean, share: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `tasks.detection.targets.centernet_losses`."""
         batch, num_classes, height, width = outputs[0].shape
         targets = encode(objects, batch=batch, num_classes=num_classes, size=(height, width), stride=STRIDE)
         return centernet_losses(cast("tuple[Tensor, Tensor, Tensor]", outputs), targets, mean=mean,
-                                size_weight=self.size_weight)  # fmt: skip
+                                size_weight=self.size_weight, share=share)  # fmt: skip
+
+    def counts(self, objects: Objects, *, batch: int, side: int) -> tuple[Tensor, ...]:
+        size = (side // STRIDE, side // STRIDE)
+        targets = encode(objects, batch=batch, num_classes=self.num_classes, size=size, stride=STRIDE)
+        return centernet_counts(targets)
 
     def detections(self, outputs: Outputs) -> list[Tensor]:
         """See `tasks.detection.targets.decode`."""

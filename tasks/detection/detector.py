@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tasks.detection.views import View
 
 Outputs = tuple[Tensor, ...]
-Mean = Callable[[Tensor], Tensor]  # a count in this process's batch to its mean over all processes
+Mean = Callable[[Tensor], Tensor]  # a count in this batch to its mean over all processes and micro-batches of the step
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Objects:
 class Detector(nn.Module):
     """A network, its losses and how its outputs become boxes.
 
-    Losses are sums over what is found in a batch divided by a count; the count is the mean over processes, so that the
-    average of the processes' gradients is that of one process with the whole batch.
+    Losses are sums over what is found in a batch divided by a count; the count is the mean over the processes and
+    micro-batches of a step, so that the average of their gradients is that of one process with the whole batch.
 
     Attributes:
         view: How it sees pictures.
@@ -54,8 +54,27 @@ class Detector(nn.Module):
     MERGES: ClassVar[bool] = False
 
     @abstractmethod
-    def losses(self, outputs: Outputs, objects: Objects, *, mean: Mean) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and its parts by name, computed in float32."""
+    def losses(
+        self, outputs: Outputs, objects: Objects, *, mean: Mean, share: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts by name, computed in float32 at least.
+
+        Args:
+            outputs: Of the network.
+            objects: Of the same batch.
+            mean: Averages a count over the processes and micro-batches of the step.
+            share: Of the step's pictures that this batch holds, of the constant added to a count too.
+        """
+
+    @abstractmethod
+    def counts(self, objects: Objects, *, batch: int, side: int) -> tuple[Tensor, ...]:
+        """Return the counts that `losses` takes the mean of, in that order, of a batch without its outputs.
+
+        Args:
+            objects: Of the batch.
+            batch: B.
+            side: S.
+        """
 
     @abstractmethod
     def detections(self, outputs: Outputs) -> list[Tensor]:

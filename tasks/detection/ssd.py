@@ -26,6 +26,7 @@ from tasks.detection.detector import Detector, Mean, Objects, Outputs
 from tasks.detection.views import SsdView
 from tasks.detection.weights import initialise
 from tasks.networks.checks import whole_channels
+from tasks.precision import widen
 
 # An added map: bottleneck channels, channels, then kernel, stride and padding of its 3x3 (or 4x4) convolution.
 _Added = tuple[int, int, int, int, int]
@@ -99,7 +100,7 @@ class _Maps(nn.Module):
         """Return the maps, finest first."""
         x = self.features(images)
         # In float32: the sum of squares of 512 activations overflows half precision.
-        maps = [self.scale_weight.view(1, -1, 1, 1) * F.normalize(x if x.dtype == torch.float64 else x.float())]
+        maps = [self.scale_weight.view(1, -1, 1, 1) * F.normalize(widen(x))]
         for block in self.blocks:
             maps.append(x := block(x))
         return maps
@@ -183,23 +184,33 @@ class Ssd(SSD, Detector):
         output = self.head(self.backbone(images))
         return output["cls_logits"], output["bbox_regression"]
 
-    def losses(self, outputs: Outputs, objects: Objects, *, mean: Mean) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self, outputs: Outputs, objects: Objects, *, mean: Mean, share: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return cross-entropy with three hard negatives per positive, plus smooth L1, over the number of positives."""
-        logits, codes = (output.float() for output in outputs)
-        targets, matches = [], []
-        for number in range(len(logits)):
-            in_picture = objects.owner == number
-            boxes, labels = objects.boxes[in_picture], objects.labels[in_picture] + 1
-            targets.append({"boxes": boxes, "labels": labels})
-            none = torch.full((len(self.default_boxes),), -1, dtype=torch.int64, device=logits.device)
-            matches.append(self.proposal_matcher(box_iou(boxes, self.default_boxes)) if len(boxes) else none)
+        logits, codes = (widen(output) for output in outputs)
+        targets, matches = self._match(objects, len(logits))
         anchors = [self.default_boxes] * len(logits)
         losses = self.compute_loss(targets, {"cls_logits": logits, "bbox_regression": codes}, anchors, matches)
-        positives = torch.stack([(match >= 0).sum() for match in matches]).sum()
+        positives = _positives(matches)
         # compute_loss divides by this batch's own positives, at least one.
         factor = positives.clamp(min=1) / mean(positives).clamp(min=1e-6)
         parts = {"class": factor * losses["classification"], "box": factor * losses["bbox_regression"]}
         return parts["class"] + parts["box"], parts
+
+    def counts(self, objects: Objects, *, batch: int, side: int) -> tuple[Tensor, ...]:
+        return (_positives(self._match(objects, batch)[1]),)
+
+    def _match(self, objects: Objects, batch: int) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+        """Return each picture's boxes and labels, and the box that each default box is matched with (A,), else < 0."""
+        targets, matches = [], []
+        for number in range(batch):
+            in_picture = objects.owner == number
+            boxes, labels = objects.boxes[in_picture], objects.labels[in_picture] + 1
+            targets.append({"boxes": boxes, "labels": labels})
+            none = torch.full((len(self.default_boxes),), -1, dtype=torch.int64, device=boxes.device)
+            matches.append(self.proposal_matcher(box_iou(boxes, self.default_boxes)) if len(boxes) else none)
+        return targets, matches
 
     def detections(self, outputs: Outputs) -> list[Tensor]:
         """Return detections: scores above 0.01, at most 400 per class, NMS at 0.45, at most 200 per picture."""
@@ -210,6 +221,10 @@ class Ssd(SSD, Detector):
             torch.cat([each["boxes"], each["scores"][:, None], each["labels"][:, None] - 1.0], dim=1)
             for each in detections
         ]
+
+
+def _positives(matches: list[Tensor]) -> Tensor:
+    return torch.stack([(match >= 0).sum() for match in matches]).sum()
 
 
 def _map_sizes(layout: _Layout, image_size: int) -> list[int]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.detection.detector import Mean, Objects
+from tasks.precision import widen
 
 MIN_OVERLAP = 0.7
 MAX_OBJECTS = 128  # of one picture, the first in the file's order
@@ -120,7 +121,7 @@ def focal_loss(logits: Tensor, heat: Tensor) -> Tensor:
 
     Probabilities are kept in 1e-4..1 - 1e-4 as in the published code: beyond, the gradient is zero.
     """
-    p = torch.sigmoid(logits.float()).clamp(1e-4, 1 - 1e-4)
+    p = torch.sigmoid(widen(logits)).clamp(1e-4, 1 - 1e-4)
     centre = heat == 1
     at_centres = (1 - p).square() * p.log()
     elsewhere = (1 - heat).pow(4) * p.square() * torch.log1p(-p)
@@ -132,8 +133,13 @@ def at_centres(values: Tensor, targets: Targets) -> Tensor:
     return values.flatten(2)[targets.owner, :, targets.cells]
 
 
+def centernet_counts(targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return the number of centres (pixels that are exactly 1), and twice the number of objects, 0-d each."""
+    return (targets.heat == 1).sum(), torch.tensor(float(targets.sizes.numel()), device=targets.heat.device)
+
+
 def centernet_losses(
-    outputs: tuple[Tensor, Tensor, Tensor], targets: Targets, *, mean: Mean, size_weight: float
+    outputs: tuple[Tensor, Tensor, Tensor], targets: Targets, *, mean: Mean, size_weight: float, share: float = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return focal loss + size_weight x size loss + offset loss, and the three parts.
 
@@ -143,16 +149,17 @@ def centernet_losses(
     Args:
         outputs: Heat-map logits (B, K, H, W), sizes (B, 2, H, W), offsets (B, 2, H, W).
         targets: Of the same batch.
-        mean: Averages a count over processes.
+        mean: Averages a count over processes and micro-batches.
         size_weight: 0.1 in the paper.
+        share: Of the step's pictures that the batch holds: its part of the 1e-4.
     """
     logits, sizes, offsets = outputs
-    centres = mean((targets.heat == 1).sum())
-    count = mean(torch.tensor(float(targets.sizes.numel()), device=logits.device)) + 1e-4
+    centres, count = (mean(count) for count in centernet_counts(targets))
+    count = count + 1e-4 * share
     parts = {
         "heat": focal_loss(logits, targets.heat) / centres.where(centres > 0, torch.ones_like(centres)),
-        "size": F.l1_loss(at_centres(sizes.float(), targets), targets.sizes, reduction="sum") / count,
-        "offset": F.l1_loss(at_centres(offsets.float(), targets), targets.offsets, reduction="sum") / count,
+        "size": F.l1_loss(at_centres(widen(sizes), targets), targets.sizes, reduction="sum") / count,
+        "offset": F.l1_loss(at_centres(widen(offsets), targets), targets.offsets, reduction="sum") / count,
     }
     return parts["heat"] + size_weight * parts["size"] + parts["offset"], parts
 

@@ -19,7 +19,7 @@ from tasks.data import CorruptImages
 from tasks.data.image_batches import ChannelNormaliser
 from tasks.detection.batches import eval_batches, train_batches
 from tasks.detection.coco import CocoSet
-from tasks.detection.detector import Detector, Objects
+from tasks.detection.detector import Detector, Mean, Objects
 from tasks.detection.evaluation import EVALUATORS, average_precision
 from tasks.detection.views import to_original
 
@@ -75,6 +75,7 @@ class Detection(Task):
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.eval_batch_size = 1 if getattr(net.view, "keep_size", False) else eval_batch_size
         self.flip_test, self.evaluator = flip_test, evaluator
+        self._num_pieces = 1  # of a step: processes x micro-batches
         self._corrupt = CorruptImages(data)  # type: ignore[arg-type]
         self._bgr = colours == "centernet_bgr"
         mean, std = CENTERNET_BGR if self._bgr else (data.mean, data.std)
@@ -82,6 +83,7 @@ class Detection(Task):
         _logger.info("network starts from %s", net.origin)
 
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:
+        self._num_pieces = shard.count * shard.accumulation_steps
         return train_batches(
             self.data, self.view, batch_size=self.batch_size, shard=shard, start=start, seed=self.seed, epoch=epoch,
             corrupt=self._corrupt, num_workers=self.num_workers,
@@ -96,15 +98,33 @@ class Detection(Task):
 
     def updates(self, nets: Mapping[str, nn.Module], batch: Batch, context: StepContext) -> Iterator[Update]:
         images, *objects = batch
-
-        def mean_count(count: Tensor) -> Tensor:
-            """Return the mean over processes of a 0-d count."""
-            return context.gather(count.detach().float().reshape(1)).mean()
-
         outputs = nets["model"](self.normalise(images))
         with torch.autocast(images.device.type, enabled=False):
-            loss, parts = self._net.losses(outputs, Objects(*objects), mean=mean_count)
+            mean = self._mean(context, outputs[0])
+            loss, parts = self._net.losses(outputs, Objects(*objects), mean=mean, share=1 / self._num_pieces)
         yield Update(loss, log={f"train/{name}_loss": part.detach() for name, part in parts.items()})
+
+    def _mean(self, context: StepContext, like: Tensor) -> Mean:
+        """Return what averages the counts of `Detector.losses` over the processes and micro-batches of the step.
+
+        Args:
+            context: Of the step.
+            like: An output of the network: its device, and float64 where it is.
+        """
+        dtype = torch.promote_types(like.dtype, torch.float32)
+
+        def over_processes(count: Tensor) -> Tensor:
+            return context.gather(count.detach().to(dtype).reshape(1)).mean()
+
+        if len(context.micro_batches) <= 1:
+            return over_processes
+        # The counts of the other micro-batches too, from their boxes alone: their outputs do not exist yet
+        counts = []
+        for images, *objects in context.micro_batches:
+            on_device = Objects(*(each.to(like.device) for each in objects))
+            counts.append(self._net.counts(on_device, batch=len(images), side=images.shape[-1]))
+        means = iter([over_processes(torch.stack(each).to(dtype).mean()) for each in zip(*counts, strict=True)])
+        return lambda count: next(means)
 
     def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:
         """Return image ids, and each picture's (n, 6) boxes in its stored pixels, scores and category ids, as numpy."""

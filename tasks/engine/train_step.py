@@ -52,7 +52,7 @@ def train_step(
                 stream = streams[i]
                 if stream is None:
                     moved = to_device(batch, world.device, channels_last=train.channels_last)
-                    context = StepContext(state.loop_states[i], world.gather_rows)
+                    context = StepContext(state.loop_states[i], world.gather_rows, batches)
                     stream = streams[i] = task.updates(wrapped_modules, moved, context)
                 update = next(stream, None)
                 if update is not None:

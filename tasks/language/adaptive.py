@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks.base import InputError
+from tasks.precision import widen
 
 
 class TiedAdaptiveSoftmax(nn.Module):
@@ -48,7 +49,12 @@ class TiedAdaptiveSoftmax(nn.Module):
 
     def _head(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         weight = torch.cat([embedding[: self.head], self.cluster_weight])
-        return F.linear(hidden, weight, torch.cat([self.bias[: self.head], self.cluster_bias])).log_softmax(-1)
+        return widen(F.linear(hidden, weight, torch.cat([self.bias[: self.head], self.cluster_bias]))).log_softmax(-1)
+
+    def _inside(self, hidden: Tensor, embedding: Tensor, cluster: tuple[int, int]) -> Tensor:
+        """Return the log-probabilities of a cluster's words within it, in float32 at least as those of the head."""
+        low, high = cluster
+        return widen(F.linear(hidden, embedding[low:high], self.bias[low:high])).log_softmax(-1)
 
     def forward(self, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
         """Return the negative log-probability of each target, (N,), in the order of the targets.
@@ -69,17 +75,14 @@ class TiedAdaptiveSoftmax(nn.Module):
         # Clusters: add the log-probability of the word within its cluster
         for low, high in self.clusters:
             rows = ((targets >= low) & (targets < high)).nonzero().squeeze(1)
-            inside = F.linear(hidden[rows], embedding[low:high], self.bias[low:high]).log_softmax(-1)
-            logs = logs.index_add(
-                0, rows, inside.gather(1, (targets[rows] - low).unsqueeze(1)).squeeze(1).to(logs.dtype)
-            )
+            inside = self._inside(hidden[rows], embedding, (low, high))
+            logs = logs.index_add(0, rows, inside.gather(1, (targets[rows] - low).unsqueeze(1)).squeeze(1))
         return -logs
 
     def log_probabilities(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Return the log-probability of every word, (N, V)."""
         head = self._head(hidden, embedding)
         parts = [head[:, : self.head]]
-        for i, (low, high) in enumerate(self.clusters):
-            inside = F.linear(hidden, embedding[low:high], self.bias[low:high]).log_softmax(-1)
-            parts.append(head[:, self.head + i : self.head + i + 1] + inside)
+        for i, cluster in enumerate(self.clusters):
+            parts.append(head[:, self.head + i : self.head + i + 1] + self._inside(hidden, embedding, cluster))
         return torch.cat(parts, 1)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from tasks.checks import check_at_least, check_fractions
+from tasks.precision import widen
 
 State = list[Tensor]  # h and c of each layer in turn, (1, B, width of the layer), detached
 
@@ -78,9 +79,9 @@ class DropoutLstm(nn.Module):
         return losses, state, self._penalty(outputs, dropped)
 
     def _penalty(self, outputs: Tensor, dropped: Tensor) -> Tensor:
-        penalty = self.activation_penalty * dropped.float().square().mean()
+        penalty = self.activation_penalty * widen(dropped).square().mean()
         if outputs.shape[1] > 1:
-            penalty = penalty + self.change_penalty * outputs.float().diff(dim=1).square().mean()
+            penalty = penalty + self.change_penalty * widen(outputs).diff(dim=1).square().mean()
         return penalty
 
     def hidden(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, State]:

@@ -17,6 +17,7 @@ from tasks.base import Batch, InputError, LoopState, Record, Shard, StepContext,
 from tasks.data.identity import data_digest
 from tasks.language.segments import Segments, columns, fixed_lengths
 from tasks.language.text import Corpus
+from tasks.precision import widen
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class LanguageModel(Task):
         inputs, targets, first, share = batch  # (b, L), (b, L)
         memory = None if first else context.state.get("memory")
         losses, context.state["memory"], penalty = nets["model"](inputs, targets, memory)
-        loss = losses.float().mean()
+        loss = widen(losses).mean()
         log = {"train/nll": loss.detach()} if penalty.requires_grad else {}
         yield Update(loss + penalty, log=log, lr_scale=share if self.random_lengths else 1.0)
 

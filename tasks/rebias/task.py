@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.base import Batch, BatchLoader, InputError, Shard, StepContext, Task, Update
+from tasks.precision import widen
 from tasks.rebias.hsic import MIN_SAMPLES, hsic_unbiased, median_sigma, rbf_kernel
 
 Method = Literal["rebias", "vanilla", "biased"]
@@ -139,8 +140,8 @@ class ReBias(Task):
         if self.lambdas[role] > 0:
             # HSIC with the other network's features held constant, over the global batch
             with torch.no_grad():
-                constants = gather(nets[other](images)[1].float())  # (B, D)
-            own_features = gather(features.float())
+                constants = gather(widen(nets[other](images)[1]))  # (B, D)
+            own_features = gather(widen(features))
             swapped = self.swap_inner_sigma and role == "g"
             first, second = (other, role) if swapped else (role, other)
             hsic = hsic_unbiased(rbf_kernel(own_features, sigmas[first]), rbf_kernel(constants, sigmas[second]))
@@ -170,7 +171,7 @@ class ReBias(Task):
             for batch in islice(iter(batches), int(SIGMA_SHARE * len(batches)) + 1):
                 images, _ = self.pictures([part.to(device) for part in batch])
                 for role, net in nets.items():
-                    features_by_role[role].append(gather(net(images)[1].float()))
+                    features_by_role[role].append(gather(widen(net(images)[1])))
         sigmas = {role: float(median_sigma(features)) for role, features in features_by_role.items()}
         for role, value in sigmas.items():
             if not 0 < value < math.inf:

@@ -232,3 +232,18 @@ def test_penalties_are_those_of_the_formula() -> None:
 def test_lstm_options_outside_their_range_are_refused(options: dict[str, float], name: str) -> None:
     with pytest.raises(InputError, match=rf"model\.{name}="):
         lstm_small(**options)
+
+
+@pytest.mark.parametrize("cutoffs", [(), (5, 20)], ids=str)
+def test_log_probabilities_under_bf16_are_those_of_float32_up_to_the_logits_own_rounding(
+    cutoffs: tuple[int, ...],
+) -> None:
+    torch.manual_seed(0)
+    softmax, embedding = TiedAdaptiveSoftmax(40, 16, cutoffs), torch.randn(40, 16)
+    hidden, targets = torch.randn(64, 16), torch.randint(0, 40, (64,))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = softmax(hidden, targets, embedding)
+        every = softmax.log_probabilities(hidden, embedding)
+    assert losses.dtype == every.dtype == torch.float32
+    torch.testing.assert_close(every.exp().sum(1), torch.ones(64), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses, -every.gather(1, targets.unsqueeze(1)).squeeze(1), rtol=1e-6, atol=1e-6)
