@@ -39,7 +39,7 @@ class RayConf:
     Attributes:
         address: The cluster, e.g. "auto" or "ray://head:10001"; null starts one here.
         num_cpus: Cores that a run takes from Ray's count.
-        num_gpus: GPUs that a run takes; Ray says which. A fraction shares one.
+        num_gpus: GPUs that a run takes; Ray says which. A fraction shares one; with 0 a run sees none.
         max_retries: How often a run is started again when its node goes away.
     """
 
@@ -91,12 +91,11 @@ class RayLauncher(Launcher):
 
         runtime = {"env_vars": {"PYTHONPATH": python_path()}}
         start = ray.remote(**self.needs, max_retries=self.max_retries, runtime_env=runtime)(run_cell)
-        here = {k: v for k, v in os.environ.items() if k.startswith(("ADAMP_", "WANDB_")) or k == "OMP_NUM_THREADS"}
         running: dict[Any, Cell] = {}
         for cell in cells:
             log = log_of(cell).resolve()
             cell.note(launcher="ray", log=str(log))
-            env = {**here, "ADAMP_CELL": "1", "ADAMP_LOG": str(log)}
+            env = cell_environment(str(log), num_gpus=self.needs["num_gpus"])
             running[start.remote(one_run(cell), str(log), str(Path.cwd()), env)] = cell
         print(f"{len(cells)} cells on Ray", flush=True)
         codes: dict[int, int] = {}
@@ -130,6 +129,16 @@ class RayLauncher(Launcher):
             log = log_of(cell).resolve()
             cell.note(launcher="ray", log=str(log), code=code)
             print(f"    {last_line(log)}\n    {log}", flush=True)
+
+
+def cell_environment(log: str, *, num_gpus: float) -> dict[str, str]:
+    """Return what a cell's environment has beside its node's: options of this shell, and no GPU where it has none.
+
+    Ray leaves CUDA_VISIBLE_DEVICES as it is in a worker without GPUs, which would then see every card of its node.
+    """
+    here = {k: v for k, v in os.environ.items() if k.startswith(("ADAMP_", "WANDB_")) or k == "OMP_NUM_THREADS"}
+    hidden = {} if num_gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return {**here, **hidden, "ADAMP_CELL": "1", "ADAMP_LOG": log}
 
 
 def run_cell(words: Sequence[str], log: str, folder: str, env: Mapping[str, str]) -> int:

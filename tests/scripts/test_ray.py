@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from evidence.runs import progress as states
+from launch.on_ray import cell_environment, run_cell
 from tests import commands
 
 needs_ray = pytest.mark.skipif(
@@ -59,3 +61,14 @@ def test_ctrl_c_lets_runs_on_ray_save(tmp_path: Path, environment: dict[str, str
     assert (found.status, found.reason) == ("interrupted", "stopped by SIGINT")
     assert found.retriable
     assert json.loads((found.folder / "launch.json").read_text())["launcher"] == "ray"
+
+
+@pytest.mark.parametrize(("num_gpus", "seen"), [(0, ""), (0.5, "0,1"), (2, "0,1")])
+def test_a_cell_without_gpus_sees_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_gpus: float, seen: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # the node's, or Ray's for this worker
+    log = tmp_path / "log"
+    words = [sys.executable, "-c", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"]
+    assert run_cell(words, str(log), str(tmp_path), cell_environment(str(log), num_gpus=num_gpus)) == 0
+    assert log.read_text().strip() == seen
