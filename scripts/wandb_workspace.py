@@ -16,7 +16,7 @@ usage: python scripts/wandb_workspace.py entity=TEAM [project=NAME] [name=TITLE]
 
 Saves a workspace that groups runs by experiment, optimizer and weight decay and draws scores, norms, effective steps
 and losses over epochs, mean and range over seeds. Needs the package wandb-workspaces and a key (`wandb login`). What
-was logged offline is uploaded with `wandb sync results/runs/EXPERIMENT/NAME/wandb/offline-run-*`.
+was logged offline is uploaded with `python -m scripts.wandb_sync`.
 
   entity=TEAM      W&B team or user; default the variable WANDB_ENTITY
   project=NAME     default the variable WANDB_PROJECT, or adamp

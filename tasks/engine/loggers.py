@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,14 +36,17 @@ class RunLogger(Protocol):
 
 
 class WandbLogger:
-    """Logs a run to W&B, the lines of metrics.jsonl; without account or network offline (upload: `wandb sync`).
+    """Logs a run to W&B, the lines of metrics.jsonl; without account or network offline (upload: scripts.wandb_sync).
+
+    The run's summary holds the monitored score, and its moving average's, as best/SCORE and last/SCORE. W&B's own
+    minimum and maximum are not used: a single NaN makes them NaN for good.
 
     Args:
         project: W&B project.
         entity: W&B team or user; None for the account's default.
         group: W&B group; None for the experiment. configs/logger/wandb.yaml gives the sweep.
-        monitor: Score whose best value the run's summary shows, e.g. "val/top1"; prefixed with "-", lower is better.
-            None takes the task's.
+        monitor: Score whose best and last values the run's summary shows, e.g. "val/top1"; prefixed with "-", lower is
+            better. None takes the task's.
         tags: Further tags beside optimizer, experiment, scale, data set and seed.
 
     W&B's environment variables (WANDB_MODE, WANDB_PROJECT, WANDB_DIR, ...) override these.
@@ -58,6 +64,9 @@ class WandbLogger:
         self.project, self.entity, self.group = project, entity, group
         self.monitor, self.tags = monitor, tuple(tags)
         self.run: Any = None
+        self._monitored: tuple[str, ...] = ()
+        self._lower_is_better = False
+        self._summary: dict[str, float] = {}
 
     def start(self, record: Mapping[str, Any], folder: Path) -> None:
         """Begin or continue the run. Its id comes from the run's identity, so a resumed run is one run there too."""
@@ -69,18 +78,41 @@ class WandbLogger:
                 str(error).splitlines()[0] if str(error) else type(error).__name__,
             )
             return
-        self._call_safely(self._define, str(self.monitor or record.get("monitor") or "val/top1"))
+        monitor = str(self.monitor or record.get("monitor") or "val/top1")
+        split, _, score = monitor.lstrip("-").partition("/")
+        self._monitored, self._lower_is_better = (f"{split}/{score}", f"{split}_ema/{score}"), monitor.startswith("-")
+        self._summary = {}
+        for values in self._lines_before(folder / "metrics.jsonl"):  # of a resumed run
+            self._fold(values)
+        self._call_safely(self._define)
 
-    def _define(self, monitor: str) -> None:
-        """Name the axis of each family of metrics, and the direction of the monitored score and of its average's."""
+    def _lines_before(self, path: Path) -> Iterator[dict[str, float]]:
+        """Yield the monitored scores of the lines that a run has logged before it was resumed."""
+        with contextlib.suppress(OSError, ValueError), path.open() as lines:  # a last line may be cut
+            for line in lines:
+                if any(f'"{key}"' in line for key in self._monitored):
+                    values = json.loads(line)  # where a score is null it was not finite
+                    yield {key: math.nan if values[key] is None else values[key] for key in values}
+
+    def _fold(self, values: Mapping[str, float]) -> bool:
+        """Take the monitored scores of a line into best and last; return whether it has any. NaN is never best."""
+        better = min if self._lower_is_better else max
+        keys = [key for key in self._monitored if key in values]
+        for key in keys:
+            value = float(values[key])
+            self._summary[f"last/{key}"] = value
+            if not math.isnan(value):
+                self._summary[f"best/{key}"] = better(self._summary.get(f"best/{key}", value), value)
+        return bool(keys)
+
+    def _define(self) -> None:
+        """Name the axis of each family of metrics."""
         for axis in ("step", "epoch"):
             self.run.define_metric(axis, hidden=True)
         for name, axis in AXES.items():
             self.run.define_metric(name, step_metric=axis)
-        lower, score = monitor.startswith("-"), monitor.lstrip("-")
-        split, _, name = score.partition("/")
-        for key in (score, f"{split}_ema/{name}"):
-            self.run.define_metric(key, step_metric="epoch", summary="min" if lower else "max")
+        for key in self._monitored:
+            self.run.define_metric(key, step_metric="epoch")
 
     def _init(self, record: Mapping[str, Any], folder: Path) -> Any:
         import wandb  # imported only here: it takes 1.8 s
@@ -105,7 +137,9 @@ class WandbLogger:
         mode: Any = os.environ.get("WANDB_MODE")
         if mode is None and not wandb.login(prompt=False, timeout=10):
             mode = "offline"
-            log.warning("W&B finds no key: logging offline under %s; upload later with `wandb sync`", folder / "wandb")
+            log.warning(
+                "W&B finds no key: logging offline under %s; upload later: scripts.wandb_sync", folder / "wandb"
+            )
         settings = wandb.Settings(silent=True, init_timeout=60)
         try:
             return wandb.init(**arguments, mode=mode, settings=settings)
@@ -121,9 +155,11 @@ class WandbLogger:
         return [str(tag)[:64] for tag in dict.fromkeys([*facts, f"seed={record['seed']}", *self.tags]) if tag]
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Send one line of metrics."""
+        """Send one line of metrics, and best and last of the monitored score where it has one."""
         if self.run is not None:
             self._call_safely(self.run.log, dict(values))
+            if self._fold(values):
+                self._call_safely(self.run.summary.update, dict(self._summary))
 
     def finish(self, record: Mapping[str, Any], folder: Path) -> None:
         """Attach the figures and the scores, and close: an open run would absorb the next of a sweep."""
@@ -136,7 +172,7 @@ class WandbLogger:
     def _attach(self, record: Mapping[str, Any], folder: Path) -> None:
         import wandb
 
-        self.run.summary.update({"status": record["status"], **record.get("scores", {})})
+        self.run.summary.update({"status": record["status"], **self._summary})
         figures = sorted((folder / "figures").glob("*.png"))
         if figures:
             self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})

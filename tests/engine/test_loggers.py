@@ -41,8 +41,8 @@ def test_without_a_key_the_run_is_logged_offline_beside_the_run(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(("monitor", "key", "best"), [("-val/loss", "val/loss", "min"), ("val/ap", "val/ap", "max")])
-def test_the_file_of_an_offline_run_holds_what_was_logged(tmp_path: Path, monitor: str, key: str, best: str) -> None:
+@pytest.mark.parametrize(("monitor", "key"), [("-val/loss", "val/loss"), ("val/ap", "val/ap")])
+def test_the_file_of_an_offline_run_holds_what_was_logged(tmp_path: Path, monitor: str, key: str) -> None:
     record = {**RECORD, "monitor": monitor}
     lines = [{"step": k, "epoch": k / 2, key: 1.0 / k, "train/loss": 2.0 / k} for k in (1, 2, 3)]
     sink = WandbLogger("a-project", group="table-1", tags=("more",))
@@ -63,10 +63,59 @@ def test_the_file_of_an_offline_run_holds_what_was_logged(tmp_path: Path, monito
     assert [{k: line[k] for k in lines[0]} for line in history[:3]] == lines
     metrics = {m.metric.name or m.metric.glob_name: m.metric for m in kinds["metric"]}
     watched = metrics[key]
-    assert watched.step_metric == "epoch" and getattr(watched.summary, best)
-    assert not getattr(watched.summary, {"min": "max", "max": "min"}[best])
+    assert watched.step_metric == "epoch" and not (watched.summary.min or watched.summary.max)
     assert metrics["norm/*"].step_metric == "step"
     assert kinds["exit"][0].exit.exit_code == 0  # what `wandb sync` uploads is whole
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Return the summary that the last offline file of a folder leaves, as W&B's service adds it up."""
+    path = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda each: each.stat().st_mtime)[-1]
+    values: dict[str, Any] = {}
+    for record in records(path):
+        for item in record.summary.update:
+            values[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return values
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("monitor", "scores", "best"),
+    [
+        ("val/top1", [0.5, 0.9, 0.7], 0.9),
+        ("-val/loss", [0.5, 0.2, 0.7], 0.2),
+        ("val/top1", [float("nan"), 0.9, float("nan"), 0.7], 0.9),
+        ("-val/loss", [float("nan"), 0.2, 0.7], 0.2),
+    ],
+)  # fmt: skip
+def test_the_written_summary_has_the_best_and_the_last_score(
+    tmp_path: Path, monitor: str, scores: list[float], best: float
+) -> None:
+    key = monitor.lstrip("-")
+    average = key.replace("val/", "val_ema/")
+    record = {**RECORD, "monitor": monitor, "scores": {key: scores[-1]}}
+    sink = WandbLogger()
+    sink.start(record, tmp_path)
+    for number, score in enumerate(scores):
+        sink.log({"step": number, "epoch": number, key: score, average: score})
+        sink.log({"step": number, "epoch": number, "train/loss": 1.0})
+    sink.finish(record, tmp_path)
+    values = summary(tmp_path)
+    assert {values[f"best/{key}"], values[f"best/{average}"]} == {best}
+    assert {values[f"last/{key}"], values[f"last/{average}"]} == {0.7}
+    assert values["status"] == "finished"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_resumed_run_keeps_its_best_score(tmp_path: Path) -> None:
+    lines = [{"step": 1, "val/top1": 0.9}, {"step": 2, "train/loss": 1.0}, {"step": 3, "val/top1": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"val/top1": 9')
+    sink = WandbLogger()
+    sink.start({**RECORD, "monitor": "val/top1"}, tmp_path)
+    sink.log({"step": 4, "epoch": 2, "val/top1": 0.7})
+    sink.finish(RECORD, tmp_path)
+    values = summary(tmp_path)
+    assert (values["best/val/top1"], values["last/val/top1"]) == (0.9, 0.7)
 
 
 def test_a_logger_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
