@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class _AttachedHooks:
     """A step pre-hook and a post-hook, and a step in the place of the optimizer's that undoes the first if it raises.
 
     Torch has no hook for a step that raises. It also runs hooks twice where a step calls that of its base class; here
-    that is one step. The optimizer is held weakly, so that it is freed as soon as its user drops it.
+    that is one step.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class _AttachedHooks:
         after: Callable[..., None],
         undo: Callable[[], None],
     ) -> None:
-        self._optimizer, self._before, self._after, self._undo = weakref.ref(optimizer), before, after, undo
+        self._optimizer, self._before, self._after, self._undo = optimizer, before, after, undo
         self._depth: int | None = None  # of steps that run hooks, within `__call__`
         self._handles = [
             optimizer.register_step_pre_hook(self._run_before),
@@ -92,7 +91,7 @@ class _AttachedHooks:
         optimizer.step = self  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__func__(cast(Optimizer, self._optimizer()), *args, **kwargs)
+        return self.__func__(self._optimizer, *args, **kwargs)
 
     def _run_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
         if self._depth is not None:
@@ -112,11 +111,10 @@ class _AttachedHooks:
         for handle in self._handles:
             handle.remove()
         self._undo = lambda: None
-        optimizer = self._optimizer()
-        if optimizer is not None and vars(optimizer).get("step") is self:
-            del optimizer.step
+        if vars(self._optimizer).get("step") is self:
+            del self._optimizer.step
             if self._own_step is not None:
-                optimizer.step = self._own_step  # type: ignore[method-assign]
+                self._optimizer.step = self._own_step  # type: ignore[method-assign]
 
 
 def attach_step_hooks(
