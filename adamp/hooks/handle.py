@@ -114,7 +114,7 @@ class _AttachedHooks:
         if vars(self._optimizer).get("step") is self:
             del self._optimizer.step
             if self._own_step is not None:
-                self._optimizer.step = self._own_step  # type: ignore[method-assign]
+                self._optimizer.step = self._own_step
 
 
 def attach_step_hooks(
