@@ -91,7 +91,7 @@ def test_inshop_queries_search_the_gallery_alone(tmp_path):
 
 def test_embeddings_that_are_not_finite_end_the_evaluation(emoji):
     rows = torch.full((4, 16), float("nan"))
-    with pytest.raises(InputError, match="emoji_designs: 4 of 4 embeddings are not finite"):
+    with pytest.raises(InputError, match="emoji_designs_subset: 4 of 4 embeddings are not finite"):
         make(emoji).score("val", [(torch.arange(4), rows, None)])
 
 
