@@ -1,12 +1,12 @@
 """Marks: the slices of a weight that are scale-invariant, each on its own.
 
-A slice is what may be multiplied by a factor of its own without any effect on the outputs. A mark names the slices:
+A slice may be multiplied by a factor of its own without any effect on the outputs. A mark names the slices:
 
-    "rows"           one per index of axis 0: `Linear`, `Conv1d/2d/3d` before batch norm, `Embedding` before layer norm
-    "columns"        one per index of axis 1: `ConvTranspose1d/2d/3d` and `Embedding` before batch norm
-    ("columns", n)   one per index of axis 1 and per block of axis 0, of which there are n: n is the `groups` of a
-                     transposed convolution, whose weight is (in, out / n, ...)
-    "tensor"         the weight as a whole: `Linear` before layer norm
+- "rows": one per index of axis 0. Linear layers and convolutions before batch norm, embeddings before layer norm.
+- "columns": one per index of axis 1. Transposed convolutions and embeddings before batch norm.
+- ("columns", n): one per index of axis 1 in each of the n blocks of axis 0. Transposed convolutions with n groups,
+  whose weight is (in, out / n, ...).
+- "tensor": the weight as a whole. Any layer before layer norm.
 
 Notation: `N` slices of a weight, `C` entries per slice.
 """

@@ -46,9 +46,8 @@ def scale_invariant_parameters(
         seed: Of the random values and of dropout.
 
     Returns:
-        The names of the scale-invariant parameters, in the model's order, each with the mark of its finest slices: rows
-        or columns, else the tensor; see `adamp.marks`. Never of those with fewer than two dimensions, since the
-        optimizers never project vectors.
+        The scale-invariant parameters in the model's order, name -> mark of their finest slices (rows or columns, else
+        the tensor, see `adamp.marks`). Never those with fewer than two dimensions, as no optimizer projects vectors.
 
     Raises:
         ValueError: If batch norm sees two values per channel or fewer, the outputs hold no floating-point numbers that

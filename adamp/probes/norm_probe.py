@@ -155,9 +155,8 @@ class NormProbe:
         self._step = 0
         self._handle: ProbeHandle | None = None
         self._before: dict[str, Tensor] = {}
-        self._modes: dict[str, ScaleInvariantMode] = dict.fromkeys(
-            self._parameters, "auto"
-        )  # of the optimizer's groups
+        # The entry `scale_invariant` of each parameter's group
+        self._modes: dict[str, ScaleInvariantMode] = dict.fromkeys(self._parameters, "auto")
         self._meter = StepGeometry()
         self._sampling = False
         self._is_real_step = True
