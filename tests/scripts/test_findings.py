@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_every_finding_pins_what_it_installs_and_can_be_started() -> None:
         packages = next(line for line in path.read_text().splitlines() if line.startswith("packages="))
         assert all("==" in word for word in packages.removeprefix("packages=(").rstrip(")").split()), path.name
         assert path.stat().st_mode & 0o100, path.name
+
+
+def test_every_guard_names_a_file_that_exists() -> None:
+    for path in (ROOT / "findings").glob("*.sh"):
+        guard = findings.read(path).fields["Guard"]
+        named = re.findall(r"\b(?:adamp|docs|launch|tasks|tests)/[\w/.]*\w", guard)
+        assert named or guard.startswith("none needed: "), path.name
+        assert all((ROOT / name).exists() for name in named), guard
 
 
 def test_table_writes_the_page_and_runs_nothing(tmp_path: Path) -> None:
