@@ -104,6 +104,9 @@ class _Rescaling:
         self.parameters = dict(self.model.named_parameters())
         self.modules = list(self.model.modules())
         for module in self.modules:
+            for field, value in list(vars(module).items()):
+                if "eps" in field:  # of which a forward pass may make a tensor
+                    setattr(module, field, _negligible(value))
             if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(_refuse_two_values)
             if isinstance(module, nn.SyncBatchNorm):

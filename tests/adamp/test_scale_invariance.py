@@ -220,6 +220,8 @@ class RootMeanSquare(nn.Module):
             return x / (x.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
         if self.kind == "literal":
             return x / (x.norm(dim=-1, keepdim=True) + 1e-3)
+        if self.kind == "tensor":
+            return x / (x.square().mean(-1, keepdim=True) + torch.tensor(self.variance_epsilon)).sqrt()
         if self.kind == "bound":
             return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-3)
         functions = {
@@ -233,7 +235,17 @@ class RootMeanSquare(nn.Module):
         return functions[self.kind]()
 
 
-EPSILONS = ("attribute", "literal", "bound", "layer norm", "batch norm", "group norm", "instance norm", "rms norm")
+EPSILONS = (
+    "attribute",
+    "literal",
+    "tensor",
+    "bound",
+    "layer norm",
+    "batch norm",
+    "group norm",
+    "instance norm",
+    "rms norm",
+)
 
 
 @pytest.mark.parametrize("kind", [*EPSILONS, "normalize"])

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from adamp import SGDP, AdamP, AdaRemS, mark_groups, scale_invariant_parameters
+from adamp import SGDP, AdamP, AdaRemS, NormProbe, mark_groups, scale_invariant_parameters
 from tests.adamp import reference, sharded_table
 from tests.adamp.problems import filter_network
 
@@ -105,7 +105,7 @@ def set_gradients(mesh, plain, sharded, seed):
 def largest_difference(layout, name, *, mark=None):
     """Return how far sharded weights are from ordinary ones after six steps, and how far those have moved.
 
-    With a mark, of the weights that it fits, or the error.
+    With a mark, of the weights that it fits, and of their norms that probes read; or the error.
     """
     cls, options = OPTIMIZERS[name]
     mesh, plain, sharded = pair(layout)
@@ -120,11 +120,17 @@ def largest_difference(layout, name, *, mark=None):
         b = cls(sharded, **options)
     except ValueError as error:
         return str(error)
+    probes = [NormProbe([(str(i), p) for i, p in enumerate(ps) if p.ndim > 1], every=1) for ps in (plain, sharded)]
+    for probe, optimizer in zip(probes, (a, b), strict=True):
+        probe.attach(optimizer)
     for seed in range(6):
         set_gradients(mesh, plain, sharded, seed)
         a.step()
         b.step()
     apart = max(float((p - q.full_tensor()).detach().abs().max()) for p, q in zip(plain, sharded, strict=True))
+    readings = [probe.read(layers=True) for probe in probes]
+    norms = [key for key in readings[0] if key.startswith("norm/")]
+    apart = max(apart, *(abs(readings[0][key] - readings[1][key]) for key in norms))
     return apart, min(float((p - s).detach().abs().max()) for p, s in zip(plain, start, strict=True))
 
 
