@@ -25,7 +25,7 @@ ScaleInvariantMode = bool | Literal["auto"] | Mark  # True is "rows"
 
 def is_mark(value: Any) -> bool:
     """Return whether a value marks a weight as scale-invariant: True or a mark, not "auto" or False."""
-    if isinstance(value, bool | str):
+    if isinstance(value, (bool, str)):
         return value is True or value in ("rows", "columns", "tensor")
     if not isinstance(value, Sequence) or len(value) != 2:
         return False
@@ -60,7 +60,7 @@ def check_marked(param: Tensor, mode: ScaleInvariantMode) -> None:
 
 def num_blocks(mode: ScaleInvariantMode) -> int:
     """Return the blocks of axis 0 of a mark of columns, else 0."""
-    if isinstance(mode, bool | str):
+    if isinstance(mode, (bool, str)):
         return 1 if mode == "columns" else 0
     return mode[1]
 

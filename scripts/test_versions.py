@@ -1,6 +1,6 @@
 """The package's own tests on the oldest torch that it allows and on the newest, each in a new environment.
 
-make test-versions [torch=2.5.0,newest] [tests=tests/adamp] [jobs=2] [more="pytest's options"]
+make test-versions [torch=2.6.0,newest] [tests=tests/adamp] [jobs=2] [more="pytest's options"]
 
 The source distribution is built and unpacked; the tests in it run there, with its extra `test`. The oldest version is
 the lower bound in pyproject.toml, `newest` what the package index offers. An environment is some 6 GB, nearly all of it

@@ -328,4 +328,4 @@ def _with_descent_gradients(tensors: ParamTensors, *, maximize: bool, grad_scale
         grads = [grad / grad_scale.to(grad.device) for grad in wide]
     if maximize:
         grads = [-grad for grad in grads]
-    return tensors._replace(grads=grads)
+    return ParamTensors(tensors.params, grads, tensors.states)  # _replace would be a graph break before torch 2.7
