@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -55,7 +55,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
         str(config["opt_name"]), f"wd={_number(opt, 'weight_decay')}", f"lr={_number(opt, 'lr')}",
         str(config["scale_name"]), f"seed={config['train']['seed']}",
     ]  # fmt: skip
-    for override in sorted(overrides):
+    for override in sorted(readable(overrides)):
         key = override.split("=", 1)[0].lstrip("+~")
         if key not in NAMED and not is_neutral_override(key):
             words.append(override.lstrip("+"))
