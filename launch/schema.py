@@ -143,7 +143,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in arguments)
     if isinstance(value, Mapping) and "_target_" in value:
-        return hint not in (bool, int, float, str)
+        return True  # its target makes the value
     if origin is Literal:
         return value in arguments
     if hint in (None, types.NoneType):

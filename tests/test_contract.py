@@ -200,7 +200,9 @@ def test_what_is_typed_as_key_value_reaches_the_program_and_gpus_becomes_its_opt
     assert "GPUS=2" not in line
 
 
-@pytest.mark.parametrize("word", ["tag=sgd,wd=0,lr=0.1", 'tag="a b"', "tag=it's", "tag=${x};&(", "+marks=[{a: 'b'}]", "key=word"])
+@pytest.mark.parametrize(
+    "word", ["tag=sgd,wd=0,lr=0.1", 'tag="a b"', "tag=it's", "tag=${x};&(", "+marks=[{a: 'b'}]", "key=word"]
+)
 def test_a_value_passes_through_make_letter_by_letter(word: str) -> None:
     line = make("-n", "-o", ".venv/.ready", "imagenet-resnet18", word)
     assert shlex.split(line)[-1] == word
