@@ -13,7 +13,6 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import launch.compose  # noqa: F401  registers the schema of train.*
-from launch import schema
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -41,8 +40,6 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_arguments(config: dict[str, Any]) -> None:
-    schema.check_options(config)
-    schema.check_arguments(config)
     # A partial gets what is missing later: the network its classes, the optimizer its parameters.
     for node in targets(config):
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
