@@ -145,7 +145,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, Mapping) and "_target_" in value:
         return True  # its target makes the value
     if origin is Literal:
-        return value in arguments
+        return type(value) in map(type, arguments)  # the choice itself is its owner's to refuse
     if hint in (None, types.NoneType):
         return value is None
     if hint in (bool, str):
