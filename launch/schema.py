@@ -145,7 +145,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, Mapping) and "_target_" in value:
         return True  # its target makes the value
     if origin is Literal:
-        return type(value) in map(type, arguments)  # the choice itself is its owner's to refuse
+        # A wrong choice, or none, is its owner's to refuse: it can say what to choose
+        return value is None or type(value) in map(type, arguments)
     if hint in (None, types.NoneType):
         return value is None
     if hint in (bool, str):
