@@ -23,7 +23,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf, SlurmQue
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf
 
-from evidence.runs import progress as states
+from evidence.runs import progress
 from launch.cell import Cell, unfinished
 from launch.checkout import python_path
 from launch.outcome import RunOutcome
@@ -64,11 +64,11 @@ class SlurmLauncher(BaseSubmititLauncher):
         Raises:
             InputError: The cluster refuses the jobs.
         """
-        states.queue.cache_clear()
+        progress.queue.cache_clear()
         launch = unfinished(self, job_overrides)
         cells, queued = [], 0
         for cell in launch.cells:
-            if (note := cell.noted()).get("job") and states.alive(note):
+            if (note := cell.noted()).get("job") and progress.alive(note):
                 queued += 1
             else:
                 cells.append(cell)
@@ -119,8 +119,8 @@ class SlurmLauncher(BaseSubmititLauncher):
         codes: dict[int, int] = {}
         missing: dict[int, int] = {}  # looks in a row at which a job was neither in the queue nor had a result
         while len(codes) < len(cells):
-            states.queue.cache_clear()
-            queue = states.queue()
+            progress.queue.cache_clear()
+            queue = progress.queue()
             for cell, job in zip(cells, jobs, strict=True):
                 if cell.place in codes:
                     continue
@@ -140,7 +140,7 @@ class SlurmLauncher(BaseSubmititLauncher):
         if code:
             log = str(job.paths.stdout)
             cell.note(launcher="slurm", log=log, code=code)
-            print(f"    {states.last_line(Path(log))}\n    {log}", flush=True)
+            print(f"    {progress.last_line(Path(log))}\n    {log}", flush=True)
 
 
 def result(path: Path) -> int | None:

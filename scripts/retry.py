@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence.runs.progress import State
+from evidence.runs.progress import RunProgress
 from evidence.runs.run import ReadError
 from launch.checkout import TRAIN
 from scripts.options import command, results, separated
@@ -35,7 +35,7 @@ PLACING = ("launcher=", "jobs=", "hydra.launcher.", "+hydra.launcher.")
 SIZING = ("gpus=", "train.device=")
 
 
-def cells(chosen: Sequence[State]) -> dict[tuple[str, ...], list[list[str]]]:
+def cells(chosen: Sequence[RunProgress]) -> dict[tuple[str, ...], list[list[str]]]:
     """Return the words of each run, without those that place it, grouped by what their launcher must know."""
     grouped: dict[tuple[str, ...], list[list[str]]] = {}
     for each in chosen:
@@ -65,7 +65,7 @@ def launch(shared: Sequence[str], words: Sequence[Sequence[str]], typed: Sequenc
             signal.signal(number, handler)
 
 
-def choose(states: Sequence[State], only: str) -> list[State]:
+def choose(states: Sequence[RunProgress], only: str) -> list[RunProgress]:
     """Return the runs to start again; say which are left out and why."""
     again = [each for each in states if each.retriable and (not only or each.status == only)]
     diverged = sum(each.diverged for each in states)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evidence import sweeps
-from evidence.runs.progress import State, state, states
+from evidence.runs.progress import RunProgress, iter_progress, read_progress
 from evidence.runs.run import ReadError
 from evidence.runs.status_text import report
 from evidence.tables.cells import sweep_cells
@@ -48,13 +48,16 @@ def expected(sweep: str, scale: str, typed: Mapping[str, str], *, runs: Path) ->
     return list(dict.fromkeys(runs / experiment / name for cell in cells for experiment, name in cell.keys.values()))
 
 
-def of_sweep(folders: Iterable[Path]) -> list[State]:
+def of_sweep(folders: Iterable[Path]) -> list[RunProgress]:
     """Return the states of a sweep's cells."""
-    return [state(folder) if folder.is_dir() else State(folder, "waiting", "not asked for yet") for folder in folders]
+    return [
+        read_progress(folder) if folder.is_dir() else RunProgress(folder, "waiting", "not asked for yet")
+        for folder in folders
+    ]
 
 
-def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[State]:
-    """Return the states that the options ask for.
+def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[RunProgress]:
+    """Return the progress of the runs that the options ask for.
 
     Raises:
         ReadError: There are none.
@@ -62,7 +65,7 @@ def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[State
     runs = Path(options["runs"])
     if options["sweep"]:
         return of_sweep(expected(options["sweep"], options["scale"] or "mini", typed, runs=runs))
-    gathered_states = list(states(runs, options["experiment"] or None))
+    gathered_states = list(iter_progress(runs, options["experiment"] or None))
     if not gathered_states:
         what = f"runs of experiment={options['experiment']}" if options["experiment"] else "runs"
         raise ReadError(f"no {what} in {runs}; make one with: make {options['experiment'] or 'imagenet-resnet18'}")
@@ -70,7 +73,7 @@ def gathered(options: Mapping[str, str], typed: Mapping[str, str]) -> list[State
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the states."""
+    """Print the progress of the runs."""
     defaults = {"experiment": "", "sweep": "", "scale": "", "rows": "20", "runs": results("runs")}
     options, typed = separated(words, defaults)
     if typed and not options["sweep"]:

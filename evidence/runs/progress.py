@@ -28,8 +28,8 @@ REMOTE = ("slurm", "ray")  # launchers whose runs may be on other machines, wher
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """One run folder.
+class RunProgress:
+    """Status and progress of one run folder.
 
     Attributes:
         folder: The folder.
@@ -77,28 +77,28 @@ class State:
         return (self.status in ("failed", "interrupted") and not self.diverged) or self.stranded
 
 
-def states(root: Path, experiment: str | None = None) -> Iterator[State]:
-    """Yield the state of every run folder below `root`, in order."""
+def iter_progress(root: Path, experiment: str | None = None) -> Iterator[RunProgress]:
+    """Yield the progress of every run folder below `root`, in order."""
     names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     for name in names:
         if experiment is None or name == experiment:
             with os.scandir(root / name) as entries:
                 folders = sorted(entry.path for entry in entries if entry.is_dir())
-            yield from (state(Path(folder)) for folder in folders)
+            yield from (read_progress(Path(folder)) for folder in folders)
 
 
-def state(folder: Path) -> State:
-    """Return the state of one run folder."""
+def read_progress(folder: Path) -> RunProgress:
+    """Return the progress of one run folder."""
     note, _ = _object(folder / "launch.json")
     record, problem = _object(folder / "run.json")
     try:
         if problem:
-            return State(folder, "broken", problem)
+            return RunProgress(folder, "broken", problem)
         if not record:
             return _unstarted(folder, note)
         return _recorded(folder, record, note)
     except Exception as error:  # values of a kind that nobody wrote: one folder must not hide the others
-        return State(folder, "broken", f"run.json holds what no run writes ({type(error).__name__}: {error})")
+        return RunProgress(folder, "broken", f"run.json holds what no run writes ({type(error).__name__}: {error})")
 
 
 def _object(path: Path) -> tuple[dict[str, Any], str]:
@@ -114,23 +114,23 @@ def _object(path: Path) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) and value else ({}, f"{path.name} holds no object")
 
 
-def _unstarted(folder: Path, note: Mapping[str, Any]) -> State:
-    """Return the state of a folder without run.json."""
+def _unstarted(folder: Path, note: Mapping[str, Any]) -> RunProgress:
+    """Return the progress of a folder without run.json."""
     argv, log = tuple(map(str, note.get("argv") or ())), str(note.get("log") or "")
     if not note:
         if _locked(folder):
-            return State(folder, "running", "it is being prepared")
-        return State(folder, "broken", "run.json is missing")
+            return RunProgress(folder, "running", "it is being prepared")
+        return RunProgress(folder, "broken", "run.json is missing")
     if alive(note) and note.get("code") is None:
-        return State(folder, "waiting", f"for the launcher {note.get('launcher')}", log, argv)
+        return RunProgress(folder, "waiting", f"for the launcher {note.get('launcher')}", log, argv)
     message = last_line(Path(log)) if log else ""
     if note.get("code") or message:
         code = f" with code {note['code']}" if note.get("code") else ""
-        return State(folder, "failed", message or f"ended{code} before it began", log, argv)
-    return State(folder, "waiting", "its launcher has ended", log, argv, stranded=True)
+        return RunProgress(folder, "failed", message or f"ended{code} before it began", log, argv)
+    return RunProgress(folder, "waiting", "its launcher has ended", log, argv, stranded=True)
 
 
-def _recorded(folder: Path, record: Mapping[str, Any], note: Mapping[str, Any]) -> State:
+def _recorded(folder: Path, record: Mapping[str, Any], note: Mapping[str, Any]) -> RunProgress:
     status, reason = str(record.get("status")), str(record.get("error") or "").split("\n")[0]
     argv = tuple(map(str, record.get("argv") or note.get("argv") or ()))
     log = str(record.get("log") or "")
@@ -138,10 +138,10 @@ def _recorded(folder: Path, record: Mapping[str, Any], note: Mapping[str, Any]) 
     begun = line.get("step") is not None
     queued = bool(note.get("job")) and alive(note)
     if status not in ("finished", "failed", "interrupted", "running"):
-        return State(folder, "broken", f"run.json says status {status!r}", log, argv)
+        return RunProgress(folder, "broken", f"run.json says status {status!r}", log, argv)
     if status == "finished" and not (begun and is_complete):
         missing = "is missing or empty" if not begun else "ends in half a line"
-        return State(folder, "broken", f"finished, but metrics.jsonl {missing}", log, argv)
+        return RunProgress(folder, "broken", f"finished, but metrics.jsonl {missing}", log, argv)
     if status == "running" and not (_locked(folder) or queued or _fresh(folder, note)):
         status, reason = "interrupted", "its process is gone"
     elif status in ("interrupted", "failed") and queued:
@@ -151,7 +151,7 @@ def _recorded(folder: Path, record: Mapping[str, Any], note: Mapping[str, Any]) 
     step, steps = _length(line, record)
     rate, pace = _pace(folder / "timing.jsonl")
     left = (steps - step) * pace if None not in (step, steps, pace) and status == "running" else None  # type: ignore[operator]
-    return State(
+    return RunProgress(
         folder, status, reason, log, argv, record.get("diverged_at") is not None and status == "failed", False,
         step, steps, _loss(line), rate, left, _score(record),
     )  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from evidence.runs.progress import STATUSES, State
+from evidence.runs.progress import STATUSES, RunProgress
 
 
-def summary(states: Sequence[State]) -> list[str]:
+def summary(states: Sequence[RunProgress]) -> list[str]:
     """Return a line per experiment, and one for all."""
     counts: dict[str, Counter[str]] = {}
     for each in states:
@@ -22,7 +22,7 @@ def summary(states: Sequence[State]) -> list[str]:
     return lines
 
 
-def describe(run: State) -> list[str]:
+def describe(run: RunProgress) -> list[str]:
     """Return the lines on one run that is not finished."""
     facts = []
     if run.step is not None:
@@ -52,7 +52,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def report(states: Sequence[State], rows: int) -> list[str]:
+def report(states: Sequence[RunProgress], rows: int) -> list[str]:
     """Return the whole text."""
     lines = summary(states)
     for status in STATUSES[1:]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evidence.runs import progress as states
+from evidence.runs import progress
 from launch import local, train
 from launch.cell import Cell
 from scripts import retry
@@ -73,7 +73,7 @@ def test_a_failed_run_stops_no_other_and_its_code_and_last_words_are_kept(
     said = capsys.readouterr().out
     assert "failed with code 2" in said
     assert "no such file" in said
-    found = states.state(tmp_path / "run-0")
+    found = progress.read_progress(tmp_path / "run-0")
     assert (found.status, found.reason) == ("failed", "no such file")
 
 
@@ -166,7 +166,7 @@ def test_runs_side_by_side_stopped_by_ctrl_c_and_retried_leave_the_bits_of_runs_
     stopped = commands.finish(process)
     assert stopped.code == 130, stopped.err
     assert "the same command goes on" in stopped.err
-    assert [each.status for each in states.states(folder.parent)] == ["interrupted", "interrupted"]
+    assert [each.status for each in progress.iter_progress(folder.parent)] == ["interrupted", "interrupted"]
 
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence.runs import progress as states
+from evidence.runs import progress
 from launch.on_ray import cell_environment, run_cell
 from tests import commands
 
@@ -31,7 +31,7 @@ def test_runs_on_ray_leave_the_bits_of_runs_here_and_a_failed_one_stops_no_other
     assert done.code == 2, done.err
     assert done.out.count("failed with code 2") == 2
     assert done.out.count("finished") == 2
-    found = list(states.states(tmp_path / "ray" / "runs"))
+    found = list(progress.iter_progress(tmp_path / "ray" / "runs"))
     assert sorted(each.status for each in found) == ["failed", "failed", "finished", "finished"]
     assert all("train_examples=0" in each.reason for each in found if each.status == "failed")
 
@@ -57,7 +57,7 @@ def test_ctrl_c_lets_runs_on_ray_save(tmp_path: Path, environment: dict[str, str
     process.send_signal(signal.SIGINT)
     done = commands.finish(process)
     assert done.code == 130, done.err
-    (found,) = states.states(tmp_path / "runs")
+    (found,) = progress.iter_progress(tmp_path / "runs")
     assert (found.status, found.reason) == ("interrupted", "stopped by SIGINT")
     assert found.retriable
     assert json.loads((found.folder / "launch.json").read_text())["launcher"] == "ray"

@@ -19,7 +19,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import launch.compose  # noqa: F401  registers the schema of train.*
-from evidence.runs import progress as states
+from evidence.runs import progress
 from tests import commands
 from tests.scripts import slurm_cluster
 
@@ -149,12 +149,12 @@ def test_a_preempted_run_of_two_processes_goes_on_and_leaves_the_bits_of_the_loc
     process = start(*words(tmp_path / "slurm", *run))
     commands.wait_until(lambda: bool(begun(tmp_path / "slurm")), process)
     (folder,) = begun(tmp_path / "slurm")
-    assert states.state(folder).status == "running"
+    assert progress.read_progress(folder).status == "running"
     preempt(cluster)
 
     def queued() -> bool:
-        states.queue.cache_clear()
-        found = states.state(folder)
+        progress.queue.cache_clear()
+        found = progress.read_progress(folder)
         return found.status == "waiting" and "queued again" in found.reason
 
     commands.wait_until(queued, process)
@@ -208,8 +208,8 @@ def test_a_job_at_its_time_limit_saves_and_goes_on_and_a_cancelled_one_is_told_a
     slurm_cluster.ask(cluster, "scancel", job_of(folder))
     done = commands.finish(process)
     assert done.code == 128 + 15, done.err + done.out
-    states.queue.cache_clear()
-    found = states.state(folder)
+    progress.queue.cache_clear()
+    found = progress.read_progress(folder)
     assert (found.status, found.retriable) == ("interrupted", True)
 
     words_of = record(folder)["argv"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from evidence.runs import progress as states
+from evidence.runs import progress
 from evidence.runs.run import ReadError
 from evidence.runs.status_text import describe
 from scripts import status
@@ -43,7 +43,7 @@ def note(folder: Path, **values: Any) -> Path:
 
 def test_a_finished_run_shows_its_score(tmp_path: Path, write_run: Make) -> None:
     folder = edit(write_run(tmp_path), monitor="val/top1")
-    found = states.state(folder)
+    found = progress.read_progress(folder)
     assert (found.status, found.step, found.steps) == ("finished", 80, 80)
     assert found.score.startswith("val/top1 9")
     assert not found.retriable
@@ -66,7 +66,7 @@ def test_a_broken_folder_is_listed_with_what_is_wrong_and_hides_no_other(
 ) -> None:
     damage(write_run(tmp_path, seed=0))
     write_run(tmp_path, seed=1)
-    broken, whole = states.states(tmp_path)
+    broken, whole = progress.iter_progress(tmp_path)
     assert broken.status == "broken"
     assert reason in broken.reason
     assert whole.status == "finished"
@@ -84,7 +84,7 @@ def test_a_run_whose_folder_is_held_runs_and_its_time_left_follows_from_its_last
     (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in timing))
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = states.state(folder)
+        found = progress.read_progress(folder)
     assert (found.status, found.step, found.steps, found.rate) == ("running", 40, 80, 256.0)
     assert found.left_s == pytest.approx(10.0)
     assert found.loss == json.loads(lines[-1])["train/loss"]
@@ -96,23 +96,23 @@ def test_a_run_whose_folder_is_held_runs_and_its_time_left_follows_from_its_last
 def test_a_run_that_no_process_holds_was_interrupted(tmp_path: Path, write_run: Make) -> None:
     folder = edit(write_run(tmp_path), status="running", argv=["opt=sgdp"])
     (folder / ".lock").write_text(str(DEAD))
-    found = states.state(folder)
+    found = progress.read_progress(folder)
     assert (found.status, found.reason, found.argv) == ("interrupted", "its process is gone", ("opt=sgdp",))
     assert found.retriable
 
 
 def test_a_run_on_another_machine_runs_as_long_as_it_writes(tmp_path: Path, write_run: Make) -> None:
     folder = note(edit(write_run(tmp_path), status="running"), launcher="ray", host="elsewhere")
-    assert states.state(folder).status == "running"
+    assert progress.read_progress(folder).status == "running"
     for name in ("timing.jsonl", "run.json"):
         os.utime(folder / name, (time.time() - 7200,) * 2)
-    assert states.state(folder).status == "interrupted"
+    assert progress.read_progress(folder).status == "interrupted"
 
 
 def test_a_failed_run_says_why_and_one_that_diverged_is_not_tried_again(tmp_path: Path, write_run: Make) -> None:
     failed = edit(write_run(tmp_path, seed=0), status="failed", error="the disk is full\nsecond line", log="/logs/0")
     diverged = edit(write_run(tmp_path, seed=1), status="failed", error="not finite", diverged_at=7)
-    a, b = states.state(failed), states.state(diverged)
+    a, b = progress.read_progress(failed), progress.read_progress(diverged)
     assert (a.status, a.reason, a.log, a.retriable) == ("failed", "the disk is full", "/logs/0", True)
     assert (b.status, b.diverged, b.retriable) == ("failed", True, False)
     text = "\n".join(status.report([a, b], rows=5))
@@ -121,25 +121,25 @@ def test_a_failed_run_says_why_and_one_that_diverged_is_not_tried_again(tmp_path
 
 
 def test_a_cell_that_was_asked_for_waits_until_its_launcher_ends(tmp_path: Path) -> None:
-    waiting = states.state(note(tmp_path / "e" / "waits"))
+    waiting = progress.read_progress(note(tmp_path / "e" / "waits"))
     assert (waiting.status, waiting.stranded) == ("waiting", False)
-    stranded = states.state(note(tmp_path / "e" / "left", pid=DEAD))
+    stranded = progress.read_progress(note(tmp_path / "e" / "left", pid=DEAD))
     assert (stranded.status, stranded.stranded, stranded.retriable) == ("waiting", True, True)
     log = tmp_path / "log.txt"
     log.write_text("error: opt.lr is no number\n\n")
-    early = states.state(note(tmp_path / "e" / "early", pid=DEAD, log=str(log)))
+    early = progress.read_progress(note(tmp_path / "e" / "early", pid=DEAD, log=str(log)))
     assert (early.status, early.reason) == ("failed", "error: opt.lr is no number")
-    coded = states.state(note(tmp_path / "e" / "coded", code=2))
+    coded = progress.read_progress(note(tmp_path / "e" / "coded", code=2))
     assert (coded.status, coded.reason) == ("failed", "ended with code 2 before it began")
 
 
 def test_a_job_in_the_queue_waits_or_will_go_on(
     tmp_path: Path, write_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "queue", lambda: frozenset({"12_3"}))
-    assert states.state(note(tmp_path / "e" / "new", job="12_3")).status == "waiting"
-    assert states.state(note(tmp_path / "e" / "gone", job="12_4")).stranded
-    again = states.state(note(edit(write_run(tmp_path), status="interrupted"), job="12_3"))
+    monkeypatch.setattr(progress, "queue", lambda: frozenset({"12_3"}))
+    assert progress.read_progress(note(tmp_path / "e" / "new", job="12_3")).status == "waiting"
+    assert progress.read_progress(note(tmp_path / "e" / "gone", job="12_4")).stranded
+    again = progress.read_progress(note(edit(write_run(tmp_path), status="interrupted"), job="12_3"))
     assert (again.status, again.reason) == ("waiting", "queued again as job 12_3")
 
 
@@ -150,7 +150,7 @@ def test_the_end_of_ten_million_lines_is_read_without_the_rest(tmp_path: Path, w
         file.seek(10_000_000 * len(last[0]))  # a hole: as long as ten million lines, and takes no disk
         file.write(b"\n" + b"".join(last))
     begun = time.process_time()
-    found = states.state(folder)
+    found = progress.read_progress(folder)
     assert time.process_time() - begun < 0.5
     assert found.step == 80
     assert found.loss is not None
@@ -161,7 +161,7 @@ def test_long_lines_of_layers_do_not_hide_the_loss(tmp_path: Path, write_run: Ma
     wide = {f"norm/layer{i}": 1.0 for i in range(5000)}
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 81, "epoch": 4.0, **wide}) + "\n")
-    found = states.state(folder)
+    found = progress.read_progress(folder)
     assert found.step == 81
     assert found.loss is not None
 
@@ -184,7 +184,7 @@ def test_many_folders_take_little_time_and_memory(tmp_path: Path, write_run: Mak
     first = write_run(tmp_path / "one")
     many(tmp_path / "runs", first, 300)
     begun, held = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = list(states.states(tmp_path / "runs"))
+    found = list(progress.iter_progress(tmp_path / "runs"))
     assert time.process_time() - begun < 300 * 60 / 10_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held < 64 * 1024  # KiB
     assert sum(each.status == "broken" for each in found) == 6
