@@ -3,8 +3,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from evidence.csv_files import write_csv
+from evidence.csv_files import read_csv, write_csv
 from evidence.runs.run import ReadError
+from evidence.site import gallery as gallery_page
 from launch.checkout import ROOT
 from scripts import gallery
 
@@ -68,11 +69,11 @@ def test_a_failure_shows(tmp_path):
     heads = ("run", "quantity", "published", "obtained", "agrees_when", "verdict")
     rows = [("gd", "norm at the end", "1.02", "1.03", "", "FAIL"), ("gd", "loss at the end", "1", "1", "", "PASS")]
     write_csv(tmp_path / "rows.csv", heads, rows)
-    (line,) = gallery.lines_2d(gallery.read_csv(tmp_path / "rows.csv"))
+    (line,) = gallery_page.lines_2d(read_csv(tmp_path / "rows.csv"))
     assert (line.verdict, line.norm, line.loss) == ("FAIL", ("1.02", "1.03"), ("1", "1"))
 
 
 def test_controls_belong_to_the_claim_before_them():
     rows = [{"paper": "AWS", "claim": "a"}, {"paper": "", "claim": "control"}, {"paper": "AWS", "claim": "b"}]
-    (found,) = gallery.entries(rows).values()
+    (found,) = gallery_page.claims_by_paper(rows).values()
     assert [(entry.claim["claim"], len(entry.controls)) for entry in found] == [("a", 1), ("b", 0)]

@@ -3,6 +3,7 @@ import torch
 
 from evidence.csv_files import read_csv
 from evidence.figures import rosenbrock3d as rosenbrock3d_figures
+from evidence.figures import rosenbrock3d_numbers
 from evidence.runs.run import ReadError
 from scripts import rosenbrock3d
 from tasks.toy import rosenbrock3d as toy
@@ -21,7 +22,7 @@ def near():
 
 
 def test_path_peak_and_norms_agree_with_the_published_ones(paths, near):
-    numbers = rosenbrock3d.compare(paths, near)
+    numbers = rosenbrock3d_numbers.compare(paths, near)
     checked = [number for number in numbers if number.holds is not None]
     assert len(checked) == 7 and all(number.holds for number in checked)
     (peak,) = [number for number in numbers if number.quantity.startswith("peak")]
@@ -30,7 +31,7 @@ def test_path_peak_and_norms_agree_with_the_published_ones(paths, near):
 
 def test_exchanged_paths_do_not_agree(paths, near):
     wrong = {**paths, "momentum": paths["decay"], "decay": paths["momentum"]}
-    numbers = [number for number in rosenbrock3d.compare(wrong, near) if number.holds is not None]
+    numbers = [number for number in rosenbrock3d_numbers.compare(wrong, near) if number.holds is not None]
     assert [number.verdict for number in numbers].count("FAIL") == 5
 
 
