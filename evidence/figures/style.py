@@ -1,4 +1,4 @@
-"""The drawing board of all figures: colours, type, safe texts, and one way of writing a figure to disk."""
+"""Style of all figures: colours, type, safe texts, and one way of writing a figure to disk."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-# One colour an optimizer in every figure: Okabe and Ito's colour-blind-safe set.
+# One colour per optimizer in every figure; of those in the papers' tables Okabe and Ito's colour-blind-safe set.
 COLOURS = {
     "gd": "#8a8f98", "sgd": "#2a7fb8", "sgdp": "#e69f00", "adam": "#cc79a7", "adamw": "#d55e00",
     "adamp": "#009e73", "adarem": "#56b4e9", "adarem_s": "#8a6642", "rmsprop": "#7b68c8",
-    "adabound": "#a8a000",
+    "adabound": "#a8a000", "sgd_aws": "#0b3c68", "adam_aws": "#7a2e56", "adam_sgd_paper": "#b2182b",
+    "adam_sgd_reference": "#f4a582", "lamb": "#bf812d", "lambp": "#01665e", "lion": "#c51b7d", "lionp": "#4d9221",
+    "muon": "#5e4fa2", "nadam": "#f781bf", "radam": "#999933", "rmsprop_tf": "#b3a2e8",
 }  # fmt: skip
-SPARE = ("#b2182b", "#1b7837", "#c51b7d", "#35978f", "#bf812d", "#5e4fa2")
+SPARE = ("#67001f", "#1b7837", "#762a83", "#35978f", "#543005", "#2d004b")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 INK = "#1c2024"  # text and axes; the page replaces it by the reader's text colour
 MAX_POINTS = 400  # drawn in a line; the CSV holds them all
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # rcParams; matplotlib types their names one by one
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "figure.titlesize": 11,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -51,6 +54,11 @@ class Drawn:
 def colour(opt_name: str) -> str:
     """Return an optimizer's colour, the same in every figure; unknown names get one of the spare colours."""
     return COLOURS.get(opt_name, SPARE[zlib.crc32(opt_name.encode()) % len(SPARE)])
+
+
+def setting_colours(count: int) -> list[str]:
+    """Return colours of one optimizer's settings, from dark to light; none is that of an optimizer."""
+    return [to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(0.05, 0.92, max(count, 1)))]
 
 
 def plain(text: str, *, limit: int = 70) -> str:
