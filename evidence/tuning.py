@@ -75,19 +75,19 @@ def ends(text: str, key: str) -> tuple[float, float] | None:
     return low, high
 
 
-def around(value: float, given: tuple[float, float] | None, key: str) -> tuple[float, float]:
+def around(value: float, ends: tuple[float, float] | None, key: str) -> tuple[float, float]:
     """Return the range to search: the given one, or from a tenth to ten times the recipe's value."""
-    if given is not None:
-        return given
+    if ends is not None:
+        return ends
     if not value > 0:
         raise ReadError(f"the recipe's {key} is {value:g}, around which nothing can be searched: give {key}=LOW..HIGH")
     return value / 10, value * 10
 
 
-def read_scores(found: Sequence[Point]) -> str:
+def read_scores(points: Sequence[Point]) -> str:
     """Fill in what became of each run, and return the monitored score's name, with a minus where less is better."""
     monitor = ""
-    for point in found:
+    for point in points:
         try:
             record = json.loads((point.folder / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -99,20 +99,20 @@ def read_scores(found: Sequence[Point]) -> str:
     return monitor
 
 
-def best(found: Sequence[Point], monitor: str) -> Point | None:
+def best(points: Sequence[Point], monitor: str) -> Point | None:
     """Return the point of the best score."""
-    scored = [point for point in found if point.score is not None]
+    scored = [point for point in points if point.score is not None]
     sign = -1 if monitor.startswith("-") else 1
     return max(scored, key=lambda point: sign * (point.score or 0.0), default=None)
 
 
-def good(found: Sequence[Point], monitor: str) -> list[Point]:
+def good(points: Sequence[Point], monitor: str) -> list[Point]:
     """Return the points whose score is within 1 % of the best one's."""
-    top = best(found, monitor)
+    top = best(points, monitor)
     if top is None or top.score is None:
         return []
     room = WITHIN * abs(top.score)
-    return [point for point in found if point.score is not None and abs(point.score - top.score) <= room]
+    return [point for point in points if point.score is not None and abs(point.score - top.score) <= room]
 
 
 def edges(point: Point) -> list[str]:
@@ -121,20 +121,20 @@ def edges(point: Point) -> list[str]:
     return [f"{'lowest' if part < EDGE else 'highest'} {key}" for key, part in names if not EDGE <= part <= 1 - EDGE]
 
 
-def facts(found: Mapping[str, Sequence[Point]], monitor: str) -> dict[str, dict[str, Any]]:
+def facts(by_optimizer: Mapping[str, Sequence[Point]], monitor: str) -> dict[str, dict[str, Any]]:
     """Return what was found for each optimizer."""
-    made: dict[str, dict[str, Any]] = {}
-    for opt, own in found.items():
-        top, near = best(own, monitor), good(own, monitor)
+    facts_by_optimizer: dict[str, dict[str, Any]] = {}
+    for opt, points in by_optimizer.items():
+        top, near = best(points, monitor), good(points, monitor)
         if top is None:
-            made[opt] = {"runs": len(own), "scored": 0}
+            facts_by_optimizer[opt] = {"runs": len(points), "scored": 0}
             continue
-        made[opt] = {
-            "lr": top.lr, "weight_decay": top.weight_decay, "score": top.score, "runs": len(own),
-            "scored": sum(point.score is not None for point in own),
-            "diverged": sum(point.status == "diverged" for point in own),
-            "within_1_percent": round(len(near) / len(own), 4), "at_the_end_of": edges(top),
+        facts_by_optimizer[opt] = {
+            "lr": top.lr, "weight_decay": top.weight_decay, "score": top.score, "runs": len(points),
+            "scored": sum(point.score is not None for point in points),
+            "diverged": sum(point.status == "diverged" for point in points),
+            "within_1_percent": round(len(near) / len(points), 4), "at_the_end_of": edges(top),
             "lr_within": [min(point.lr for point in near), max(point.lr for point in near)],
             "weight_decay_within": [min(p.weight_decay for p in near), max(p.weight_decay for p in near)],
         }  # fmt: skip
-    return made
+    return facts_by_optimizer

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 
 from evidence.figures.style import canvas, save
 from evidence.tuning import Point, best, facts, good
@@ -22,7 +23,7 @@ sequence over the logarithms). A run that diverged counts as one that is not nea
 optimizer's best, relative; its share of the runs estimates the share of the searched area."""
 
 
-def page(made: Mapping[str, Mapping[str, Any]], *, title: str, said: str, monitor: str) -> str:
+def page(facts_by_optimizer: Mapping[str, Mapping[str, Any]], *, title: str, said: str, monitor: str) -> str:
     """Return the table of what was found, as Markdown."""
     heads = [
         "optimizer", "rate", "decay", monitor.lstrip("-") or "score", "runs", "diverged", "near the best",
@@ -36,50 +37,51 @@ def page(made: Mapping[str, Mapping[str, Any]], *, title: str, said: str, monito
         f"| {' | '.join(heads)} |",
         "|" + " --- |" * len(heads),
     ]
-    for opt, own in made.items():
-        if not own["scored"]:
-            lines.append(f"| {opt} | {NONE} | {NONE} | {NONE} | 0 of {own['runs']} |" + f" {NONE} |" * 5)
+    for opt, row in facts_by_optimizer.items():
+        if not row["scored"]:
+            lines.append(f"| {opt} | {NONE} | {NONE} | {NONE} | 0 of {row['runs']} |" + f" {NONE} |" * 5)
             continue
-        ends = ", ".join(own["at_the_end_of"])
+        ends = ", ".join(row["at_the_end_of"])
         cells = [
-            opt, f"{own['lr']:g}", f"{own['weight_decay']:g}", f"{own['score']:.4g}",
-            f"{own['scored']} of {own['runs']}", str(own["diverged"]), f"{100 * own['within_1_percent']:.0f} %",
-            "{:g} – {:g}".format(*own["lr_within"]), "{:g} – {:g}".format(*own["weight_decay_within"]),
+            opt, f"{row['lr']:g}", f"{row['weight_decay']:g}", f"{row['score']:.4g}",
+            f"{row['scored']} of {row['runs']}", str(row["diverged"]), f"{100 * row['within_1_percent']:.0f} %",
+            "{:g} – {:g}".format(*row["lr_within"]), "{:g} – {:g}".format(*row["weight_decay_within"]),
             f"at the {ends} searched: search further" if ends else "",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", HOW, ""])
 
 
-def draw(found: Mapping[str, Sequence[Point]], path: Path, *, title: str, monitor: str) -> None:
+def draw(by_optimizer: Mapping[str, Sequence[Point]], path: Path, *, title: str, monitor: str) -> None:
     """Draw a panel an optimizer, on one scale of colours, as SVG and PNG, with its numbers as CSV.
 
     Rings: within 1 % of the optimizer's best. Star: the best. Cross: the loss was not finite.
     """
-    scores = [point.score for own in found.values() for point in own if point.score is not None]
+    scores = [point.score for points in by_optimizer.values() for point in points if point.score is not None]
     low, high = _colours(scores, monitor)
-    name, shown = monitor.lstrip("-"), None
+    name, scatter = monitor.lstrip("-"), None
     heading = f"Tuning, {title}"
-    with canvas(heading, columns=len(found), size=(1.2 + 3.2 * len(found), 3.4)) as (figure, panels):
-        for axes, (opt, own) in zip(panels, found.items(), strict=True):
-            shown = _panel(axes, own, low, high) or shown
-            near, top = good(own, monitor), best(own, monitor)
+    with canvas(heading, columns=len(by_optimizer), size=(1.2 + 3.2 * len(by_optimizer), 3.4)) as (figure, panels):
+        for axes, (opt, points) in zip(panels, by_optimizer.items(), strict=True):
+            scatter = _panel(axes, points, low, high) or scatter
+            near, top = good(points, monitor), best(points, monitor)
             x, y = [p.lr for p in near], [p.weight_decay for p in near]
             axes.scatter(x, y, s=110, facecolors="none", edgecolors="black")
             if top is not None:
                 axes.scatter(
                     [top.lr], [top.weight_decay], s=60, marker="*", color="white", edgecolors="black", zorder=4
                 )
-                axes.set_title(f"{opt}: {top.score:.4g}, {100 * len(near) / len(own):.0f} % near", fontsize=9)
+                axes.set_title(f"{opt}: {top.score:.4g}, {100 * len(near) / len(points):.0f} % near", fontsize=9)
             axes.set(xscale="log", yscale="log", xlabel="learning rate")
             axes.tick_params(labelsize=7)
         panels[0].set_ylabel("weight decay")
-        figure.colorbar(shown, ax=panels, label=name)
+        if scatter is not None:
+            figure.colorbar(scatter, ax=panels, label=name)
         caption = "Rings: within 1 % of the best. Star: the best. Cross: the loss was not finite."
         rows = [
             (p.opt, p.folder.name, "", key, "", "", value)
-            for own in found.values()
-            for p in own
+            for points in by_optimizer.values()
+            for p in points
             for key, value in (("opt.lr", p.lr), ("opt.weight_decay", p.weight_decay), (name, p.score))
         ]
         save(figure, path, heading, caption=caption, rows=rows)
@@ -96,10 +98,10 @@ def _colours(scores: Sequence[float], monitor: str) -> tuple[float, float]:
     return low, (high if high > low else low + 1e-9 + abs(low) * 1e-9)
 
 
-def _panel(axes: Axes, own: Sequence[Point], low: float, high: float) -> Any:
+def _panel(axes: Axes, points: Sequence[Point], low: float, high: float) -> PathCollection | None:
     """Draw the scores of one optimizer, with areas between them where there are enough."""
-    scored = [point for point in own if point.score is not None]
-    lost = [point for point in own if point.status == "diverged"]
+    scored = [point for point in points if point.score is not None]
+    lost = [point for point in points if point.status == "diverged"]
     axes.scatter([p.lr for p in lost], [p.weight_decay for p in lost], s=40, marker="x", color="black")
     if not scored:
         return None
