@@ -15,6 +15,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(file)]
 
 
+def read_cells(path: Path) -> list[list[str]]:
+    """Return the lines of a CSV file as lists of cells, the headings first."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
 def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write rows of text, with Unix line ends."""
     path.parent.mkdir(parents=True, exist_ok=True)

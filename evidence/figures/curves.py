@@ -30,7 +30,7 @@ from evidence.figures.style import (
     save,
     thin,
 )
-from evidence.records.settings import Group
+from evidence.records.settings import Group, R
 from evidence.runs.run import Run, primary_score
 
 
@@ -105,10 +105,10 @@ def _charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def _rows(group: str, run: Run, keys: Sequence[str]) -> list[list[Any]]:
-    found = [(key, *run.series(key)) for key in keys]
+    series = [(key, *run.series(key)) for key in keys]
     return [
         [group, run.name, run.seed, key, step, epoch, value]
-        for key, steps, epochs, values in found
+        for key, steps, epochs, values in series
         for step, epoch, value in zip(steps, epochs, values, strict=True)
     ]
 
@@ -118,8 +118,8 @@ def _dress(axis: Axes, panel: Panel, *, longest: int) -> None:
     averaged = panel.binned and longest > MAX_POINTS
     axis.set_xlabel("epoch")
     axis.set_title(panel.label + (" (means of neighbouring log intervals)" if averaged else ""))
-    shown = [np.asarray(line.get_ydata(), float) for line in axis.lines]
-    if panel.log and any(np.any(np.isfinite(data) & (data > 0)) for data in shown):
+    lines = [np.asarray(line.get_ydata(), float) for line in axis.lines]
+    if panel.log and any(np.any(np.isfinite(data) & (data > 0)) for data in lines):
         axis.set_yscale("log")
     if panel.level is not None:
         axis.axhline(panel.level, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
@@ -189,21 +189,21 @@ def _draw_charts(run: Run, folder: Path, *, role: str) -> list[Drawn]:
     return drawn
 
 
-def over_seeds(runs: Sequence[Run], key: str) -> tuple[list[float], np.ndarray]:
+def over_seeds(runs: Sequence[R], key: str) -> tuple[list[float], np.ndarray]:
     """Return (epochs, values of shape (runs, epochs)) at the steps that all of the runs have logged."""
-    found = [series for run in runs if (series := run.series(key))[0]]
-    if not found:
+    logged = [series for run in runs if (series := run.series(key))[0]]
+    if not logged:
         return [], np.empty((0, 0))
-    common = sorted(set.intersection(*(set(steps) for steps, _, _ in found)))
-    epoch = dict(zip(found[0][0], found[0][1], strict=True))
-    values = [dict(zip(steps, values, strict=True)) for steps, _, values in found]
+    common = sorted(set.intersection(*(set(steps) for steps, _, _ in logged)))
+    epoch = dict(zip(logged[0][0], logged[0][1], strict=True))
+    values = [dict(zip(steps, values, strict=True)) for steps, _, values in logged]
     return [epoch[step] for step in common], np.array([[v[step] for step in common] for v in values], float)
 
 
-def _draw_group(axis: Axes, group: Group, panel: Panel, style: dict[str, Any], *, label: str) -> None:
-    """Draw the mean and band over the group's finished seeds; unfinished runs as thin lines of their own."""
+def _draw_group(axis: Axes, group: Group[Run], panel: Panel, style: dict[str, Any], *, label: str) -> None:
+    """Draw the mean and band over the group's complete seeds; other runs as thin lines of their own."""
     labels = iter([label])
-    epochs, values = over_seeds(group.finished, panel.key)
+    epochs, values = over_seeds(group.complete, panel.key)
     every: dict[str, Any] = {"markevery": 0.13, "markersize": 4}
     if epochs:
         x, mean = thin(epochs, values.mean(axis=0), mean=panel.binned)
@@ -215,20 +215,20 @@ def _draw_group(axis: Axes, group: Group, panel: Panel, style: dict[str, Any], *
             axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     for run in group.runs:
         _, epochs, alone = run.series(panel.key)
-        if alone and not run.finished:
+        if alone and run.outcome != "finished":
             x, y = thin(epochs, alone, mean=panel.binned)
             own = {**style, **every, "linewidth": 0.8, "alpha": 0.6}
             own["marker"] = style["marker"] or ("" if len(x) > 1 else "o")
             axis.plot(x, drawable(y, panel.log), label=next(labels, "_again"), **own)
 
 
-def counted(group: Group) -> str:
+def counted(group: Group[R]) -> str:
     """Return a group's label with the number of its runs."""
-    unfinished = len(group.runs) - len(group.finished)
-    return f"{group.label} (n={len(group.finished)}" + (f", {unfinished} unfinished)" if unfinished else ")")
+    unfinished = len(group.runs) - len(group.complete)
+    return f"{group.label} (n={len(group.complete)}" + (f", {unfinished} unfinished)" if unfinished else ")")
 
 
-def styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def styles(groups: Sequence[Group[R]]) -> list[dict[str, Any]]:
     """Return each group's line: colour by optimizer, dashes by weight decay, marker by what else differs."""
     decays = sorted({group.first.weight_decay or 0.0 for group in groups})
     count: dict[tuple[str, float], int] = {}
@@ -243,7 +243,7 @@ def styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def draw_comparison(
-    groups: Sequence[Group], folder: Path, *, prefix: str = "", only: Sequence[str] = ()
+    groups: Sequence[Group[Run]], folder: Path, *, prefix: str = "", only: Sequence[str] = ()
 ) -> list[Drawn]:
     """Draw all groups of one data set and scale into common figures.
 
@@ -258,7 +258,7 @@ def draw_comparison(
     """
     runs = [run for group in groups for run in group.runs]
     caption = (
-        "Line: mean over finished seeds; band: smallest to largest seed; thin lines: unfinished runs. "
+        "Line: mean over complete seeds; band: smallest to largest seed; thin lines: runs that are not complete. "
         "Colour: optimizer; dashes: weight decay; markers: what else differs."
     )
     drawn = []
@@ -284,7 +284,7 @@ def draw_comparison(
     return drawn if only else drawn + heatmaps.draw_comparison(groups, folder, prefix=prefix, title=where(runs[0]))
 
 
-def _legend_columns(groups: Sequence[Group], *, panels: int) -> int:
+def _legend_columns(groups: Sequence[Group[Run]], *, panels: int) -> int:
     """Return how many legend entries fit side by side: a letter takes about 0.065 inches, the line 0.5."""
     longest = max(len(plain(counted(group))) for group in groups)
     return max(1, min(4, int((10.0 if panels > 1 else 6.3) / (0.065 * longest + 0.55))))

@@ -51,9 +51,9 @@ def _heat(axis: Axes, layers: Sequence[str], epochs: Sequence[float], values: np
     middle = (np.asarray(epochs[1:]) + np.asarray(epochs[:-1])) / 2
     first = epochs[0] - (middle[0] - epochs[0] if len(middle) else 0.5)
     last = epochs[-1] + (epochs[-1] - middle[-1] if len(middle) else 0.5)
-    shown = drawable(values, isinstance(norm, LogNorm))
+    finite = drawable(values, isinstance(norm, LogNorm))
     rows = np.arange(len(layers) + 1)
-    mesh = axis.pcolormesh([first, *middle, last], rows, shown, cmap="cividis", norm=norm, rasterized=True)
+    mesh = axis.pcolormesh([first, *middle, last], rows, finite, cmap="cividis", norm=norm, rasterized=True)
     every = math.ceil(len(layers) / 70)
     names = [plain(layer.removesuffix(".weight"), limit=34) for layer in layers]
     axis.set_yticks(rows[:-1:every] + 0.5, names[::every], fontsize=6.5)
@@ -91,12 +91,12 @@ def draw_run(run: Run, folder: Path, *, title: str) -> list[Drawn]:
         return [save(figure, folder / "layers.svg", heading, caption=caption, rows=rows)]
 
 
-def draw_comparison(groups: Sequence[Group], folder: Path, *, prefix: str, title: str) -> list[Drawn]:
+def draw_comparison(groups: Sequence[Group[Run]], folder: Path, *, prefix: str, title: str) -> list[Drawn]:
     """Draw one map a group for norms and one for effective steps, all on a common colour scale."""
     drawn = []
     for kind, label, heading in KINDS:
-        shown = [(group, (group.finished or group.runs)[0]) for group in groups]
-        maps = [(group, run, *matrix(run, kind)) for group, run in shown]
+        chosen = [(group, (group.complete or group.runs)[0]) for group in groups]
+        maps = [(group, run, *matrix(run, kind)) for group, run in chosen]
         maps = [entry for entry in maps if np.isfinite(entry[4]).any()]
         if not maps:
             continue
@@ -115,7 +115,7 @@ def draw_comparison(groups: Sequence[Group], folder: Path, *, prefix: str, title
                 axis.remove()
             text = label + (", log" if isinstance(norm, LogNorm) else "")
             figure.colorbar(mesh, ax=axes[: len(maps)], label=text, pad=0.01, fraction=0.03, aspect=30)
-            caption = "A map a group: its first finished seed, L2, one colour scale, input on top. Blank: zero or none."
+            caption = "A map a group: its first complete seed, L2, one colour scale, input on top. Blank: zero or none."
             numbers = [row for group, run, *_ in maps for row in _numbers(group.label, run, kind)]
             path = folder / f"{prefix}layers-{kind.replace('_', '-')}.svg"
             drawn.append(save(figure, path, heading, caption=caption, rows=numbers))

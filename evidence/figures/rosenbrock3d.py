@@ -161,7 +161,7 @@ def draw_sweep(found: Mapping[str, Trajectory], rates: Tensor, folder: Path) -> 
     with canvas(title, columns=2, size=(10.4, 3.6)) as (figure, (left, right)):
         for method, path in found.items():
             distances, norms = toy.end_distances(path).numpy(), path.norms[-1].numpy()
-            look = {"color": HUES[method], "linewidth": 0.9}
+            look: dict[str, Any] = {"color": HUES[method], "linewidth": 0.9}
             left.plot(x, distances, "o", markersize=3.2, label=toy.TITLES[method], color=HUES[method])
             best = int(distances.argmin())
             left.plot(x[best], distances[best], "D", color=HUES[method], markersize=6, markeredgecolor=INK, zorder=5)

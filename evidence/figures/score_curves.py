@@ -31,12 +31,12 @@ def draw_all(
     rows: Sequence[ResultRow], spec: ScoreCurvesSpec, folder: Path, *, stem: str, title: str
 ) -> list[tuple[Drawn, list[str]]]:
     """Draw a figure per data set and scale, and report when the challenger exceeds the target in each."""
-    finished = [row for row in rows if row.finished]
+    complete = [row for row in rows if row.outcome == "finished"]
     drawn = []
-    for data, scale in group_by_setting(finished):
+    for data, scale in group_by_setting(complete):
         groups: dict[str, Sequence[Group[ResultRow]]] = {}
         for name in spec["experiments"]:
-            chosen = [row for row in finished if (row.experiment, row.data, row.scale) == (name, data, scale)]
+            chosen = [row for row in complete if (row.experiment, row.data, row.scale) == (name, data, scale)]
             if chosen:
                 groups[name] = group_by_setting(chosen)[data, scale]
         path = folder / f"{stem}-{data}-{scale}.svg"
@@ -50,15 +50,15 @@ def draw(groups: Groups, spec: ScoreCurvesSpec, path: Path, *, title: str) -> Dr
     scores = spec["scores"]
     size = (10.0, 0.6 + 2.9 * len(groups))
     with canvas(title, rows=len(groups), columns=len(scores), size=size) as (figure, axes):
-        for row, (name, own) in enumerate(groups.items()):
+        for row, (name, settings) in enumerate(groups.items()):
             for axis, key in zip(axes[len(scores) * row :], scores, strict=False):
-                _draw_panel(axis, own, key, target=spec["target"])
+                _draw_panel(axis, settings, key, target=spec["target"])
                 axis.set_title(f"{spec['experiments'][name]}: {key.partition('/')[2].replace('_', ' ')} (%)")
         axes[0].legend()
         numbers = [
             [group.label, run.name, run.seed, f"{name}/{key}", step, epoch, value]
-            for name, own in groups.items()
-            for group in own
+            for name, settings in groups.items()
+            for group in settings
             for run in group.runs
             for key in scores
             for step, epoch, value in zip(*run.series(key), strict=True)
@@ -84,8 +84,8 @@ def crossings(groups: Groups, spec: ScoreCurvesSpec) -> list[str]:
     """Return a sentence per experiment and score: when the challenger exceeds the target's last mean score."""
     target, challenger = spec["target"], spec["challenger"]
     lines = []
-    for name, own in groups.items():
-        by_optimizer = {group.first.opt_name: group for group in own}
+    for name, settings in groups.items():
+        by_optimizer = {group.first.opt_name: group for group in settings}
         if not {target, challenger} <= by_optimizer.keys():
             continue
         for key in spec["scores"]:

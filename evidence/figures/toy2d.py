@@ -91,7 +91,13 @@ def _paths(axis: Axes, shown: Sequence[Curve], *, every: int = 25) -> None:
 
 def _corner(axis: Axes, line: int, curve: Curve, text: str, *, size: float) -> Text:
     """Write a line of text into the upper right corner, in the curve's colour."""
-    place = {"transform": axis.transAxes, "ha": "right", "va": "top", "fontsize": size, "weight": "bold"}
+    place: dict[str, Any] = {
+        "transform": axis.transAxes,
+        "ha": "right",
+        "va": "top",
+        "fontsize": size,
+        "weight": "bold",
+    }
     return axis.text(0.99, 0.99 - 0.0085 * size * line, text, color=LOOKS[curve.run.method]["color"], **place)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from evidence import metrics
 from evidence.records.metrics import MEASURES
-from evidence.runs.run import Run, number
+from evidence.runs.run import CUT_SHORT, Run, is_cut_short, number, planned_epochs
 from tasks.engine.neutral_keys import NAMED, is_neutral_override
 
 DRAWN = (
@@ -79,6 +79,13 @@ class ResultRow:
     def finished(self) -> bool:
         """Whether the run reached its end; else it diverged."""
         return self.status != "diverged"
+
+    @property
+    def outcome(self) -> str:
+        """One of finished, failed and cut short, as `Run.outcome`."""
+        if not self.finished:
+            return "failed"
+        return CUT_SHORT if is_cut_short(self.epochs_done, planned_epochs(self.config)) else "finished"
 
     @property
     def commit(self) -> str:

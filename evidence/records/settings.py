@@ -36,9 +36,14 @@ class Group(Generic[R]):
         return self.runs[0]
 
     @property
-    def finished(self) -> list[R]:
-        """The runs that reached their end."""
-        return [run for run in self.runs if run.finished]
+    def complete(self) -> list[R]:
+        """The runs that trained for their whole schedule: those whose scores compare."""
+        return [run for run in self.runs if run.outcome == "finished"]
+
+    @property
+    def outcome(self) -> str:
+        """`finished` if any run is complete, else what became of the runs: "failed, interrupted"."""
+        return "finished" if self.complete else ", ".join(sorted({run.outcome for run in self.runs}))
 
 
 def group_by_setting(runs: Sequence[R]) -> dict[tuple[str, str], list[Group[R]]]:
@@ -61,7 +66,9 @@ def _labelled(by_setting: Mapping[str, list[R]]) -> list[Group[R]]:
         differing = [name for name in setting if len({str(other.get(name)) for other in others}) > 1]
         parts: list[str] = [setting["optimizer"], f"wd={short(run.weight_decay)}"]
         parts += [f"lr={short(run.lr)}"] if "opt.lr" in differing else []
-        extra = [name for name in differing if name not in ("opt.weight_decay", "opt.lr")]
+        # An option that is off in this setting, such as max_steps, is named in the others alone.
+        named = [name for name in differing if name not in ("opt.weight_decay", "opt.lr")]
+        extra = [name for name in named if setting[name] is not None]
         # The same option can stand in two places, e.g. data.image_size and task.data.image_size.
         words: dict[str, None] = dict.fromkeys(f"{name.rpartition('.')[2]}={short(setting[name])}" for name in extra)
         labels[key] = ", ".join([*parts, *list(words)[:3]])
@@ -79,6 +86,13 @@ def _labelled(by_setting: Mapping[str, list[R]]) -> list[Group[R]]:
 
 def _rank(run: Run | ResultRow) -> tuple[str, float, float]:
     return run.opt_name, run.weight_decay or 0.0, run.lr or 0.0
+
+
+def seeds_text(runs: Sequence[Run | ResultRow]) -> str:
+    """Return "0, 1, 2 failed": the seeds, with what became of those that are not complete."""
+    ordered = sorted(runs, key=lambda run: (run.outcome != "finished", run.seed or 0, run.seed is None))
+    marks = ("" if run.outcome == "finished" else f" {run.outcome}" for run in ordered)
+    return ", ".join(f"{short(run.seed)}{mark}" for run, mark in zip(ordered, marks, strict=True))
 
 
 def short(value: Any) -> str:

@@ -22,6 +22,8 @@ from tasks.engine.neutral_keys import separates_settings
 
 STATISTICS = ("mean", "min", "median", "max")  # `norm/mean` is over all layers, `norm/<anything else>` is one layer
 
+CUT_SHORT = "cut short"  # the outcome of a run that `train.max_steps` ended before its schedule did
+OUTCOMES = ("finished", "failed", "interrupted", CUT_SHORT, "running")
 LINES = 20_000  # of metrics.jsonl and of each kind that are all read; longer files are sampled
 
 log = logging.getLogger("evidence.runs.run")
@@ -74,8 +76,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its end."""
+        """Whether the run reached its end, which a number of steps may have set before that of its schedule."""
         return self.status == "finished"
+
+    @property
+    def outcome(self) -> str:
+        """The status, but `cut short` of a run that finished before the end of its schedule."""
+        return CUT_SHORT if self.finished and is_cut_short(self.epochs_done, self.epochs) else self.status
 
     @property
     def opt(self) -> dict[str, Any]:
@@ -116,10 +123,9 @@ class Run:
 
     @property
     def epochs(self) -> float | None:
-        """The epochs asked for."""
-        train = self.section("config").get("train")
-        asked = number(train.get("epochs")) if isinstance(train, dict) else None
-        return asked if asked is not None else number(self.record.get("epochs"))
+        """The epochs of the schedule; those trained where the configuration does not say."""
+        planned = planned_epochs(self.section("config"))
+        return planned if planned is not None else number(self.record.get("epochs"))
 
     @property
     def epochs_done(self) -> float | None:
@@ -235,6 +241,31 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[path] = json.dumps(value) if isinstance(value, list) else value
     return flat
+
+
+def planned_epochs(config: Mapping[str, Any]) -> float | None:
+    """Return the epochs of a schedule, those of its phases where there are any; None where none are stated.
+
+    Args:
+        config: A configuration, nested or flat; the phases may be JSON text, as in a flat one.
+    """
+    train, phases = config.get("train"), config.get("phases")
+    if isinstance(phases, str):
+        try:
+            phases = json.loads(phases)
+        except ValueError:
+            phases = None
+    epochs = [
+        number(phase.get("epochs")) for phase in (phases if isinstance(phases, list) else ()) if isinstance(phase, dict)
+    ]
+    if epochs and None not in epochs:
+        return sum(value for value in epochs if value is not None)
+    return number(train.get("epochs") if isinstance(train, dict) else config.get("train.epochs"))
+
+
+def is_cut_short(epochs_done: float | None, planned: float | None) -> bool:
+    """Whether a run ended before the end of its schedule; False where either is not known."""
+    return epochs_done is not None and planned is not None and epochs_done < planned * (1 - 1e-6)
 
 
 def digest(values: Mapping[str, Any]) -> str:

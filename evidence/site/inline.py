@@ -28,8 +28,9 @@ def inline(figure: Drawn) -> Picture:
     # Figures keep their proportions among each other: 10.4 inches fill the page, smaller ones do not grow to it.
     opening = text.index(">")
     sizes = dict(re.findall(r' (width|height)="([0-9.]+)pt"', text[:opening]))
+    width = float(sizes["width"])
     head = re.sub(r' (width|height)="[^"]*"', "", text[:opening])
-    text = f'{head} style="max-width:{float(sizes["width"]) * 1.5:.0f}px"{text[opening:]}'
+    text = f'{head} style="max-width:{width * 1.5:.0f}px;--readable:{width * 1.15:.0f}px"{text[opening:]}'
     text = text.replace(INK, "currentColor")
     # Images are named by their content: two colour bars alike would share an id that nothing refers to.
     text = re.sub(r' id="(image[0-9a-f]+)"', lambda m: m[0] if f"#{m[1]}" in text else "", text)

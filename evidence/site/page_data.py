@@ -1,4 +1,4 @@
-"""What a report says about runs, as plain text: the templates only place it."""
+"""Views of runs for the pages, as plain text: the templates only place it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from typing import Any
 
 from evidence.figures.style import colour
 from evidence.records.settings import Group, short
-from evidence.runs.run import Run, number, primary_score
-from evidence.stats import mean_and_deviation, paired, select_best
-
-NONE = "–"
+from evidence.runs.run import CUT_SHORT, Run, number, primary_score
+from evidence.stats import NONE, mean_and_deviation, mean_text, paired, select_best
 
 
 def plain_number(value: Any, *, digits: int = 4) -> str:
     """Return a number with so many significant digits, a dash where there is none."""
-    found = number(value)
-    if found is None:
+    parsed = number(value)
+    if parsed is None:
         return NONE
-    if found.is_integer() and abs(found) < 1e6:
-        return str(int(found))
-    return f"{found:.2f}" if 10 <= abs(found) < 1000 else f"{found:.{digits}g}"
+    if parsed.is_integer() and abs(parsed) < 1e6:
+        return str(int(parsed))
+    return f"{parsed:.2f}" if 10 <= abs(parsed) < 1000 else f"{parsed:.{digits}g}"
 
 
 def duration(seconds: Any) -> str:
@@ -42,19 +40,15 @@ def duration(seconds: Any) -> str:
 
 def mebibytes(value: Any) -> str:
     """Return MiB as text, from 1024 on in GiB."""
-    found = number(value)
-    if found is None or not math.isfinite(found):
+    mib = number(value)
+    if mib is None or not math.isfinite(mib):
         return NONE
-    return f"{found / 1024:.1f} GiB" if found >= 1024 else f"{found:.0f} MiB"
+    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return "mean ± deviation" with equally many decimals; one value has no deviation."""
-    if not values:
-        return NONE
-    mean, deviation = mean_and_deviation(values)
-    form = ".2f" if 10 <= abs(mean) < 1e4 else ".3f" if 0.01 <= abs(mean) < 10 or mean == 0 else ".2e"
-    return f"{mean:{form}}" + ("" if deviation is None else f" ± {deviation:{form}}")
+def plural(count: int, noun: str) -> str:
+    """Return "1 run" or "2 runs"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def repeat(run: Run) -> str:
@@ -96,7 +90,7 @@ class RunView:
             experiment=run.experiment,
             data=run.data,
             scale=run.scale,
-            status=run.status,
+            status=run.outcome,
             colour=colour(run.opt_name),
             summary=f"{run.opt_name}, {rates}, seed {short(run.seed)}",
             notes=_notes(run),
@@ -113,6 +107,9 @@ def _notes(run: Run) -> list[tuple[str, str]]:
         notes.append((f"This run failed: {run.text('error')}", "bad"))
     if run.status in ("running", "interrupted"):
         notes.append((f"This run is {run.status}: numbers are those of its last whole line of metrics.", ""))
+    if run.outcome == CUT_SHORT:
+        done = f"{plain_number(run.epochs_done)} of {plain_number(run.epochs)} epochs"
+        notes.append((f"This run was cut short after {done}: its scores stand in no table.", ""))
     counts = run.section("notices")
     if counts:
         notes.append(("Noticed: " + ", ".join(f"{name} {count}" for name, count in counts.items()), ""))
@@ -196,28 +193,29 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def count_states(runs: Sequence[Run]) -> str:
+def count_outcomes(runs: Sequence[Run]) -> str:
     """Return "12 runs: 10 finished, 2 failed"."""
-    states = Counter(run.status for run in runs)
-    return f"{len(runs)} run{'s' * (len(runs) != 1)}: " + ", ".join(f"{n} {name}" for name, n in sorted(states.items()))
+    counts = Counter(run.outcome for run in runs)
+    return f"{plural(len(runs), 'run')}: " + ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
 
 
+SEEDS = 20  # of a setting that are listed with what became of them
 SETTINGS = 300  # rows of a table of settings: more nobody reads, and the runs are below it
 
 
-def section_view(title: str, groups: Sequence[Group], figures: Sequence[Any]) -> dict[str, Any]:
+def section_view(title: str, groups: Sequence[Group[Run]], figures: Sequence[Any]) -> dict[str, Any]:
     """Return what the page shows of one data set and scale."""
     runs = [run for group in groups for run in group.runs]
     score = primary_score(runs)
-    sides = {str(k): found for k, group in enumerate(groups) if (found := _scores(group, score))}
+    by_setting = {str(k): scores for k, group in enumerate(groups) if (scores := _scores(group, score))}
     lower = any(run.lower_is_better for run in runs)
-    first, ahead = select_best(sides, lower_is_better=lower) if sides else ("", False)
+    best, is_significant = select_best(by_setting, lower_is_better=lower) if by_setting else ("", False)
     rows = []
     for place, group in enumerate(groups[:SETTINGS]):
-        own, key = sides.get(str(place)), str(place)
-        found = paired(own, sides[first]) if own and key != first else None
-        behind = "best mean" if key == first else NONE if found is None else found.text()
-        rows.append({**_group_row(group, score, behind), "best": ahead and key == first})
+        key = str(place)
+        diff = paired(by_setting[key], by_setting[best]) if key in by_setting and key != best else None
+        to_best = "best mean" if key == best else NONE if diff is None else diff.text()
+        rows.append({**_group_row(group, score, to_best), "best": is_significant and key == best})
     return {
         "title": title,
         "score_name": "score" if score is None else f"{score}, last",
@@ -227,30 +225,46 @@ def section_view(title: str, groups: Sequence[Group], figures: Sequence[Any]) ->
     }
 
 
-def _scores(group: Group, score: str | None) -> dict[str, float]:
-    return {str(run.seed): run.scores[score] for run in group.finished if score is not None and score in run.scores}
+def _scores(group: Group[Run], score: str | None) -> dict[str, float]:
+    """Return seed -> score of the complete runs, none where a seed failed: such a setting is never the best."""
+    if score is None or any(run.outcome == "failed" for run in group.runs):
+        return {}
+    return {str(run.seed): run.scores[score] for run in group.complete if score in run.scores}
 
 
-def _group_row(group: Group, score: str | None, behind: str) -> dict[str, Any]:
-    runs = group.finished
+def _decimals(values: Sequence[float]) -> str:
+    """Return the format of a mean: equally many decimals for it and its deviation."""
+    mean = abs(mean_and_deviation(values)[0]) if values else 0.0
+    return ".2f" if 10 <= mean < 1e4 else ".3f" if 0.01 <= mean < 10 or mean == 0 else ".2e"
+
+
+def mean_cell(values: Sequence[float]) -> str:
+    """Return "mean ± deviation" with the decimals that suit the mean."""
+    return mean_text(values, _decimals(values))
+
+
+def _group_row(group: Group[Run], score: str | None, to_best: str) -> dict[str, Any]:
+    runs = group.complete
     norms = [run.first_and_last("norm/mean") for run in runs]
     growths = [growth for run in runs if (growth := run.growth) is not None]
     steps = [_last_epoch(run, "effective_step/mean") for run in runs]
     walls = [wall for run in runs if (wall := number(run.record.get("wall_time_s"))) is not None]
     cells = [
-        behind,
-        spread([first for first, _ in norms if first is not None]),
-        spread([last for _, last in norms if last is not None]),
-        spread(growths),
-        spread([step for step in steps if step is not None]),
+        to_best,
+        mean_cell([first for first, _ in norms if first is not None]),
+        mean_cell([last for _, last in norms if last is not None]),
+        mean_cell(growths),
+        mean_cell([step for step in steps if step is not None]),
         duration(mean_and_deviation(walls)[0]) if walls else NONE,
     ]
-    seeds = ", ".join(short(run.seed) for run in runs) or NONE
+    others = [run for run in group.runs if run.outcome != "finished"]
     return {
         "label": group.label,
         "colour": colour(group.first.opt_name),
-        "seeds": seeds + (f" ({len(runs)} of {len(group.runs)})" if len(runs) < len(group.runs) else ""),
-        "score": spread(list(_scores(group, score).values())),
+        "seeds": ", ".join(short(run.seed) for run in runs),
+        "others": [(short(run.seed), run.outcome) for run in others[:SEEDS]],
+        "more": f"({len(runs)} of {len(group.runs)})" if others else "",
+        "score": mean_cell(list(_scores(group, score).values())),
         "cells": cells,
     }
 

@@ -6,20 +6,24 @@ files, since a page on disk may load scripts and nothing else; those of a run ar
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
+from evidence.csv_files import read_cells, read_csv
 from evidence.figures.style import COLOURS, Drawn
 from evidence.records.settings import group_by_setting
-from evidence.runs.run import BrokenRunError, Run, read_run
+from evidence.runs import progress
+from evidence.runs.run import OUTCOMES, BrokenRunError, Run, read_run
 from evidence.site import page_data as views
 from evidence.site import run_data
 from evidence.site.inline import inline
@@ -34,9 +38,13 @@ HIDDEN = ("gallery", "data")  # folders of the site that are no experiments
 def environment() -> Environment:
     """Return the templates of all pages."""
     loader = FileSystemLoader(TEMPLATES)
-    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.filters["path"] = lambda text: quote(str(text), safe="/.")
-    return found
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters["path"] = lambda text: quote(str(text), safe="/.")
+    templates.filters["plural"] = views.plural
+    templates.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))  # names may wrap there
+    return templates
 
 
 def _script(path: Path, call: str, value: Any) -> None:
@@ -46,7 +54,7 @@ def _script(path: Path, call: str, value: Any) -> None:
     path.write_text(f"site.{call}({text});\n", encoding="utf-8")
 
 
-class _Experiment:
+class _ExperimentData:
     """An experiment's data while its runs pass by one at a time."""
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -60,6 +68,9 @@ class _Experiment:
 
     def add(self, run: Run) -> None:
         """Take a run in; every CHUNK runs their details are written and forgotten."""
+        if run.status == "running":  # a killed process leaves this status behind
+            status = progress.read_progress(run.folder).status
+            run = replace(run, record={**run.record, "status": status}) if status == "interrupted" else run
         if self.score is None:
             self.score, self.lower = run_data.score_of(run), run.lower_is_better
         chunk = len(self.entries) // CHUNK
@@ -83,10 +94,10 @@ class _Experiment:
         self.flush()
         index = {"experiment": self.name, "score": self.score, "lower": self.lower, "keys": run_data.ENTRY}
         _script(self.data / "index.js", "index", {**index, "runs": self.entries, "broken": self.broken})
-        states = [row[run_data.ENTRY.index("status")] for row in self.entries]
+        outcomes = Counter(row[run_data.ENTRY.index("status")] for row in self.entries)
         summary = {
-            "experiment": self.name, "runs": len(self.entries), "finished": states.count("finished"),
-            "failed": states.count("failed"), "broken": self.broken, "score": self.score,
+            "experiment": self.name, "runs": len(self.entries), "outcomes": dict(outcomes), "broken": self.broken,
+            "score": self.score,
         }  # fmt: skip
         (self.data / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
         return summary
@@ -106,26 +117,27 @@ def write_experiment(root: Path, experiment: str, out: Path) -> Path:
     folder = out / experiment
     shutil.rmtree(folder / "data", ignore_errors=True)
     (folder / "data").mkdir(parents=True)
-    made = _Experiment(experiment, folder)
+    data = _ExperimentData(experiment, folder)
     for path in sorted((root / experiment).iterdir()):
         if not path.is_dir():
             continue
         try:
-            made.add(read_run(path, most=run_data.LINES))
+            data.add(read_run(path, most=run_data.LINES))
         except BrokenRunError as error:
-            made.broken.append((path.name, str(error)))
-    made.close()
+            data.broken.append((path.name, str(error)))
+    data.close()
     pictures = _pictures(folder / "figures")
-    shown = [
-        views.section_view(f"{data}, scale {scale}", groups, pictures.get(f"{data}, scale {scale}", []))
-        for (data, scale), groups in group_by_setting(made.runs).items()
+    sections = [
+        views.section_view(title, groups, pictures.get(title, []))
+        for place, groups in group_by_setting(data.runs).items()
+        for title in ["{}, scale {}".format(*place)]
     ]
     text = (
         environment()
         .get_template("site_experiment.html.j2")
         .render(
             title=f"{experiment} · report", experiment=experiment, menu=MENU, base="../", page="experiment",
-            summary=views.count_states(made.runs), broken=made.broken, sections=shown,
+            summary=views.count_outcomes(data.runs), broken=data.broken, sections=sections,
         )
     )  # fmt: skip
     path = folder / "index.html"
@@ -139,12 +151,12 @@ def _pictures(folder: Path) -> dict[str, list[Any]]:
         listed = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    found: dict[str, list[Any]] = {}
+    by_section: dict[str, list[Any]] = {}
     for title, stem, heading, caption in listed:
         svg = folder / f"{stem}.svg"
         if svg.exists():
-            found.setdefault(title, []).append(inline(Drawn(stem, heading, caption, svg)))
-    return found
+            by_section.setdefault(title, []).append(inline(Drawn(stem, heading, caption, svg)))
+    return by_section
 
 
 def list_pictures(folder: Path, drawn: Iterable[tuple[str, Drawn]]) -> None:
@@ -172,10 +184,13 @@ def write_site(out: Path, results: Path) -> Path:
         shutil.copyfile(TEMPLATES / name, out / name)
     summaries = []
     for path in sorted(out.glob("*/data/summary.json")):
-        summaries.append(json.loads(path.read_text(encoding="utf-8")))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        # Pages of an earlier version that were not made again count two outcomes alone.
+        summary.setdefault("outcomes", {key: summary[key] for key in ("finished", "failed") if key in summary})
+        summaries.append(summary)
     _script(out / "data" / "site.js", "experiments", {"experiments": summaries, "colours": COLOURS})
-    claims = _rows(results / "tables" / "claims.csv")
-    common = {"menu": MENU, "base": "", "experiments": summaries}
+    claims = read_csv(results / "tables" / "claims.csv")
+    common = {"menu": MENU, "base": "", "experiments": summaries, "outcomes": OUTCOMES}
     pages: dict[str, dict[str, Any]] = {
         "index": {"title": "Overview", "claims": _count(claims), "gallery": (out / "gallery" / "index.html").exists()},
         "compare": {"title": "Compare runs"},
@@ -183,9 +198,9 @@ def write_site(out: Path, results: Path) -> Path:
         "tables": {"title": "Tables", "tables": list(_tables(results / "tables"))},
         "claims": {"title": "Claims", "rows": claims, "verdicts": _count(claims)},
     }
-    found = environment()
+    templates = environment()
     for name, facts in pages.items():
-        text = found.get_template(f"site_{name}.html.j2").render(page=name, **common, **facts)
+        text = templates.get_template(f"site_{name}.html.j2").render(page=name, **common, **facts)
         (out / f"{name}.html").write_text(text, encoding="utf-8")
     return out / "index.html"
 
@@ -198,13 +213,6 @@ def prune(out: Path, experiments: Sequence[str]) -> None:
             path.parent.parent.joinpath("index.html").unlink(missing_ok=True)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def _count(claims: Sequence[Mapping[str, str]]) -> dict[str, int]:
     from evidence.claims.verdicts import VERDICTS
 
@@ -212,14 +220,35 @@ def _count(claims: Sequence[Mapping[str, str]]) -> dict[str, int]:
 
 
 def _tables(folder: Path) -> Iterable[dict[str, Any]]:
-    """Yield every table of a folder: its heading and notes from the Markdown, its cells from the CSV."""
+    """Yield every table of a folder as its Markdown has it, or as the CSV where there is no Markdown."""
     for path in sorted(folder.glob("*.csv")):
         if path.stem == "claims":
             continue
-        with path.open(newline="", encoding="utf-8") as file:
-            heads, *rows = [*csv.reader(file)] or [[]]
         page = path.with_suffix(".md")
         lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
         title = next((line[2:] for line in lines if line.startswith("# ")), path.stem)
         notes = [line for line in lines if line and not re.match(r"[#|*]", line)]
-        yield {"stem": path.stem, "title": title, "heads": heads, "rows": rows, "notes": " ".join(notes)}
+        parts = list(_markdown_tables(lines))
+        if not parts:
+            heads, *rows = read_cells(path) or [[]]
+            parts = [{"title": "", "heads": heads, "rows": rows}]
+        yield {"stem": path.stem, "title": title, "parts": parts, "notes": " ".join(notes)}
+
+
+def _markdown_tables(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    """Yield the tables of a Markdown page, each with the bold line above it."""
+    title, table = "", list[list[str]]()
+    for line in [*lines, ""]:
+        if line.startswith("|"):
+            table.append([_plain_text(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+            continue
+        if table:
+            yield {"title": title, "heads": table[0], "rows": table[2:]}
+            title, table = "", []
+        title = _plain_text(line) if line.startswith("**") else title
+
+
+def _plain_text(markdown: str) -> str:
+    """Return a cell or a heading of our own Markdown without its marks."""
+    text = re.sub(r"^\*\*(.*)\*\*$", r"\1", markdown.strip()).replace("&lt;", "<")
+    return re.sub(r"\\(.)", r"\1", text)

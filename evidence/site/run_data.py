@@ -1,4 +1,4 @@
-"""What the pages know of a run, as plain data: its facts, its curves thinned to what a screen can show, its layers."""
+"""Data files of the site: the facts of a run, its curves thinned to what a screen can show, its layers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import escape
+
 from evidence.figures.style import colour
 from evidence.runs.run import STATISTICS, Run, number, primary_score
 from evidence.site import page_data as views
@@ -17,26 +19,28 @@ POINTS = 120  # of a curve
 EPOCHS = 40  # columns of a map of layers
 LINES = 1000  # of metrics.jsonl that are surely read, of each kind
 KINDS = ("norm", "effective_step")  # what maps of layers show
+BACK, LINK_WITHIN = b"<!-- back -->", 1 << 15  # where base.html.j2 has room for a link; bytes it is looked for in
 Series = tuple[list[int], list[float], list[float]]  # steps, epochs, values
 ENTRY = (
-    "name", "opt", "lr", "weight_decay", "seed", "scale", "data", "status", "score", "best", "epochs", "wall_time",
-    "started", "note", "chunk", "folder",
+    "name", "opt", "lr", "weight_decay", "seed", "scale", "data", "status", "score", "best", "epochs", "planned",
+    "wall_time", "started", "note", "chunk", "folder",
 )  # fmt: skip
 
 
 def note(run: Run) -> str:
     """Return what is wrong with a run's files, empty where nothing is."""
-    found = [f"{run.broken_lines} lines of metrics.jsonl cannot be read"] if run.broken_lines else []
+    broken = run.broken_lines
+    problems = [f"{views.plural(broken, 'line')} of metrics.jsonl cannot be read"] if broken else []
     path = run.folder / "metrics.jsonl"
     if run.status in ("finished", "failed", "interrupted"):
         if not path.exists():
-            found.append("metrics.jsonl is missing")
-        elif not _whole(path):
-            found.append("metrics.jsonl ends in half a line")
-    return "; ".join(found)
+            problems.append("metrics.jsonl is missing")
+        elif not _ends_whole(path):
+            problems.append("metrics.jsonl ends in half a line")
+    return "; ".join(problems)
 
 
-def _whole(path: Path) -> bool:
+def _ends_whole(path: Path) -> bool:
     """Whether a file ends with the end of a line."""
     with path.open("rb") as file:
         end = file.seek(0, 2)
@@ -45,11 +49,11 @@ def _whole(path: Path) -> bool:
 
 
 def entry(run: Run, *, score: str | None, chunk: int) -> list[Any]:
-    """Return a run's row of an experiment's index, in the order of ENTRY."""
-    best = run.section("best")
+    """Return a run's row of an experiment's index, in the order of ENTRY; only a complete run has a score there."""
+    complete, best = run.outcome == "finished", number(run.section("best").get("score"))
     values = (
-        run.name, run.opt_name, run.lr, run.weight_decay, run.seed, run.scale, run.data, run.status,
-        run.scores.get(score or ""), number(best.get("score")), run.epochs_done,
+        run.name, run.opt_name, run.lr, run.weight_decay, run.seed, run.scale, run.data, run.outcome,
+        run.scores.get(score or "") if complete else None, best if complete else None, run.epochs_done, run.epochs,
         number(run.record.get("wall_time_s")), run.text("started")[:16], note(run), chunk,
         run.folder.name,
     )  # fmt: skip
@@ -63,23 +67,25 @@ def _finite(value: Any) -> Any:
 
 def columns(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     """Return metric -> (steps, epochs, values) in one pass; a step that occurs twice counts with its last value."""
-    found: dict[str, Series] = {}
+    by_metric: dict[str, Series] = {}
     unordered: set[str] = set()
     for line in metrics:
         step, epoch = line["step"], line["epoch"]
         for key, value in line.items():
             if type(value) is not float and type(value) is not int:
                 continue
-            if (series := found.get(key)) is None:
-                series = found[key] = ([], [], [])
+            if (series := by_metric.get(key)) is None:
+                series = by_metric[key] = ([], [], [])
             if series[0] and series[0][-1] >= step:
                 unordered.add(key)
-            series[0].append(step), series[1].append(epoch), series[2].append(value)
+            series[0].append(step)
+            series[1].append(epoch)
+            series[2].append(value)
     for key in unordered:
-        points = {step: (epoch, value) for step, epoch, value in zip(*found[key], strict=True)}
+        points = {step: (epoch, value) for step, epoch, value in zip(*by_metric[key], strict=True)}
         steps = sorted(points)
-        found[key] = steps, [points[step][0] for step in steps], [points[step][1] for step in steps]
-    return {key: series for key, series in found.items() if key not in ("step", "epoch")}
+        by_metric[key] = steps, [points[step][0] for step in steps], [points[step][1] for step in steps]
+    return {key: series for key, series in by_metric.items() if key not in ("step", "epoch")}
 
 
 def _short(value: float) -> float | None:
@@ -96,13 +102,13 @@ def thin(series: Series, points: int) -> list[list[Any]]:
     return [[steps[k] for k in kept], [_short(epochs[k]) for k in kept], [_short(values[k]) for k in kept]]
 
 
-def _layers(found: Mapping[str, Series], kind: str) -> dict[str, Any] | None:
+def _layers(by_metric: Mapping[str, Series], kind: str) -> dict[str, Any] | None:
     """Return a map of layers against epochs: {"layers", "epochs", "values": a row a layer}."""
     prefix = f"{kind}/"
-    names = [key for key in found if key.startswith(prefix) and key[len(prefix) :] not in STATISTICS]
+    names = [key for key in by_metric if key.startswith(prefix) and key[len(prefix) :] not in STATISTICS]
     if not names:
         return None
-    rows = [dict(zip(found[name][1], found[name][2], strict=True)) for name in names]
+    rows = [dict(zip(by_metric[name][1], by_metric[name][2], strict=True)) for name in names]
     epochs = sorted({epoch for row in rows for epoch in row})
     every = math.ceil(len(epochs) / EPOCHS)
     kept = sorted({*epochs[::every], epochs[-1]})
@@ -114,9 +120,10 @@ def details(run: Run, *, site: Path) -> dict[str, Any]:
     """Return what a run's page and its curves need; links lead from the folder `site`."""
     view = views.RunView.of(run)
     report = run.folder / "report.html"
-    found = columns(run.metrics)
-    maps = {kind: made for kind in KINDS if (made := _layers(found, kind)) is not None}
-    in_maps = {f"{kind}/{layer}" for kind, made in maps.items() for layer in made["layers"]}
+    link_back(report, site=site, experiment=run.experiment)
+    by_metric = columns(run.metrics)
+    maps = {kind: layer_map for kind in KINDS if (layer_map := _layers(by_metric, kind)) is not None}
+    in_maps = {f"{kind}/{layer}" for kind, layer_map in maps.items() for layer in layer_map["layers"]}
     return {
         "name": run.name,
         "colour": colour(run.opt_name),
@@ -128,9 +135,22 @@ def details(run: Run, *, site: Path) -> dict[str, Any]:
         "provenance": view.provenance,
         "config": view.config,
         "report": quote(Path(os.path.relpath(report, site)).as_posix()) if report.exists() else "",
-        "curves": {key: thin(series, POINTS) for key, series in found.items() if not _of_layer(key, in_maps)},
+        "curves": {key: thin(series, POINTS) for key, series in by_metric.items() if not _of_layer(key, in_maps)},
         "layers": maps,
     }
+
+
+def link_back(report: Path, *, site: Path, experiment: str) -> None:
+    """Give a run's page of pictures, which may be older than the site, a link to its experiment's page of the site."""
+    try:
+        with report.open("rb") as file:
+            head = file.read(LINK_WITHIN)
+    except OSError:
+        return  # no pictures were drawn
+    if BACK in head:
+        page = quote(Path(os.path.relpath(site / experiment / "index.html", report.parent)).as_posix())
+        link = f'<p><a href="{page}">← All runs of {escape(experiment)}</a></p>'.encode()
+        report.write_bytes(report.read_bytes().replace(BACK, link, 1))
 
 
 def _of_layer(key: str, in_maps: set[str]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from evidence.paper import PaperNumber, look_up
 from evidence.records.row import ResultRow, norm_at_first_epoch
-from evidence.records.settings import Group, group_by_setting, short
+from evidence.records.settings import Group, group_by_setting, seeds_text, short
 from evidence.records.store import rows_of_runs
 from evidence.runs.run import experiments, load_runs
 from evidence.stats import NONE, mean_text
@@ -51,12 +51,22 @@ class SettingRow:
         return self.group.first
 
     def values(self, value: Callable[[ResultRow], float | None]) -> str:
-        """Return "mean ± deviation" over the finished runs."""
-        return mean_text([value(run) for run in self.group.finished])
+        """Return "mean ± deviation" over the complete runs; where a run failed or none is complete, its outcome."""
+        outcomes = {run.outcome for run in self.group.runs}
+        if "failed" in outcomes or not self.group.complete:
+            return "failed" if "failed" in outcomes else self.group.outcome
+        return mean_text([value(run) for run in self.group.complete])
 
     def facts(self, fact: Callable[[ResultRow], str], separator: str) -> str:
-        """Return the different texts that the finished runs have."""
-        return separator.join(sorted({fact(run) for run in self.group.finished}))
+        """Return the different texts that the runs have."""
+        return separator.join(sorted({fact(run) for run in self.group.runs}))
+
+    @property
+    def runs(self) -> str:
+        """How many runs are complete, and which are not."""
+        complete = len(self.group.complete)
+        rest = [run for run in self.group.runs if run.outcome != "finished"]
+        return f"{complete}; seed {seeds_text(rest)}" if rest else str(complete)
 
     def scores(self, value: Callable[[ResultRow, str], float | None]) -> str:
         """Return the metrics' means, given how a score is read of a run."""
@@ -94,7 +104,7 @@ COLUMNS: Mapping[str, Callable[[SettingRow], str]] = {
     "last score": lambda row: row.scores(lambda run, key: run.scores.get(key)),
     "score at best epoch": lambda row: row.scores(_at_best_epoch),
     "norms": lambda row: f"{row.values(norm_at_first_epoch)} -> {row.values(lambda run: run.norm_last)}",
-    "runs": lambda row: str(len(row.group.finished)),
+    "runs": lambda row: row.runs,
     "data, scale": lambda row: f"{row.first.data}, {row.first.scale}",
     "commit": lambda row: row.facts(lambda run: run.commit, ", "),
     "machine": lambda row: row.facts(lambda run: run.machine, "; "),
@@ -108,7 +118,7 @@ def setting_rows(
     for experiment, columns in spec["experiments"].items():
         for groups in group_by_setting([row for row in rows if row.experiment == experiment]).values():
             for group in groups:
-                for metrics in columns["metrics"] if group.finished else ():
+                for metrics in columns["metrics"]:
                     yield SettingRow(experiment, spec, group, metrics, paper)
 
 

@@ -14,7 +14,7 @@ from evidence.metrics import METRICS
 from evidence.paper import PaperNumber, look_up
 from evidence.records.row import ResultRow
 from evidence.records.store import rows_of_runs
-from evidence.runs.run import load_run, number
+from evidence.runs.run import CUT_SHORT, load_run, number
 from evidence.stats import NONE, mean_and_deviation, mean_text, paired, time_to_target, times_text
 from tasks.engine.neutral_keys import is_neutral_override
 
@@ -51,12 +51,14 @@ class Cell:
         block: The block of the sweep that it comes from.
         keys: Seed -> (experiment, name) of each run that the sweep asks for.
         rows: Seed -> the run, where it finished or diverged.
+        unrecorded: Seed -> what became of a run that has a folder but no outcome: interrupted, running, failed.
     """
 
     overrides: dict[str, str]
     block: Mapping[str, Any] = field(default_factory=dict)
     keys: dict[int, tuple[str, str]] = field(default_factory=dict)
     rows: dict[int, ResultRow] = field(default_factory=dict)
+    unrecorded: dict[int, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -71,14 +73,14 @@ class Cell:
         return any(not row.finished for row in self.rows.values())
 
     def by_seed(self, metric: str) -> dict[int, float]:
-        """Return seed -> a metric, of each finished run that has it."""
-        values = {seed: row.value(metric) for seed, row in self.rows.items() if row.finished}
+        """Return seed -> a metric, of each complete run that has it."""
+        values = {seed: row.value(metric) for seed, row in self.rows.items() if row.outcome == "finished"}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def times(self, metric: str, target: float) -> list[float | None]:
         """Return the epochs in which each run's metric first reached a target, None where it never did."""
         times: list[float | None] = []
-        for row in self.rows.values():
+        for row in (row for row in self.rows.values() if row.outcome != CUT_SHORT):
             key = next((key for key in METRICS[metric].curve if row.series(key)[0]), None)
             if key is not None:
                 _, epochs, values = row.series(key)
@@ -88,8 +90,10 @@ class Cell:
 
     @property
     def seeds(self) -> str:
-        """The seeds that have a run, and how many the sweep asks for where that is more."""
-        seeds = ", ".join(map(str, sorted(self.rows))) or NONE
+        """The seeds that have a run, what became of those that are not complete, and how many the sweep asks for."""
+        outcomes = self.unrecorded | {seed: row.outcome for seed, row in self.rows.items()}
+        marks = {seed: "" if outcome == "finished" else f" {outcome}" for seed, outcome in outcomes.items()}
+        seeds = ", ".join(f"{seed}{marks[seed]}" for seed in sorted(marks)) or NONE
         return seeds if len(self.rows) == len(self.keys) else f"{seeds} ({len(self.rows)} of {len(self.keys)})"
 
 
@@ -122,9 +126,11 @@ def fill(cells: Sequence[Cell], *, runs: Path, recorded: Mapping[tuple[str, str]
     folders = [runs / experiment / name for cell in cells for experiment, name in cell.keys.values()]
     loaded = [run for folder in folders if (folder / "run.json").exists() and (run := load_run(folder)) is not None]
     fresh = rows_of_runs(loaded)
+    outcomes = {(run.experiment, run.name): run.outcome for run in loaded}
     known = {**recorded, **{row.key: row for row in fresh}}
     for cell in cells:
         cell.rows = {seed: known[key] for seed, key in cell.keys.items() if key in known}
+        cell.unrecorded = {s: outcomes[key] for s, key in cell.keys.items() if key in outcomes and key not in known}
     return fresh
 
 
@@ -200,7 +206,11 @@ def _target(cell: Cell, cells: Sequence[Cell], spec: TableSpec, metric: str) -> 
 
 def _mean(cell: Cell, metric: str) -> str:
     values = list(cell.by_seed(metric).values())
-    return "failed" if cell.has_diverged else mean_text(values, f".{METRICS[metric].digits}f")
+    if cell.has_diverged:
+        return "failed"
+    if cell.rows and all(row.outcome == CUT_SHORT for row in cell.rows.values()):
+        return CUT_SHORT
+    return mean_text(values, f".{METRICS[metric].digits}f")
 
 
 def _gap(one: float | None, other: float | None) -> str:

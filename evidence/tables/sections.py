@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from evidence import metrics
 from evidence.paper import PaperNumber, of_experiment, of_optimizer
 from evidence.records.row import ResultRow
-from evidence.records.settings import Group, group_by_setting, short
+from evidence.records.settings import Group, group_by_setting, seeds_text, short
+from evidence.runs.run import CUT_SHORT
 from evidence.stats import (
     NONE,
     Difference,
@@ -39,7 +40,8 @@ class TableRow:
     paper: str  # the published numbers, and in `source` where they stand
     source: str
     by_seed: Mapping[int | None, float]  # last score of each finished run
-    diverged: tuple[int | None, ...]  # seeds
+    seeds: str  # all seeds, with what became of those that are not complete
+    outcome: str  # finished, failed, or cut short
     norm: str  # first and last mean filter norm
     commits: str
     machines: str
@@ -50,19 +52,13 @@ class TableRow:
 
     @property
     def score(self) -> tuple[float, float | None] | None:
-        """Mean and deviation over the seeds, None where some seed diverged or none has a score."""
-        return mean_and_deviation(list(self.by_seed.values())) if self.by_seed and not self.diverged else None
-
-    @property
-    def seeds(self) -> str:
-        """The seeds, as "0, 1, 2", and which of them diverged."""
-        scored = [short(seed) for seed in sorted(self.by_seed, key=seed_order)]
-        return ", ".join([*scored, *(f"{short(seed)} failed" for seed in self.diverged)]) or NONE
+        """Mean and deviation over the seeds, None where some seed failed or none has a score."""
+        return mean_and_deviation(list(self.by_seed.values())) if self.by_seed and self.outcome == "finished" else None
 
     @property
     def score_text(self) -> str:
         """Mean ± deviation, without the latter for one run."""
-        return "failed" if self.diverged else mean_text(list(self.by_seed.values()))
+        return mean_text(list(self.by_seed.values())) if self.outcome == "finished" else self.outcome
 
     @property
     def diff_text(self) -> str:
@@ -101,11 +97,6 @@ class ResultTable:
         setting = [row.label, short(row.weight_decay), short(row.lr), short(row.epochs)]
         ours = [row.score_text, row.seeds, row.diff_text, times_text(row.times), row.norm, row.commits, row.machines]
         return [*setting, row.paper, row.source, *ours]
-
-
-def seed_order(seed: int | None) -> tuple[int, bool]:
-    """Return what seeds are sorted by."""
-    return seed or 0, seed is None
 
 
 def result_tables(experiment: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber]) -> list[ResultTable]:
@@ -156,13 +147,13 @@ def _lower_is_better(rows: Sequence[ResultRow], score: str) -> bool:
     return metrics.lower_is_better(score, monitor=monitor)
 
 
-def _finished_scores(group: Group[ResultRow], score: str) -> dict[int | None, float]:
-    return {run.seed: run.scores[score] for run in group.finished if score in run.scores}
+def _complete_scores(group: Group[ResultRow], score: str) -> dict[int | None, float]:
+    return {run.seed: run.scores[score] for run in group.complete if score in run.scores}
 
 
 def _target(groups: Sequence[Group[ResultRow]], score: str) -> float | None:
     """Return the median over settings of the mean last score, rounded as it is printed."""
-    scores = [list(_finished_scores(group, score).values()) for group in groups]
+    scores = [list(_complete_scores(group, score).values()) for group in groups]
     means = [mean_and_deviation(values)[0] for values in scores if values]
     return round(statistics.median(means), 2) if len(means) > 1 else None
 
@@ -175,10 +166,11 @@ def _table_row(
     target: float | None,
     lower_is_better: bool,
 ) -> TableRow:
-    first, finished = group.first, group.finished
+    first, complete = group.first, group.complete
+    outcomes = [run.outcome for run in group.runs]
     name = score.rpartition("/")[2]
     numbers = of_optimizer(published, optimizer=first.opt_name, weight_decay=first.weight_decay, metric=name)
-    norms = ([run.norm_first for run in finished], [run.norm_last for run in finished])
+    norms = ([run.norm_first for run in complete], [run.norm_last for run in complete])
     means = [mean_text(values).partition(" ")[0] for values in norms]
     return TableRow(
         label=first.opt_name,
@@ -187,8 +179,9 @@ def _table_row(
         epochs=first.epochs_done,
         paper=" / ".join(number.value for number in numbers) or NONE,
         source=" / ".join(number.source for number in numbers) or NONE,
-        by_seed=_finished_scores(group, score),
-        diverged=tuple(sorted((run.seed for run in group.runs if not run.finished), key=seed_order)),
+        by_seed=_complete_scores(group, score),
+        seeds=seeds_text(group.runs),
+        outcome="failed" if "failed" in outcomes else group.outcome,
         norm=" → ".join(means),
         commits=", ".join(sorted({run.commit for run in group.runs})),
         machines="; ".join(sorted({run.machine for run in group.runs})),
@@ -200,7 +193,7 @@ def _times(
     group: Group[ResultRow], score: str, *, target: float | None, lower_is_better: bool
 ) -> tuple[float | None, ...]:
     """Return the epochs in which each seed reached the target; nothing where a run's curve is not recorded."""
-    curves = [run.series(score)[1:] for run in group.runs]
+    curves = [run.series(score)[1:] for run in group.runs if run.outcome != CUT_SHORT]
     if target is None or not all(epochs for epochs, _ in curves):
         return ()
     points = (list(zip(epochs, values, strict=True)) for epochs, values in curves)

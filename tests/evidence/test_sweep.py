@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,19 @@ def test_numbers_of_another_data_set_are_not_subtracted_from_the_papers() -> Non
 def test_a_diverged_run_is_shown_as_failed_and_a_missing_one_as_missing() -> None:
     heads, failed, missing = tabulate([cell(70.0, None, opt="sgd"), cell(opt="adam")], {"paper": "p", "table": 1}, [])
     assert failed[heads.index("ours: top1")] == "failed"
-    assert failed[heads.index("seeds")] == "0, 1 (2 of 3)"
+    assert failed[heads.index("seeds")] == "0, 1 failed (2 of 3)"
     assert (missing[heads.index("ours: top1")], missing[heads.index("seeds")]) == ("–", "– (0 of 3)")
+
+
+def test_runs_without_their_whole_schedule_are_marked_and_score_nothing() -> None:
+    short = run(99.0)
+    short = replace(short, epochs_done=0.1, config={"train.epochs": 4})
+    mixed = cell(70.0, 71.0, opt="sgd")
+    mixed.unrecorded = {2: "interrupted"}
+    heads, cut, rest = tabulate([single({"opt": "adam"}, short), mixed], {"paper": "p", "table": 1}, [])
+    ours, seeds = heads.index("ours: top1"), heads.index("seeds")
+    assert (cut[ours], cut[seeds]) == ("cut short", "0 cut short")
+    assert (rest[ours], rest[seeds]) == ("70.50 ± 0.71", "0, 1, 2 interrupted (2 of 3)")
 
 
 def test_a_failed_or_unpaired_cell_has_no_difference() -> None:

@@ -183,6 +183,18 @@ def test_a_diverged_seed_makes_its_setting_a_failed_one_and_never_the_best():
     assert whole.score_text == "3.00 ± 0.00"
 
 
+def test_a_run_cut_short_is_no_score_of_a_table(tmp_path, write_run):
+    for opt, seed in (("sgd", 0), ("sgd", 1), ("adamw", 0), ("adamw", 1)):
+        write_run(tmp_path, opt, seed=seed)
+    short = {"epochs": 0.1, "scores": {"val/top1": 99.0}, "config": {"train": {"max_steps": 2}}}
+    write_run(tmp_path, "sgdp", change=short)
+    rows = store.rows_of_runs(runs.load_runs(tmp_path))
+    (table,) = result_tables("imagenet-resnet18", rows, PAPER)
+    (row,) = (row for row in table.rows if row.label == "sgdp")
+    assert (row.score_text, row.seeds, row.diff_text, row.norm) == ("cut short", "0 cut short", "–", "– → –")
+    assert [row.diff_text for row in table.rows].count("best mean") == 1 and not row.has_best_mean
+
+
 def test_a_loss_is_the_better_the_smaller():
     rows = []
     for opt, scores in (("a", (0.5, 0.6, 0.7)), ("b", (0.2, 0.31, 0.4))):

@@ -1,6 +1,7 @@
 import csv
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from evidence.figures import curves as figures
 from evidence.figures import heatmaps
 from evidence.figures import style as board
+from evidence.figures import sweep as sweep_figure
 from evidence.records.settings import group_by_setting
 from evidence.runs import run as runs
+from evidence.site import pages
+from evidence.tables.cells import Cell
 
 
 def groups_of(root):
@@ -103,6 +107,29 @@ def test_the_band_covers_the_steps_that_all_seeds_have(tmp_path):
     epochs, values = figures.over_seeds([long, short, runs.Run(tmp_path, {}, [])], "a")
     assert epochs == [0.1, 0.2, 0.3]
     np.testing.assert_array_equal(values, [[1, 2, 3], [1, 2, 3]])
+
+
+def test_every_optimizer_of_the_configurations_has_a_colour():
+    assert {path.stem for path in Path("configs/opt").glob("*.yaml")} <= board.COLOURS.keys()
+
+
+def test_one_optimizer_has_one_colour_in_all_columns_of_a_sweep():
+    def cells(*opts):
+        return [Cell({"opt": opt, "opt.weight_decay": str(k)}) for k, opt in enumerate(opts)]
+
+    for columns in (("sgd", "sgdp", "adam"), ("adam", "sgd"), ("adam", "adam")):
+        lines = sweep_figure.line_styles(cells(*columns), by_optimizer=True)
+        assert [line["color"] for line in lines] == [board.colour(opt) for opt in columns]
+        assert len({(line["color"], line["linestyle"]) for line in lines}) == len(columns)
+
+
+def test_colours_of_settings_are_those_of_no_optimizer():
+    script = (Path(pages.TEMPLATES) / "site.js").read_text()
+    in_browser = re.findall(r'"(#[0-9a-f]{6})"', script)
+    drawn = {
+        line["color"] for n in range(1, 15) for line in sweep_figure.line_styles([Cell({})] * n, by_optimizer=False)
+    }
+    assert in_browser and not {*in_browser, *drawn, *board.SPARE} & {*board.COLOURS.values()}
 
 
 def test_every_optimizer_has_its_own_colour_in_every_figure():

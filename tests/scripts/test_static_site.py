@@ -13,8 +13,10 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from evidence.records.row import result_row
 from evidence.runs import run as runs
-from evidence.site import run_data
+from evidence.site import pages, run_data
+from evidence.site.pages import environment
 from scripts import report
 from tests.commands import measured
 
@@ -129,6 +131,63 @@ def test_a_long_file_is_sampled_kind_by_kind_with_its_ends(tmp_path, write_run):
     assert len(steps) <= run_data.POINTS + 1 and values[-1] == pytest.approx(1 / 20_000)
 
 
+@pytest.mark.parametrize(
+    ("change", "outcome", "epochs"),
+    [
+        ({"epochs": 0.1, "config": {"train": {"max_steps": 2}}}, "cut short", [0.1, 4]),
+        ({"status": "interrupted", "epochs": 2}, "interrupted", [2, 4]),
+        ({"status": "running", "epochs": 2}, "interrupted", [2, 4]),  # its process is gone
+        ({"status": "failed", "epochs": 2}, "failed", [2, 4]),
+    ],
+)
+def test_a_run_without_its_whole_schedule_is_marked_and_has_no_score(tmp_path, write_run, change, outcome, epochs):
+    write_run(tmp_path / "runs", "sgd")
+    write_run(tmp_path / "runs", "adamp", change=change)
+    out = built(tmp_path)
+    index = data(out / "imagenet-resnet18" / "data" / "index.js")
+    run, whole = (dict(zip(index["keys"], row, strict=True)) for row in index["runs"])
+    assert run["status"] == outcome and [run["epochs"], run["planned"]] == epochs
+    assert run["score"] is None and run["best"] is None and whole["score"] > 90
+    page = (out / "imagenet-resnet18" / "index.html").read_text()
+    assert f'">{outcome}</span>' in page and page.count("best mean</td>") == 1
+    assert "max_steps=none" not in page
+    assert json.loads((out / "imagenet-resnet18" / "data" / "summary.json").read_text())["outcomes"] == {
+        "finished": 1, outcome: 1,
+    }  # fmt: skip
+
+
+def test_phases_say_how_long_the_schedule_is(tmp_path, write_run):
+    phases = [{"epochs": 3}, {"epochs": 1}]
+    whole = runs.read_run(write_run(tmp_path, change={"config": {"phases": phases, "train": {"epochs": 99}}}))
+    assert (whole.epochs, whole.outcome) == (4, "finished")
+    assert result_row(whole).outcome == "finished"
+
+
+def test_a_page_of_pictures_made_before_the_site_links_back_to_it(tmp_path, write_run):
+    report_page = write_run(tmp_path / "runs", epochs=1, layers=()) / "report.html"
+    report_page.write_text(environment().get_template("base.html.j2").render(title="pictures"))
+    out = built(tmp_path)
+    for _ in range(2):
+        (link,) = re.findall(r'<a href="([^"]+)">← All runs of imagenet-resnet18</a>', report_page.read_text())
+        assert (report_page.parent / link).resolve() == (out / "imagenet-resnet18" / "index.html").resolve()
+        built(tmp_path)
+
+
+def test_one_is_no_plural(tmp_path, write_run):
+    write_run(tmp_path / "runs")
+    assert "1 run of 1 experiment," in re.sub(r"\s+", " ", (built(tmp_path) / "index.html").read_text())
+
+
+def test_tables_are_shown_as_their_markdown_has_them(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "x.csv").write_text("a,b\n1,2\n")
+    text = "# Title\n\n**digits, scale mini**\n\n| a | b |\n| --- | ---: |\n| x\\|y &lt;b> | **1** |\n\nA note.\n"
+    (tmp_path / "tables" / "x.md").write_text(text)
+    page = pages.write_site(tmp_path / "reports", tmp_path).with_name("tables.html").read_text()
+    assert "<h3>digits, scale mini</h3>" in page and "A note." in page
+    assert "x|y &lt;b&gt;</td><td>1</td>" in page and "---" not in page
+
+
 # In a browser ---------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +197,7 @@ def opened(page: Path, tmp_path: Path, **chosen: str) -> tuple[str, list[str]]:
         pytest.skip("there is no chromium on this machine")
     words = [
         CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--enable-logging=stderr",
+        "--enable-logging=stderr", "--allow-file-access-from-files",
         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
         f"file://{quote(str(page))}#{urlencode(chosen)}",
     ]  # fmt: skip
@@ -162,6 +221,28 @@ def test_in_a_browser_a_hostile_name_is_text_and_its_page_has_the_command(site, 
     assert "&lt;script&gt;alert(1)" in shown and "<script>alert" not in shown and "<img" not in shown
     assert 'id="repeat"' in shown and "scripts/train.py experiment=imagenet-resnet18" in shown
     assert shown.count('class="curve"') == 4 and 'data-theme="dark"' in shown
+
+
+def test_in_a_browser_no_page_is_cut_at_1400_px_or_wider_than_a_phone(site, tmp_path):
+    shutil.copytree(ROOT / "results" / "tables", tmp_path / "tables")
+    shutil.copytree(site, tmp_path / "reports")
+    pages.write_site(tmp_path / "reports", tmp_path)
+    names = ("index.html", "tables.html", "claims.html", "imagenet-resnet18/index.html", "run.html")
+    frames = "".join(
+        f'<iframe style="width:{width}px;height:900px" src="reports/{name}#run=imagenet-resnet18/half-line"></iframe>'
+        for width in (390, 1400)
+        for name in names
+    )
+    script = """onload = () => setTimeout(() => { for (const frame of document.querySelectorAll("iframe")) {
+      const page = frame.contentDocument, wide = (e) => e.scrollWidth > e.clientWidth + 1;
+      const cut = frame.clientWidth < 1000 ? [] : [...page.querySelectorAll(".scroll")].filter(wide);
+      const name = frame.src.split("/reports/")[1];
+      if (wide(page.documentElement) || cut.length) document.body.append(`CUT ${frame.clientWidth} ${name}; `);
+    } document.body.append("MEASURED"); }, 3000)"""
+    (tmp_path / "frames.html").write_text(f"<!doctype html><body>{frames}<script>{script}</script></body>")
+    shown, _ = opened(tmp_path / "frames.html", tmp_path)
+    assert "MEASURED" in shown.split("</script>")[-1]
+    assert re.findall(r"CUT [^;]+", shown.split("</script>")[-1]) == []
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 // Charts as SVG. Everything is made by the DOM: no text from a run ever becomes markup.
 const charts = (() => {
   const NS = "http://www.w3.org/2000/svg";
-  const WIDTH = 560, HEIGHT = 300, LEFT = 58, RIGHT = 12, TOP = 8, BOTTOM = 34;
+  // On a phone the drawing is as wide as the screen, so that its letters keep their size.
+  const WIDTH = Math.max(300, Math.min(560, document.documentElement.clientWidth - 52)), HEIGHT = WIDTH < 450 ? 240 : 300, LEFT = 58, RIGHT = 12, TOP = 8, BOTTOM = 34;
   const CIVIDIS = ["#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838"];
 
   function fill(element, attributes, children) {
@@ -98,12 +99,12 @@ const charts = (() => {
     const positive = span(map.values, (v) => finite(v) && v > 0);
     const log = positive !== null && positive[1] > 10 * positive[0];
     const [low, high] = log ? positive.map(Math.log10) : range;
-    const label = 190, cell = Math.max(10, Math.min(18, 420 / map.layers.length)), height = cell * map.layers.length;
+    const label = Math.min(190, Math.round(WIDTH * 0.38)), letters = Math.floor(label / 5.6), cell = Math.max(10, Math.min(18, 420 / map.layers.length)), height = cell * map.layers.length;
     const width = WIDTH - label - 8, root = svg("svg", { viewBox: `0 0 ${WIDTH} ${height + 52}`, role: "img", "aria-label": title });
     map.layers.forEach((layer, row) => {
       const name = layer.replace(/\.weight$/, "");
       if (cell >= 9) root.append(svg("text", { x: label - 6, y: row * cell + cell * 0.75, "text-anchor": "end", style: `font-size:${Math.min(10, cell - 1)}px` },
-        name.length > 34 ? name.slice(0, 33) + "…" : name));
+        name.length > letters ? "…" + name.slice(1 - letters) : name));
       map.values[row].forEach((value, column) => {
         if (!finite(value) || (log && value <= 0)) return;
         const part = ((log ? Math.log10(value) : value) - low) / (high - low || 1);

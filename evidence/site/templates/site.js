@@ -3,7 +3,8 @@
 const site = (() => {
   const { html } = charts;
   const DASHES = [null, "7 4", "2 3", "9 3 2 3", "4 2", "1 4"];
-  const SPARE = ["#2a7fb8", "#e69f00", "#009e73", "#d55e00", "#8a6642", "#7b68c8", "#cc79a7", "#56b4e9", "#a8a000", "#8a8f98"];
+  // Of the settings of one optimizer; none is an optimizer's colour.
+  const SETTINGS = ["#471164", "#443a83", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#9fda3a", "#c9a227"];
   const FILTERS = [["experiment", "experiment", "experiment"], ["opt", "optimizer", "opt"], ["wd", "weight decay", "weight_decay"],
     ["seed", "seed", "seed"], ["scale", "scale", "scale"], ["data", "data set", "data"], ["status", "status", "status"]];
   const DRAWN = 40, ROWS = 200, MAPS = 4;
@@ -69,8 +70,8 @@ const site = (() => {
     const several = new Set(runs.map((run) => run.opt)).size > 1;
     const settings = [...new Set(runs.map((run) => setting(run)))];
     return (run, facts) => ({
-      colour: several ? store.colours[run.opt] || facts.colour : SPARE[settings.indexOf(setting(run)) % SPARE.length],
-      dash: several ? DASHES[decays.indexOf(text(run.weight_decay)) % DASHES.length] : DASHES[Math.floor(settings.indexOf(setting(run)) / SPARE.length) % DASHES.length],
+      colour: several ? store.colours[run.opt] || facts.colour : SETTINGS[settings.indexOf(setting(run)) % SETTINGS.length],
+      dash: several ? DASHES[decays.indexOf(text(run.weight_decay)) % DASHES.length] : DASHES[Math.floor(settings.indexOf(setting(run)) / SETTINGS.length) % DASHES.length],
     });
   }
   const setting = (run) => `${run.opt}, wd=${text(run.weight_decay)}, lr=${text(run.lr)}` + (page() === "compare" ? `, ${run.experiment}` : "");
@@ -108,7 +109,7 @@ const site = (() => {
     showFilters();
     const found = filtered(), ticked = params().getAll("run");
     const shown = ticked.length ? store.runs.filter((run) => ticked.includes(keyOf(run))) : found.slice(0, DRAWN);
-    at("shown").textContent = `${found.length} of ${store.runs.length} runs; ${shown.length} drawn` + (found.length > shown.length ? ": filter, or tick runs in the list" : "");
+    at("shown").textContent = `${found.length} of ${plural(store.runs.length, "run")}; ${shown.length} drawn` + (found.length > shown.length ? ": filter, or tick runs in the list" : "");
     table(found, new Set(shown.map(keyOf)), ticked);
     const pairs = await Promise.all(shown.map(async (run) => [run, await details(run)]));
     if (turn !== store.turn) return;
@@ -127,7 +128,9 @@ const site = (() => {
 
   // Runs ---------------------------------------------------------------------------------------------------------
   const link = (run) => `${base()}run.html#${new URLSearchParams({ run: keyOf(run) })}`;
-  const badge = (status) => html("span", { class: `badge ${["finished", "running", "interrupted", "failed"].includes(status) ? status : "unknown"}` }, status);
+  const badge = (status) => html("span", { class: `badge ${["finished", "running", "interrupted", "failed", "cut short"].includes(status) ? status : "unknown"}` }, status);
+  const epochs = (run) => charts.plain(run.epochs) + (run.planned === null || run.planned === run.epochs ? "" : ` of ${charts.plain(run.planned)}`);
+  const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
   function table(runs, drawn, ticked) {
     const tick = (run) => html("input", { type: "checkbox", "aria-label": "draw", checked: drawn.has(keyOf(run)) ? "" : null, on: { change: (event) => change((now) => {
       const kept = new Set(ticked.length ? ticked : drawn); now.delete("run");
@@ -136,7 +139,7 @@ const site = (() => {
     const heads = ["", "run", "status", "optimizer", "weight decay", "lr", "seed", "score, last", "best", "epochs", "data, scale", "started (UTC)"];
     const rows = runs.slice(0, store.rows).map((run) => html("tr", {}, html("td", {}, tick(run)),
       html("td", { class: "wrap mono" }, html("a", { href: link(run) }, run.name), ...(page() === "compare" ? [html("div", { class: "soft" }, run.experiment)] : []), ...(run.note ? [html("div", { class: "note bad" }, run.note)] : [])),
-      html("td", {}, badge(run.status)), ...[run.opt, run.weight_decay, run.lr, run.seed, run.score, run.best, run.epochs].map((value) => html("td", {}, charts.plain(value))),
+      html("td", {}, badge(run.status)), ...[run.opt, run.weight_decay, run.lr, run.seed, run.score, run.best, epochs(run)].map((value) => html("td", {}, charts.plain(value))),
       html("td", {}, `${run.data}, ${run.scale}`), html("td", { class: "nowrap" }, run.started.replace("T", " "))));
     const more = runs.length > store.rows ? [html("button", { type: "button", on: { click: () => { store.rows += 5 * ROWS; explore(); } } }, `show more: ${store.rows} of ${runs.length} are listed`)] : [];
     at("runs").replaceChildren(html("table", {}, html("thead", {}, html("tr", {}, ...heads.map((head) => html("th", {}, head)))), html("tbody", {}, ...rows)), ...more);
@@ -156,7 +159,8 @@ const site = (() => {
     const [known, chosen] = chosenMetrics([[run, found]], [run.scoreName]);
     const style = () => ({ colour: found.colour, dash: null });
     at("run").replaceChildren(
-      html("header", {}, html("p", { class: "kicker" }, html("a", { href: `${base()}${encodeURIComponent(experiment)}/index.html` }, experiment), ` · ${run.data} · scale ${run.scale}`),
+      html("p", { id: "back" }, html("a", { href: `${base()}${encodeURIComponent(experiment)}/index.html` }, `← All runs of ${experiment}`)),
+      html("header", {}, html("p", { class: "kicker" }, `${experiment} · ${run.data} · scale ${run.scale}`),
         html("h1", {}, `${run.name} `, badge(run.status)), html("p", { class: "soft" }, found.summary)),
       ...found.notes.map((note) => html("div", { class: "note" }, note)),
       html("section", { class: "tiles" }, ...found.tiles.map(([name, value, detail]) => html("div", { class: "tile" }, html("div", { class: "name" }, name), html("div", { class: "value" }, value), html("div", { class: "detail" }, detail)))),
