@@ -17,26 +17,34 @@ TOOLS       := $(filter-out $(EXPERIMENTS) $(SWEEPS),$(subst _,-,$(patsubst benc
 	$(patsubst scripts/%.py,%,$(patsubst tests/reliability/%.py,%,$(FILES))))))
 ALIASES     := benchmark benchmark-gpu
 
-# What was typed as key=value goes on to the program, but for what is meant for make itself.
-ARGS = $(filter-out GPUS=% PYTHON=% VENV=%,$(MAKEOVERRIDES))
+# What was typed as key=value goes on to the program letter by letter, but for what is meant for make itself.
+KEYS = $(filter-out GPUS PYTHON VENV,$(foreach word,$(MAKEOVERRIDES),$(firstword $(subst =, ,$(word)))))
+ARGS = $(foreach _key,$(KEYS),$(if $(filter command,$(firstword $(origin $(_key)))),'$(_key)=$(subst ','\'',$(value $(_key)))'))
 
-.PHONY: help setup mini data docs slurm test test-slow test-gpu check clean $(ALIASES) $(TOOLS) $(EXPERIMENTS) $(SWEEPS)
+TARGETS := help setup mini data docs slurm test test-slow test-gpu check clean $(ALIASES) $(TOOLS) $(EXPERIMENTS) $(SWEEPS)
+.PHONY: $(TARGETS)
 .DEFAULT_GOAL := help
 
+# `make imagenet-resnet18 opt adamp` must not train SGD: a stray word is refused before anything starts.
+STRAY := $(firstword $(filter-out $(TARGETS) $(READY),$(MAKECMDGOALS)))
+ifneq ($(STRAY),)
+$(error $(or $(shell $(PYTHON) -m launch.words '$(STRAY)' $(TARGETS)),$(STRAY) is no target of make); options are key=value)
+endif
+
 help: ## this list
-	@echo "make NAME [key=value ...]     any option of the configuration is a key: opt=adamp opt.weight_decay=1e-3 train.seed=1"
-	@echo
-	@echo "Experiments (scale=mini, the default, runs offline in minutes; scale=full data_root=... is the paper's setting)"
-	@for f in $(EXPERIMENTS); do printf '  %-22s %s\n' $$f "$$(sed -n '2s/^# *//p' configs/experiment/$$f.yaml)"; done
-	@echo "Sweeps (one run a cell; finished cells are skipped)"
-	@for f in $(SWEEPS); do printf '  %-22s %s\n' $$f "$$(sed -n '2s/^# *//p' configs/sweep/$$f.yaml)"; done
-	@echo "Tools"
-	@{ sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile; for tool in $(TOOLS); do \
+	@{ echo "make NAME [key=value ...]     any option of the configuration is a key: opt=adamp opt.weight_decay=1e-3 train.seed=1"; \
+	echo; \
+	echo "Experiments (scale=mini, the default, runs offline in minutes; scale=full data_root=... is the paper's setting)"; \
+	for name in $(EXPERIMENTS); do echo "$$name|$$(sed -n '2s/^# *//p' configs/experiment/$$name.yaml)"; done; \
+	echo "Sweeps (one run a cell; finished cells are skipped)"; \
+	for name in $(SWEEPS); do echo "$$name|$$(sed -n '2s/^# *//p' configs/sweep/$$name.yaml)"; done; \
+	echo "Tools"; \
+	{ sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' Makefile; for tool in $(TOOLS); do \
 	  file=$$(echo $$tool | tr - _); set -- scripts/$$file.py benchmarks/$${file#benchmark_}.py tests/reliability/$$file.py; \
-	  for file; do test -f $$file && echo "$$tool|$$(sed -n '1{s/^"""//;s/[."]*$$//;p;}' $$file)" && break; done; done; } \
-	  | sort | awk -F'|' '{printf "  %-22s %s\n", $$1, $$2}'
-	@echo
-	@echo "Every option: $(PY) scripts/train.py --help (after make setup)"
+	  for file; do test -f $$file && echo "$$tool|$$(sed -n '1{s/^"""//;s/[."]*$$//;p;}' $$file)" && break; done; done; } | sort; \
+	echo; \
+	echo "Every option: $(PY) scripts/train.py --help (after make setup)"; \
+	} 2>/dev/null | awk -F'|' 'NF > 1 {printf "  %-26s %s\n", $$1, substr($$0, length($$1) + 2); next} {print}' || true
 
 setup: $(READY) ## build .venv from the hash-pinned lock (every other target does it by itself)
 

@@ -63,9 +63,14 @@ def cells(name: str, scale: str, typed: Mapping[str, str] | None = None) -> list
     product = []
     for block in blocks(name, scale):
         grid = {**params, **{k: v for k, v in block.items() if k not in NOTES}, **(typed or {})}
-        lists = [_text(values).split(",") for values in grid.values()]
+        lists = [_alternatives(_text(values)) for values in grid.values()]
         product += [(block, dict(zip(grid, values, strict=True))) for values in itertools.product(*lists)]
     return product
+
+
+def _alternatives(text: str) -> list[str]:
+    """Return the values of a choice; the name of a run, which holds commas too, is one value."""
+    return [text] if "=" in text else text.split(",")
 
 
 def _text(value: Any) -> str:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from launch.compose import plan
 from launch.outcome import ComparisonPage, RunOutcome
+from launch.schema import check_arguments, check_data_root
 from tasks.engine.run_spec import RunSpec
 
 NOTE = "launch.json"
@@ -106,6 +107,8 @@ def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> La
             planned = plan(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), list(overrides))
             pages.append(ComparisonPage.of(cfg) if planned.write_report is not None else None)
             if planned.finished() is None:
+                check_data_root(cfg)
+                check_arguments(planned.config)
                 cells.setdefault(planned.folder, Cell(place, tuple(overrides), planned))
             else:
                 done += 1

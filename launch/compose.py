@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.checkout import ROOT
+from launch.schema import check_options
 from launch.unread import check_read
+from launch.words import did_you_mean, did_you_mean_option, quoted
 from tasks.base import InputError
 from tasks.engine.config import Train
 from tasks.engine.neutral_keys import NAMED, is_neutral_override
@@ -52,7 +55,7 @@ def run_name(config: Mapping[str, Any], overrides: Sequence[str]) -> str:
         str(config["opt_name"]), f"wd={_number(opt, 'weight_decay')}", f"lr={_number(opt, 'lr')}",
         str(config["scale_name"]), f"seed={config['train']['seed']}",
     ]  # fmt: skip
-    for override in sorted(overrides):
+    for override in sorted(readable(overrides)):
         key = override.split("=", 1)[0].lstrip("+~")
         if key not in NAMED and not is_neutral_override(key):
             words.append(override.lstrip("+"))
@@ -86,6 +89,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> RunSpec:
     check_read(cfg, overrides)
     train: Train = OmegaConf.to_object(cfg.train)  # type: ignore[assignment]
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    check_options(config)
     config.pop("sweep", None)  # which table asked for a run is no part of the run: tables share runs
     name = run_name(config, overrides)
 
@@ -138,8 +142,22 @@ def places() -> list[str]:
     return folders + [word for word in config.overrides.hydra if word.startswith("hydra.searchpath=")]
 
 
+def readable(words: Sequence[str]) -> list[str]:
+    """Return a command line that Hydra can read: values with `=` in them, such as runs' names, are quoted."""
+    return quoted(words, _parses)
+
+
+def _parses(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
 def composed(overrides: Sequence[str]) -> RunSpec:
     """Return the plan of the run that overrides stand for, without running it; made before the next is composed."""
+    overrides = readable(overrides)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = hydra.compose("train", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)  # what asks for the choices of groups asks it
@@ -157,25 +175,60 @@ def identify(overrides: Sequence[str], seeds: Sequence[int]) -> tuple[str, list[
     return planned.experiment, [run_name({**config, "train": {**config["train"], "seed": s}}, overrides) for s in seeds]
 
 
-def explain(error: BaseException) -> str:
-    """Return a configuration error in one or two lines: what was given, what is known."""
+def explain(error: BaseException, words: Sequence[str] = ()) -> str:
+    """Return a configuration error in one or two lines: what was given, what is known, what was meant perhaps.
+
+    Args:
+        error: What Hydra, OmegaConf or a constructor raised.
+        words: The command line; it chooses the configuration whose options are searched for the nearest.
+    """
     cause: BaseException | None = error
     while cause is not None:  # Hydra wraps what a constructor raised
         if isinstance(cause, InputError):
             return str(cause)
         cause = cause.__cause__
-    if isinstance(error.__cause__, OmegaConfBaseException):  # the wrapper repeats the override, the cause says why
-        error = error.__cause__
     text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
     if found := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search path", text):
         group, value, known = found.groups()
-        return f"{group}={value} is not known; choose one of: {', '.join(known.split())}"
-    if re.search(r"full_key: image_size\b", text):
+        return (
+            f"{group}={value} is not known{did_you_mean(value, known.split())}; choose one of: "
+            f"{', '.join(known.split())}"
+        )
+    reason = str(error.__cause__) if isinstance(error.__cause__, OmegaConfBaseException) else text
+    reason = re.sub(r"\s*\n\s*", " ", reason).strip()
+    if re.search(r"full_key: image_size\b", reason):
         return "image_size is no option here; give data.image_size=N, or model.image_size=N for detection"
     if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]} is no option here; see the names with --cfg job, or the choices with --help"
-    if found := re.search(r"(.*?) full_key: (\S+)", text):
+        key = found[1]
+        if "not in" in reason or reason == text:  # no such key, or no such group
+            return f"{key} is no option here{did_you_mean_option(key, option_names(words))}; --cfg job prints all"
+    if found := re.search(r"(.*?) full_key: (\S+)", reason):
         return f"{found[2]}: {found[1]}"
-    if found := re.search(r"(.*) See https://hydra\.cc/\S*override_grammar", text):
-        return f"an argument cannot be read as key=value: {found[1]}"
-    return text[:400]
+    if found := re.search(r"Error parsing override '([^']+)' missing EQUAL", reason):
+        place = words.index(found[1]) if found[1] in words else len(words)
+        value = next((word for word in words[place + 1 : place + 2] if "=" not in word), "VALUE")
+        return f"{found[1]} is not key=value; write {found[1]}={value}"
+    if found := re.search(r"(.*) See https://hydra\.cc/\S*override_grammar", reason):
+        word = next((word for word in words if "=" in word and not _parses(word)), "an argument")
+        key, _, value = word.partition("=")
+        spelling = f"; as text it is '{key}=\"{value}\"'" if value and '"' not in value else ""
+        return f"{word} cannot be read as key=value: {found[1]}{spelling}"
+    return reason[:400]
+
+
+def option_names(words: Sequence[str]) -> list[str]:
+    """Return the dotted keys of the configuration that the groups among words choose, and the groups' names."""
+    groups = [path.name for path in CONFIGS.iterdir() if path.is_dir()]
+    chosen = [word.split(",")[0] for word in words if word.partition("=")[0] in groups]
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            cfg = hydra.compose("train", chosen)
+    except CONFIG_ERRORS:
+        return groups
+
+    def keys(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [key for name, value in node.items() for key in keys(value, f"{prefix}.{name}" if prefix else str(name))]
+
+    return [*groups, *keys(OmegaConf.to_container(cfg), "")]

@@ -24,8 +24,10 @@ from omegaconf import DictConfig
 from evidence import sweeps as grids
 from evidence.runs.run import ReadError
 from launch import checkout
-from launch.compose import CONFIG_ERRORS, CONFIGS, explain, plan
+from launch.compose import CONFIG_ERRORS, CONFIGS, explain, plan, readable
 from launch.outcome import ComparisonPage, RunOutcome
+from launch.schema import check_arguments, check_data_root
+from launch.words import unknown_flag
 from tasks.base import InputError
 from tasks.engine.config import check_division
 from tasks.engine.errors import Diverged, RunFailed, Stopped
@@ -63,10 +65,15 @@ def run_config(cfg: DictConfig, outcome: RunOutcome) -> int:
         if speaks():
             planned.print_summary(record, "was finished before")
         return 0
+    check_data_root(cfg)
+    check_arguments(planned.config)
     if cfg.gpus > 1 and "RANK" not in os.environ:
         from tasks.engine.processes import spawn
+        from tasks.engine.provenance import usable_cores
 
         check_division(planned.train, cfg.gpus)
+        if not hand_out(cfg.gpus, planned.train.device):
+            _say(f"gpus={cfg.gpus}: no GPU is used; {cfg.gpus} processes share the {usable_cores()} cores of the CPU")
         # A sweep's name among the words must not make a grid of each process.
         code = spawn([sys.executable, str(checkout.TRAIN), *planned.argv, "hydra.mode=RUN"], cfg.gpus)
         diverged = code == 1 and sweeping() and planned.finished() is not None
@@ -84,6 +91,20 @@ def run_config(cfg: DictConfig, outcome: RunOutcome) -> int:
     return 0
 
 
+def hand_out(processes: int, device: str) -> list[str]:
+    """Return the GPUs of a run's processes, as one group; none where the run uses the CPU.
+
+    Raises:
+        InputError: There are GPUs, but fewer than processes, or none and the run asks for them.
+    """
+    from launch.local import groups, visible_gpus
+
+    gpus = [] if device == "cpu" else visible_gpus()
+    if device == "cuda" and not gpus:
+        raise InputError(f"train.device is cuda and gpus is {processes}, but there is no GPU; set train.device=cpu")
+    return groups(gpus, processes)
+
+
 def join_cluster() -> None:
     """In a process that submitit started, take rank and address of the others, and the log, from the cluster."""
     if "SUBMITIT_EXECUTOR" not in os.environ:
@@ -95,7 +116,7 @@ def join_cluster() -> None:
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def guarded(call: Callable[[], int]) -> int:
+def guarded(call: Callable[[], int], words: Sequence[str] = ()) -> int:
     """Call, say an expected error in a line or two on standard error, and return the exit code it stands for.
 
     Stopping by signal is passed on as SystemExit: it ends a sweep too, where a failed cell does not. In a cluster's job
@@ -104,7 +125,7 @@ def guarded(call: Callable[[], int]) -> int:
     try:
         code = call()
     except (ReadError, *CONFIG_ERRORS) as error:
-        _say(f"error: {explain(error)}")
+        _say(f"error: {explain(error, words)}")
         return 2
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # how Hydra takes a word without a key, such as `=3`
@@ -180,14 +201,16 @@ def main(words: Sequence[str]) -> int:
     def whole() -> int:
         checkout.enter()
         parser = get_args_parser()
+        if said := unknown_flag(words, parser._option_string_actions):
+            raise InputError(said)
         version.setbase("1.3")
         _run_hydra(
-            args=parser.parse_args(launched(words)), args_parser=parser, task_function=command,
+            args=parser.parse_intermixed_args(launched(readable(words))), args_parser=parser, task_function=command,
             config_path=str(CONFIGS), config_name="train",
         )  # fmt: skip
         return max((outcome.code for outcome in command.outcomes), default=0)
 
-    code = guarded(whole)
+    code = guarded(whole, words)
     compare(command.outcomes)
     return code
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from evidence.runs.run import ReadError
 from launch import checkout
+from launch.output import until_closed
+from launch.words import did_you_mean
 
 
 def results(*parts: str) -> str:
@@ -37,7 +39,9 @@ def parse(argv: Sequence[str], *, options: Mapping[str, str], flags: Sequence[st
             values[key] = value
         else:
             known = [f"{name}=..." for name in options] + [f"--{name}" for name in flags]
-            raise ReadError(f"unknown argument {word!r}; known: {', '.join(known)}")
+            raise ReadError(
+                f"unknown argument {word!r}{did_you_mean(key.lstrip('-'), values)}; known: {', '.join(known)}"
+            )
     return values
 
 
@@ -85,7 +89,8 @@ def parse_as(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any
     for word in words:
         key, _, value = word.partition("=")
         if key not in defaults or not value:
-            raise ReadError(f"{word} is no option; the options are {', '.join(defaults)}, as key=value")
+            known = ", ".join(defaults)
+            raise ReadError(f"{word} is no option{did_you_mean(key, defaults)}; the options are {known}, as key=value")
         try:
             options[key] = type(defaults[key])(value)
         except ValueError:
@@ -93,16 +98,21 @@ def parse_as(words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any
     return options
 
 
+def say(text: str) -> int:
+    """Print a text and return the exit code 0."""
+    print(text)
+    return 0
+
+
 def command(main: Callable[[Sequence[str]], int], usage: str) -> int:
     """Run a script's `main` on the command line's words; print help or a ReadError as plain text."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     words = sys.argv[1:]
     if any(word in ("-h", "--help", "help") for word in words):
-        print(usage.strip())
-        return 0
+        return until_closed(lambda: say(usage.strip()))
     try:
         checkout.enter()
-        return main(words)
+        return until_closed(lambda: main(words))
     except ReadError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,16 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from evidence.figures import toy2d as toy2d_figures
 from evidence.runs.run import ReadError, number
 from evidence.tables.render import Number, outcome, write
 from scripts.options import command, parse, results
-from tasks.toy import cosine2d
-from tasks.toy.cosine2d import IN_PLACE, LOSS_REACHED, RUNS, Run2D, agrees, trace
-from tasks.toy.descent import Path as Trajectory
+
+if TYPE_CHECKING:  # torch and matplotlib are loaded once the words are checked and something is said
+    from tasks.toy.cosine2d import Run2D
+    from tasks.toy.descent import Path as Trajectory
 
 USAGE = """
 usage: python scripts/toy2d.py [loss=squared|linear] [lr=0.01] [steps=499] [animation=gif|mp4|none] [out=FOLDER]
@@ -44,6 +43,8 @@ Algorithm 1, `SGDP`; "in place" is the authors' package, which writes the projec
 
 def compare(runs: Sequence[Run2D], paths: Sequence[Trajectory]) -> list[Number]:
     """Return every number of the videos beside ours, then how many iterations each run takes."""
+    from tasks.toy.cosine2d import LOSS_REACHED, agrees
+
     numbers = []
     for run, path in zip(runs, paths, strict=True):
         for name, value, printed, decimals in (
@@ -66,7 +67,7 @@ def compare(runs: Sequence[Run2D], paths: Sequence[Trajectory]) -> list[Number]:
 
 def main(words: Sequence[str]) -> int:
     """Run, print, write and draw."""
-    defaults = {"loss": "squared", "lr": str(cosine2d.LR), "steps": str(cosine2d.STEPS), "animation": "gif"}
+    defaults = {"loss": "squared", "lr": "0.01", "steps": "499", "animation": "gif"}
     options = parse(words, options={**defaults, "out": results("toy")})
     lr, steps = number(options["lr"]), number(options["steps"])
     if options["loss"] not in ("squared", "linear"):
@@ -75,6 +76,12 @@ def main(words: Sequence[str]) -> int:
         raise ReadError(f"lr={options['lr']} is not valid: a number above 0")
     if steps is None or not (steps >= 1 and steps == int(steps)):
         raise ReadError(f"steps={options['steps']} is not valid: a whole number, at least 1")
+    print(f"10 runs of {steps:g} iterations, then the pictures: about ten seconds", file=sys.stderr, flush=True)
+    import torch
+
+    from evidence.figures import toy2d as toy2d_figures
+    from tasks.toy.cosine2d import IN_PLACE, RUNS, trace
+
     toy2d_figures.check_animation(options["animation"])
     torch.set_num_threads(1)  # one order of summation, so the same digits everywhere
     folder = Path(options["out"])

@@ -12,6 +12,7 @@ import sys
 if __name__ == "__main__":
     # It asks for a checkpoint; before there is anything to save, it must not end the run.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    from launch.output import until_closed
     from launch.train import main  # takes a second
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(until_closed(lambda: main(sys.argv[1:])))

@@ -11,6 +11,7 @@ from hydra.utils import get_method, get_object
 from omegaconf import DictConfig, OmegaConf
 
 import launch.compose as front  # registers the schema of train.*
+from launch import schema
 from tasks.engine.config import RESULT_NEUTRAL_KEYS, Train, config_hash, differing_keys, result_keys
 from tests.configurations import CONFIGS, check_arguments, composed, targets
 
@@ -37,6 +38,8 @@ def test_every_experiment_composes_with_its_optimizers_at_every_scale(experiment
     config = composed(f"experiment={experiment}", f"opt={opt}", f"scale={scale}")
     assert (config["experiment_name"], config["opt_name"], config["scale_name"]) == (experiment, opt, scale)
     check_arguments(config)
+    schema.check_options(config)
+    schema.check_arguments(config)
     row = config["recipe"][opt]
     assert {key: config["opt"][key] for key in row} == row
     Train(**config["train"])

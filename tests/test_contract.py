@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -195,8 +196,38 @@ def test_what_is_typed_as_key_value_reaches_the_program_and_gpus_becomes_its_opt
     line = make("-n", "-o", ".venv/.ready", "imagenet-resnet18", "opt=sgdp", "opt.weight_decay=1e-5", "GPUS=2")
     line = line.strip().splitlines()[-1]
     assert "-m scripts.train experiment=imagenet-resnet18 gpus=2" in line
-    assert {"opt=sgdp", "opt.weight_decay=1e-5"} <= set(line.split())
+    assert {"opt=sgdp", "opt.weight_decay=1e-5"} <= set(shlex.split(line))
     assert "GPUS=2" not in line
+
+
+@pytest.mark.parametrize(
+    "word", ["tag=sgd,wd=0,lr=0.1", 'tag="a b"', "tag=it's", "tag=${x};&(", "+marks=[{a: 'b'}]", "key=word"]
+)
+def test_a_value_passes_through_make_letter_by_letter(word: str) -> None:
+    line = make("-n", "-o", ".venv/.ready", "imagenet-resnet18", word)
+    assert shlex.split(line)[-1] == word
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["imagenet-resnet18", "opt", "adamp"], "opt is no target of make"),
+        (["imagenet-resnet81"], "(did you mean imagenet-resnet18?)"),
+        (["verify-result"], "(did you mean verify-results?)"),
+    ],
+)
+def test_a_stray_word_is_refused_before_anything_starts(words: list[str], said: str) -> None:
+    command = ["make", f"PYTHON={sys.executable}", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_make_help_lines_up_and_a_closed_pipe_is_no_error() -> None:
+    entries = re.findall(r"^  (\S+ +)\S", make("help"), re.M)
+    assert len(set(map(len, entries))) == 1
+    done = subprocess.run("make help | head -1", shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("make NAME") and done.stderr == ""
 
 
 TARGETS = {
@@ -211,7 +242,7 @@ TARGETS = {
 
 def test_a_target_starts_the_module_of_its_name() -> None:
     lines = make("-n", "-o", ".venv/.ready", *TARGETS, "key=value").splitlines()
-    assert [line.split(" -m ")[1].split() for line in lines] == [
+    assert [shlex.split(line.split(" -m ")[1]) for line in lines] == [
         [*said.split(), "key=value"] for said in TARGETS.values()
     ]
 

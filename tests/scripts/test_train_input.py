@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from launch import compose
+from launch.output import until_closed
+from launch.schema import check_arguments
 from tasks.engine import checkpoint
 from tasks.engine.run_record import RunRecord
 from tests import commands
+from tests.configurations import composed
 from tests.tasks.data.pictures import write_image_folder
 
 
@@ -100,7 +105,41 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "a precision that does not exist": (["train.precision=fp8"], ["train.precision", "fp8", "bf16"]),
     "a device that does not exist": (["train.device=tpu"], ["train.device", "tpu"]),
     "a rule that matches nothing": (["opt_groups=[{match: heat, weight_decay: 0}]"], ["opt_groups", "heat"]),
+    "a word for false": (["opt.nesterov=off"], ["opt.nesterov is 'off'", "true or false"]),
+    "a word for false in the task": (["experiment=coco-centernet", "task.flip_test=no"], ["task.flip_test is 'no'"]),
+    "a word for false in a network": (["experiment=coco-centernet", "model.crop=no"], ["model.crop is 'no'"]),
+    "a word for false that no constructor takes": (["pictures=no"], ["pictures is 'no'", "true or false"]),
+    "a word for a number": (["opt.momentum=yes"], ["opt.momentum is 'yes'", "a number"]),
+    "a broken number of examples": (["task.eval_batch_size=7.5"], ["task.eval_batch_size is 7.5", "a whole number"]),
+    "a number for a pair": (["opt=adamp", "opt.betas=0.9"], ["opt.betas is 0.9", "[a number, a number]"]),
+    "half a pair": (["opt=adam", "opt.betas=[0.9]"], ["opt.betas is [0.9]", "[a number, a number]"]),
+    "a word for false in an inner optimizer": (["opt=lambp", "opt.base.always_adapt=off"], ["opt.base.always_adapt"]),
+    "a word for false in timm's optimizer": (["opt=rmsprop_tf", "+opt.centered=off"], ["opt.centered is 'off'"]),
+    "a word for false in a package's optimizer": (["opt=adabound", "opt.weight_decouple=no"], ["opt.weight_decouple"]),
+    "a word for false in a phase": (
+        ["phases=[{epochs:1,opt:{_target_:torch.optim.SGD,_partial_:true,lr:0.1,nesterov:off}}]"],
+        ["phases[0].opt.nesterov is 'off'"],
+    ),
+    "a word for a number in a schedule": (["schedule.lr.final=low"], ["schedule.lr.final is 'low'", "a number"]),
+    "a target that does not exist": (["opt._target_=torch.optim.SGG"], ["opt._target_", "torch.optim.SGG"]),
+    "a misspelt experiment": (["experiment=imagenet-resnet81"], ["(did you mean imagenet-resnet18?)"]),
+    "a misspelt optimizer": (["opt=Adampp"], ["(did you mean adamp?)"]),
+    "an option without its group": (["lr=0.1"], ["lr is no option", "(did you mean opt.lr?)"]),
+    "a misspelt option": (["train.epoch=1"], ["train.epoch is no option", "(did you mean train.epochs?)"]),
+    "a misspelt argument": (["+opt.momentun=0.9"], ["opt.momentun is no argument of SGD", "(did you mean momentum?)"]),
+    "a flag for an option": (["--opt=adamp"], ["--opt=adamp is no flag", "opt=adamp"]),
+    "a flag and a value": (["--experiment", "X"], ["--experiment X is no flag", "experiment=X"]),
+    "a value after a space": (["opt", "adamp"], ["opt is not key=value", "opt=adamp"]),
+    "characters that need quotes": (["tag=a:b;c"], ["tag=a:b;c cannot be read", """'tag="a:b;c"'"""]),
     "a rule that is no expression": (["opt_groups=[{match: '(', weight_decay: 0}]"], ["opt_groups", "'('"]),
+}  # fmt: skip
+
+
+# What only a built task or network can refuse, at whose start the run's record is there.
+FOUND_LATER = {
+    "a momentum that the optimizer refuses", "a batch larger than the set", "a rule that matches nothing",
+    "a rule that is no expression", "a rate below 0", "a rate that is nan", "a rate that is infinite",
+    "a decay that is nan",
 }  # fmt: skip
 
 
@@ -109,6 +148,71 @@ def test_wrong_input_is_answered_in_words_before_anything_is_written(case: str, 
     words, expected = WRONG[case]
     assert_clear(commands.call(*commands.options(tmp_path, *words)), *expected)
     assert not list(tmp_path.rglob("*.pt"))
+    assert case in FOUND_LATER or not list(tmp_path.iterdir())  # no folder of a run either
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["opt.nesterov=false", "task.eval_batch_size=20", "model.width=1", "opt.momentum=0"],
+        ["opt=adam", "opt.betas=[0,0.9]", "+opt.foreach=null", "+opt.amsgrad=true"],
+        ["experiment=wikitext103-txl", "opt=adarem_s", "opt.radius=2"],
+    ],
+)  # whole numbers for numbers, null for what has no value
+def test_values_of_the_right_type_are_accepted(words: list[str]) -> None:
+    check_arguments(composed("experiment=imagenet-resnet18", *words))
+
+
+def test_the_name_of_a_run_is_a_value_and_keeps_its_own_name() -> None:
+    pasted = "sgd,wd=0.0001,lr=0.1,mini,seed=0"
+    spec = compose.composed(["experiment=imagenet-resnet18", f"tag={pasted}"])
+    assert spec.config["tag"] == pasted
+    assert spec.name == f"sgd,wd=0.0001,lr=0.1,mini,seed=0,{pasted}"
+    assert compose.identify(["experiment=imagenet-resnet18", f"tag={pasted}"], [0])[1] == [spec.name]
+
+
+def test_wrong_words_are_answered_without_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from launch.train import main
+for word in ("lr=0.1", "opt=adampp", "pictures=no", "scale=full", "scale=full,data_root=nowhere"):
+    assert main(["experiment=imagenet-resnet18", "paths.runs={tmp_path}", *word.split(",")]) == 2
+assert not sys.modules.keys() & {{"torch", "matplotlib", "pandas", "scipy"}}
+"""
+    env = commands.importing(commands.ROOT)
+    done = subprocess.run([sys.executable, "-c", code], cwd=commands.ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_processes_without_gpus_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.engine.processes.spawn", lambda words, processes: 0)
+    done = commands.call(*[w for w in commands.options(tmp_path, "gpus=4") if w != "train.device=cpu"])
+    assert "gpus=4: no GPU is used; 4 processes share the" in done.err
+    assert_clear(commands.call(*commands.options(tmp_path, "gpus=4", "train.device=cuda")), "there is no GPU")
+
+
+@pytest.mark.parametrize(
+    "words", [["scripts.train", "--help"], ["scripts.status", "--help"], ["scripts.train", "lr=1"]]
+)
+def test_a_closed_pipe_ends_a_command_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "err").open("wb") as err:
+        streams = {"stdout": writer, "stderr": writer if "lr=1" in words else err}
+        command = [sys.executable, "-O", "-m", *words]
+        done = subprocess.run(command, cwd=commands.ROOT, env=commands.importing(commands.ROOT), **streams)
+    os.close(writer)
+    assert done.returncode == 141
+    assert (tmp_path / "err").read_text() == ""
+
+
+def test_a_broken_pipe_to_anything_else_is_raised() -> None:
+    def broken() -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        until_closed(broken)
 
 
 def test_a_command_without_an_experiment_lists_those_there_are(tmp_path: Path) -> None:
