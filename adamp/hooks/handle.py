@@ -27,7 +27,7 @@ class HookHandle(RemovableHandle):
         self._hooks = hooks
 
     def remove(self) -> None:
-        """Remove the hooks; a second call does nothing."""
+        """Remove the hooks, within a step at its end; a second call does nothing."""
         self._hooks.remove()
 
 
@@ -67,6 +67,7 @@ class _AttachedHooks:
     ) -> None:
         self._optimizer, self._before, self._after, self._undo = optimizer, before, after, undo
         self._depth: int | None = None  # of steps that run hooks, within `__call__`
+        self._is_removed = False
         self._handles = [
             optimizer.register_step_pre_hook(self._run_before),
             optimizer.register_step_post_hook(self._run_after),
@@ -83,6 +84,8 @@ class _AttachedHooks:
                 raise
             finally:
                 self._depth = None
+                if self._is_removed:
+                    self.remove()
 
         self._own_step = own_step
         self.__func__ = self.__wrapped__ = step  # as of a method: schedulers and gradient scaling look at them
@@ -108,6 +111,9 @@ class _AttachedHooks:
         self._after(optimizer, args, kwargs)
 
     def remove(self) -> None:
+        if self._depth is not None:  # within a step, which ends as it began
+            self._is_removed = True
+            return
         for handle in self._handles:
             handle.remove()
         self._undo = lambda: None

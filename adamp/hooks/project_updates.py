@@ -127,16 +127,12 @@ def project_updates(
         check_number(options, name)
     optimizer = find_hooked_optimizer(optimizer)
     matrices = None if params is None else check_matrices(params, optimizer)
-    groups = groups_of(optimizer)
-    for param, group in groups.items():
+    for param in (all_params := groups_of(optimizer)):
         refuse_flattened(param)
         check_placement(param)
-        check_mode({"scale_invariant": "auto", **group})
-        if not is_lazy(param) and param.ndim > 1:
-            check_marked(param, mode := group.get("scale_invariant", "auto"))
-            check_blocks(param, mode)
+    _check_marks(optimizer)
     if matrices is None:
-        warn_without_matrices(groups, "project_updates")
+        warn_without_matrices(all_params, "project_updates")
     hooks = _Projection(matrices, delta=delta, eps=eps, wd_ratio=wd_ratio)
     hooks.check_rates(optimizer)
     return attach_step_hooks(optimizer, hooks.before, hooks.after, undo=hooks.forget)
@@ -182,6 +178,18 @@ def with_projection(
     return optimizer
 
 
+def _check_marks(optimizer: Optimizer) -> None:
+    """Raise ValueError if the entry `scale_invariant` of a group is not valid or does not fit one of its weights."""
+    for group in optimizer.param_groups:
+        if (mode := group.get("scale_invariant", "auto")) == "auto":
+            continue
+        check_mode({"scale_invariant": mode})
+        for param in group["params"]:
+            if not is_lazy(param) and param.ndim > 1:
+                check_marked(param, mode)
+                check_blocks(param, mode)
+
+
 class _Projection:
     """The hooks, and the weights and decisions that they keep during a step."""
 
@@ -205,6 +213,7 @@ class _Projection:
     @torch.no_grad()
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
         self.forget()
+        _check_marks(optimizer)
         self.check_rates(optimizer)
         return run_after_backward(args, kwargs, lambda: self._decide(optimizer))
 

@@ -46,6 +46,8 @@ from adamp.step.precision import as_dtype_of, to_compute_dtype, write_back
 Kind = Literal["wn", "ws"]
 Coupling = Literal["gradient", "weights"]
 
+_BACKWARD_GRAD = "_adamp_backward_grad"  # of a sum, the gradient that backward filled
+
 
 def shrink_rate(
     weight: Tensor, *, alpha: float, kind: Kind, eps: float = 0.0, scale_invariant: ScaleInvariantMode = True
@@ -225,7 +227,7 @@ class _Shrink:
     @torch.no_grad()
     def warn_if_beyond(self, limit: float, optimizer: Optimizer) -> None:
         groups = groups_of(optimizer)
-        greatest = max(self._largest_rate(p, groups[p]["lr"]) for p in self._params if p.numel())
+        greatest = max((self._largest_rate(p, groups[p]["lr"]) for p in self._params if p.numel()), default=0.0)
         if greatest >= limit:
             warnings.warn(
                 f"lr x gamma is {greatest:.3g} for the largest filter: from {limit:g} on the shrink overshoots and "
@@ -295,7 +297,9 @@ class _Shrink:
             grad, w = local_grad(raw, param), to_compute_dtype(local(param))
             total = to_compute_dtype(grad) + gamma * w
             param.grad = from_local(as_dtype_of(total, grad), param)
-            self._grads[param] = (raw, param.grad)
+            backward_grad = getattr(raw, _BACKWARD_GRAD, raw)  # below the sum of hooks attached before
+            setattr(param.grad, _BACKWARD_GRAD, backward_grad)
+            self._grads[param] = (backward_grad, param.grad)
 
     def restore_gradients(self) -> None:
         for param, (raw, total) in self._grads.items():

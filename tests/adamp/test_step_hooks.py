@@ -1,5 +1,6 @@
 """Step hooks under wrappers, foreign learning rates, exceptions, steps that only create state, and lost parameters."""
 
+import contextlib
 import copy
 import warnings
 
@@ -290,6 +291,55 @@ def test_another_hook_that_raises_leaves_the_gradient_as_it_was():
     with pytest.raises(ZeroDivisionError):
         optimizer.step()
     assert param.grad is grad
+
+
+@every_hook
+@pytest.mark.parametrize("place", ["closure", "hook"])
+def test_a_step_in_which_hooks_are_removed_ends_as_it_began(attach, place):
+    removed, kept = orthogonal_param(), orthogonal_param()
+    grad = removed.grad
+    for param in (removed, kept):
+        optimizer = torch.optim.SGD([param], 0.1)
+        handle = attach(optimizer, [param])
+        act = handle.remove if param is removed else lambda: None
+        if place == "hook":
+            optimizer.register_step_post_hook(lambda *_, act=act: act())
+            optimizer.step()
+        else:
+            optimizer.step(lambda act=act: act() or torch.zeros(()))
+    assert removed.grad is grad and torch.equal(removed, kept)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_shrinks_of_one_gradient_give_it_back(fails):
+    param = make_param((4, 30))
+    grad = param.grad
+    optimizer = Failing([param], 0.1, fails=fails)
+    for _ in range(2):
+        shrink_weights(optimizer, alpha=0.2, params=[param])
+    expected = param.detach() - 0.1 * (grad + 2 * 0.2 * param.detach().norm(dim=1, keepdim=True) * param.detach())
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        optimizer.step()
+    assert param.grad is grad
+    if not fails:
+        torch.testing.assert_close(param.detach(), expected)
+
+
+@pytest.mark.parametrize("mark", ["row", None, ("columns", 3)])
+def test_a_mark_that_a_group_brings_later_is_checked_before_anything_moves(mark):
+    param, late = make_param((4, 30)), make_param((4, 30))
+    optimizer = torch.optim.SGD([param], 0.1)
+    project_updates(optimizer)
+    optimizer.add_param_group({"params": [late], "scale_invariant": mark})
+    before = [param.detach().clone(), late.detach().clone()]
+    with pytest.raises(ValueError, match="scale_invariant="):
+        optimizer.step()
+    assert torch.equal(param, before[0]) and torch.equal(late, before[1])
+
+
+def test_a_shrink_without_clamp_takes_weights_without_entries():
+    param = nn.Parameter(torch.zeros(0, 6))
+    shrink_weights(torch.optim.SGD([param], 0.1), alpha=0.2, params=[param], clamp=None)
 
 
 @every_hook
