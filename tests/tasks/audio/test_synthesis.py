@@ -35,7 +35,7 @@ def test_spoken_words_are_the_same_bytes_again_with_speakers_in_one_split_alone(
 
 def test_without_its_package_speech_says_what_to_install_and_what_else_there_is(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(InputError, match=r"espeakng-loader.*adamp\[speech\].*scale=full data_root"):
+    with pytest.raises(InputError, match=r"espeakng-loader.*pip install '\.\[speech\]'.*scale=full data_root"):
         synthetic_set("speech_commands_tts", cache=str(tmp_path))
     assert not list((tmp_path / "made").glob("[!.]*"))  # nothing half made
 
