@@ -67,11 +67,11 @@ const site = (() => {
   // Curves -------------------------------------------------------------------------------------------------------
   function styles(runs) {
     const decays = [...new Set(runs.map((run) => text(run.weight_decay)))].sort((a, b) => a - b);
-    const several = new Set(runs.map((run) => run.opt)).size > 1;
     const settings = [...new Set(runs.map((run) => setting(run)))];
+    const byOptimizer = new Set(runs.map((run) => run.opt)).size > 1 || settings.length === 1;
     return (run, facts) => ({
-      colour: several ? store.colours[run.opt] || facts.colour : SETTINGS[settings.indexOf(setting(run)) % SETTINGS.length],
-      dash: several ? DASHES[decays.indexOf(text(run.weight_decay)) % DASHES.length] : DASHES[Math.floor(settings.indexOf(setting(run)) / SETTINGS.length) % DASHES.length],
+      colour: byOptimizer ? store.colours[run.opt] || facts.colour : SETTINGS[settings.indexOf(setting(run)) % SETTINGS.length],
+      dash: byOptimizer ? DASHES[decays.indexOf(text(run.weight_decay)) % DASHES.length] : DASHES[Math.floor(settings.indexOf(setting(run)) / SETTINGS.length) % DASHES.length],
     });
   }
   const setting = (run) => `${run.opt}, wd=${text(run.weight_decay)}, lr=${text(run.lr)}` + (page() === "compare" ? `, ${run.experiment}` : "");
