@@ -7,10 +7,11 @@ A file is a header and blocks of checked chunks (LevelDB's log format) that hold
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,13 @@ def _appended(parts: Sequence[Sequence[Any]]) -> list[Any]:
     records: list[Any] = []
     num_lines = 0
     for number, part in enumerate(parts):
-        resumed = [_line(each.history) for later in parts[number + 1 :] for each in later if each.HasField("history")]
+        resumption = _resumption(parts[number + 1 :])
         for record in part:
             kind = record.WhichOneof("record_type")
             if (number > 0 and kind in BEGINS) or (number < len(parts) - 1 and kind in ENDS):
                 continue
             if kind == "history":
-                if _is_repeated(_line(record.history), resumed):
+                if _is_repeated(_line(record.history), resumption):
                     continue
                 _renumber(record.history, num_lines)
                 num_lines += 1
@@ -119,16 +120,21 @@ def _line(history: Any) -> dict[str, Any]:
     return {key: item.value_json for key, item in named.items() if not key.startswith("_")}
 
 
-def _is_repeated(line: dict[str, Any], resumed: Sequence[dict[str, Any]]) -> bool:
+def _resumption(parts: Sequence[Sequence[Any]]) -> tuple[float, list[Set[str]]]:
+    """Return the first step of parts and the names of each of its lines; infinity and none if they have no step."""
+    lines = [_line(record.history) for part in parts for record in part if record.HasField("history")]
+    steps = [(json.loads(line["step"]), line.keys()) for line in lines if "step" in line]
+    first = min((step for step, _ in steps), default=math.inf)
+    return first, [names for step, names in steps if step == first]
+
+
+def _is_repeated(line: dict[str, Any], resumption: tuple[float, list[Set[str]]]) -> bool:
     """Whether later parts repeat a line: they begin before its step, or log the same names at it."""
-    steps = [json.loads(later["step"]) for later in resumed if "step" in later]
-    if not steps:
-        return False
+    first, names = resumption
     if "step" not in line:  # figures, which the end of the run draws anew
-        return True
-    step, first = json.loads(line["step"]), min(steps)
-    same_names = any(later.keys() == line.keys() for later in resumed if later.get("step") == line["step"])
-    return bool(step > first or (step == first and same_names))
+        return bool(names)
+    step = json.loads(line["step"])
+    return bool(step > first or (step == first and line.keys() in names))
 
 
 def _renumber(history: Any, number: int) -> None:
