@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamp.marks import Mark, num_slices, slices_first, spread
 from adamp.step.dtensor import is_sharded
+from adamp.step.precision import as_real
 
 _EPS = 1e-20  # for normalisations; smaller values amplify the rounding of constant channels
 _LARGEST_EPS = 0.01  # a smaller constant that is added, or bounds a value from below, is a normalisation's epsilon
@@ -58,7 +59,8 @@ def scale_invariant_parameters(
         >>> scale_invariant_parameters(model, torch.randn(16, 4))
         {'0.weight': 'rows', '2.weight': 'tensor'}
     """
-    marks = _Rescaling(model, example_batch, seed=seed).marks()
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's mode
+        marks = _Rescaling(model, example_batch, seed=seed).marks()
     return {name: mark for name, mark in marks.items() if mark == "rows" or not per_filter}
 
 
@@ -153,7 +155,8 @@ class _Rescaling:
                 raise ValueError("example_batch: the model's outputs do not depend on its parameters")
             matrices = {name: p for name, p in self.parameters.items() if p.ndim > 1 and p.numel() > 0}
             grads = torch.autograd.grad(total, list(matrices.values()), allow_unused=True) if matrices else ()
-        return {name: grad for name, grad in zip(matrices, grads, strict=True) if grad is not None and bool(grad.any())}
+        found = {name: grad for name, grad in zip(matrices, grads, strict=True) if grad is not None}
+        return {name: grad.resolve_conj() for name, grad in found.items() if bool(grad.any())}
 
     def _fits(self, name: str, mark: Mark) -> bool:
         """Return whether the outputs do not depend to first order on the scale of any slice of a parameter.
@@ -162,7 +165,7 @@ class _Rescaling:
         strong the effect is: attention's biases at their initial size move a language model's losses by less than any
         tolerance on the losses themselves, and are not invariant.
         """
-        grad, p = self.grads[name], self.values[name]
+        grad, p = as_real(self.grads[name]), as_real(self.values[name])
         if mark != "tensor" and num_slices(p.shape, mark) == 1:
             return False  # the tensor again
         radial, grads, weights = (slices_first(x, mark).flatten(1) for x in (grad * p, grad, p))
@@ -249,7 +252,8 @@ def _double_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(x): x for x in _process_groups(model.modules())}
     for module in model.modules():
         memo |= {id(x): x.detach().clone() for x in _floating_tensors(vars(module)) if not x.is_leaf}
-    double = copy.deepcopy(model, memo).to(device="cpu", dtype=torch.float64).train()
+    # Not `to`, which would make complex numbers real
+    double: nn.Module = copy.deepcopy(model, memo)._apply(_to_double).train()  # type: ignore[no-untyped-call]
     for module in double.modules():
         for name, value in _changeable_state(module).items():
             if isinstance(value, Tensor):  # neither parameter nor buffer
@@ -294,7 +298,8 @@ def _refuse_two_values(module: nn.Module, arguments: tuple[Any, ...]) -> None:
 
 def _to_double(x: Any) -> Any:
     if isinstance(x, Tensor):
-        return x.detach().to("cpu", torch.float64) if x.is_floating_point() else x.detach().cpu()
+        wide = torch.float64 if x.is_floating_point() else torch.complex128 if x.is_complex() else x.dtype
+        return x.detach().to("cpu", wide)
     if isinstance(x, Mapping):
         return {key: _to_double(value) for key, value in x.items()}
     if isinstance(x, list):
@@ -310,7 +315,7 @@ def _floating_tensors(x: Any) -> Iterable[Tensor]:
         if x.is_floating_point():
             yield x
         elif x.is_complex():
-            yield torch.view_as_real(x)
+            yield torch.view_as_real(x.resolve_conj())
     elif isinstance(x, Mapping):
         for value in x.values():
             yield from _floating_tensors(value)

@@ -282,3 +282,31 @@ def test_constants_of_a_module_follow_it_to_float64():
 def test_a_parameter_without_values_is_refused():
     with pytest.raises(ValueError, match=r"'1\.weight' on the meta device"):
         scale_invariant_parameters(nn.Sequential(nn.ReLU(), nn.Linear(3, 4, device="meta")), batch(2, 3))
+
+
+class Spectrum(nn.Module):
+    """Complex weights, whose rows or tensor are divided by their norm, and a complex constant; conjugate outputs."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 8, dtype=torch.complex64))
+        self.head = nn.Parameter(torch.randn(6, 2, dtype=torch.complex64))
+        self.register_buffer("phase", torch.exp(1j * torch.arange(8)))
+        self.dim = dim
+
+    def forward(self, x):
+        hidden = (x * self.phase) @ (self.weight / self.weight.norm(dim=self.dim, keepdim=True)).mH
+        return (hidden @ self.head).conj()
+
+
+@pytest.mark.parametrize(("dim", "mark"), [(1, "rows"), (0, "columns"), ((0, 1), "tensor")])
+def test_complex_weights_and_constants_stay_complex(dim, mark):
+    assert scale_invariant_parameters(Spectrum(dim), batch(16, 8)) == {"weight": mark}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_gradient_mode_does_not_matter(mode):
+    model, example_batch = conv_net(), batch(4, 3, 6, 6)
+    expected = scale_invariant_parameters(model, example_batch)
+    with mode():
+        assert scale_invariant_parameters(model, example_batch) == expected != {}
