@@ -107,7 +107,8 @@ def project_updates(
         RuntimeError: If a parameter is a DTensor of terms of a sum.
 
     Warns:
-        UserWarning: If no parameter has two dimensions, and at a step if one of `params` has left the optimizer.
+        UserWarning: If no parameter has two dimensions, now or at the first step, and at a step if one of `params` has
+            left the optimizer.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
@@ -131,9 +132,8 @@ def project_updates(
         refuse_flattened(param)
         check_placement(param)
     _check_marks(optimizer)
-    if matrices is None:
-        warn_without_matrices(all_params, "project_updates")
-    hooks = _Projection(matrices, delta=delta, eps=eps, wd_ratio=wd_ratio)
+    has_matrices = matrices is None and warn_without_matrices(all_params, "project_updates")
+    hooks = _Projection(matrices, delta=delta, eps=eps, wd_ratio=wd_ratio, has_unseen_shapes=has_matrices)
     hooks.check_rates(optimizer)
     return attach_step_hooks(optimizer, hooks.before, hooks.after, undo=hooks.forget)
 
@@ -193,8 +193,11 @@ def _check_marks(optimizer: Optimizer) -> None:
 class _Projection:
     """The hooks, and the weights and decisions that they keep during a step."""
 
-    def __init__(self, params: list[Tensor] | None, *, delta: float, eps: float, wd_ratio: float) -> None:
+    def __init__(
+        self, params: list[Tensor] | None, *, delta: float, eps: float, wd_ratio: float, has_unseen_shapes: bool
+    ) -> None:
         self._params, self._delta, self._eps, self._wd_ratio = params, delta, eps, wd_ratio
+        self._has_unseen_shapes = has_unseen_shapes
         self._before_step: dict[Tensor, tuple[Tensor, Tensor]] = {}  # a copy of the weight, and the decision
         self._present = PresentParams("project_updates")
 
@@ -214,6 +217,9 @@ class _Projection:
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> StepArgs | None:
         self.forget()
         _check_marks(optimizer)
+        if self._has_unseen_shapes:
+            self._has_unseen_shapes = False
+            warn_without_matrices(groups_of(optimizer), "project_updates")  # flat buffers may have come since
         self.check_rates(optimizer)
         return run_after_backward(args, kwargs, lambda: self._decide(optimizer))
 

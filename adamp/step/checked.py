@@ -68,15 +68,17 @@ def refuse_flattened(param: Tensor) -> None:
         )
 
 
-def warn_without_matrices(params: Iterable[Tensor], owner: str) -> None:
-    """Warn if not one of the parameters has the two dimensions that a projection needs."""
+def warn_without_matrices(params: Iterable[Tensor], owner: str) -> bool:
+    """Warn if not one of the parameters has the two dimensions that a projection needs; return whether one has."""
     params = list(params)
-    if params and not any(is_lazy(param) or param.ndim > 1 for param in params):
+    has_matrices = any(is_lazy(param) or param.ndim > 1 for param in params)
+    if params and not has_matrices:
         warnings.warn(
             f"{owner} has no parameter of two or more dimensions, so nothing is projected: a wrapper may have merged "
             "them into flat buffers; give it the parameters in their own shapes",
             stacklevel=3,
         )
+    return has_matrices
 
 
 def is_state_initialisation(optimizer: Optimizer) -> bool:

@@ -99,11 +99,15 @@ class ProjectedOptimizer(CheckedOptimizer):
     """Base of the optimizers that project their update: options and implementations; subclasses add the update."""
 
     IMPLEMENTATION_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
+    _has_unseen_shapes = False
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
+        self._has_unseen_shapes = self._warn_without_matrices()
+
+    def _warn_without_matrices(self) -> bool:
         candidates = [group["params"] for group in self.param_groups if group["scale_invariant"] is not False]
-        warn_without_matrices(chain.from_iterable(candidates), type(self).__name__)
+        return warn_without_matrices(chain.from_iterable(candidates), type(self).__name__)
 
     def _check(self, options: dict[str, Any]) -> None:
         for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
@@ -188,6 +192,9 @@ class ProjectedOptimizer(CheckedOptimizer):
             self._collect(group)
 
     def _step(self) -> None:
+        if not torch.compiler.is_compiling() and self._has_unseen_shapes:
+            self._has_unseen_shapes = False
+            self._warn_without_matrices()  # DeepSpeed's ZeRO has put flat buffers into the groups by now
         found_inf = getattr(self, "found_inf", None)
         grad_scale = getattr(self, "grad_scale", None)
         tensors_by_group = [(group, self._collect(group)) for group in self.param_groups]

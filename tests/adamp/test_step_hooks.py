@@ -118,11 +118,16 @@ def test_parameters_that_fsdp_flattened_are_refused(flag, attach):
         attach(optimizer, [param])
 
 
-@pytest.mark.parametrize(
-    "build",
-    [SGDP, AdamP, lambda params, lr: project_updates(torch.optim.SGD(params, lr))],
-    ids=["sgdp", "adamp", "project_updates"],
-)
+def projected_sgd(params, lr):
+    optimizer = torch.optim.SGD(params, lr)
+    project_updates(optimizer)
+    return optimizer
+
+
+every_projection = pytest.mark.parametrize("build", [SGDP, AdamP, projected_sgd])
+
+
+@every_projection
 def test_vectors_alone_are_warned_of_once(build):
     with pytest.warns(UserWarning, match="has no parameter of two or more dimensions") as caught:
         build([nn.Parameter(torch.ones(12)), nn.Parameter(torch.ones(3))], lr=0.1)
@@ -131,6 +136,18 @@ def test_vectors_alone_are_warned_of_once(build):
         warnings.simplefilter("error")
         build([nn.Parameter(torch.ones(12)), nn.Parameter(torch.ones(3, 4))], lr=0.1)
         SGDP([nn.Parameter(torch.ones(12))], lr=0.1, scale_invariant=False)
+
+
+@every_projection
+def test_matrices_that_a_wrapper_flattens_later_are_warned_of_at_the_first_step_alone(build):
+    optimizer = build([make_param((3, 2))], lr=0.1)
+    flat = nn.Parameter(torch.ones(6))
+    optimizer.param_groups[0]["params"] = [flat]  # as DeepSpeed's ZeRO does
+    flat.grad = torch.ones(6)
+    with pytest.warns(UserWarning, match="has no parameter of two or more dimensions") as caught:
+        optimizer.step()
+        optimizer.step()
+    assert len(caught) == 1
 
 
 class CallingItsBase(torch.optim.SGD):
