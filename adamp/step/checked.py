@@ -87,7 +87,8 @@ def is_state_initialisation(optimizer: Optimizer) -> bool:
     `torch.distributed.checkpoint.state_dict` takes such a step, as state dicts need every entry. Gradients are read on
     the host, but only in the first step of an optimizer, and only at rate 0.
     """
-    if optimizer.state or torch.compiler.is_compiling():
+    # The compiler first: it creates state as it traces, and may trace again from the start
+    if torch.compiler.is_compiling() or optimizer.state:
         return False
     for group in optimizer.param_groups:
         lr = group.get("lr")

@@ -84,15 +84,18 @@ def select_implementation(
         return "single"
     if is_sharded(param):
         return "foreach"
-    # torch.compile traces foreach and generates its own kernel; it cannot trace the custom ones.
+    otherwise: Implementation = "single" if group["foreach"] is False else "foreach"
+    # torch.compile traces these and generates its own kernel; it cannot trace the custom ones.
+    if torch.compiler.is_compiling():
+        return otherwise
     use_default = group["fused"] is None and group["foreach"] is None and not group["capturable"]
     wants_fused = group["fused"] or (use_default and default_implementation(param.device) == "fused")
     # The kernels' rows are dense in memory, which columns are not.
-    if wants_fused and not torch.compiler.is_compiling() and not num_blocks(group["scale_invariant"]):
+    if wants_fused and not num_blocks(group["scale_invariant"]):
         kernel = kernels.kernel_for(param.device)
         if kernel is not None and kernel.supports(param, grad, *states):
             return "fused"
-    return "single" if group["foreach"] is False else "foreach"
+    return otherwise
 
 
 class ProjectedOptimizer(CheckedOptimizer):
@@ -335,4 +338,4 @@ def _with_descent_gradients(tensors: ParamTensors, *, maximize: bool, grad_scale
         grads = [grad / grad_scale.to(grad.device) for grad in wide]
     if maximize:
         grads = [-grad for grad in grads]
-    return ParamTensors(tensors.params, grads, tensors.states)  # _replace would be a graph break before torch 2.7
+    return ParamTensors(tensors.params, grads, tensors.states)  # torch 2.6 cannot trace _replace

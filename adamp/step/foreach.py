@@ -74,10 +74,6 @@ class StepBuffers:
         """Whether gradients decide on the projection, rather than the group's `scale_invariant`."""
         return bool(self.options["scale_invariant"] == "auto")
 
-    def num_rows(self, index: int) -> tuple[int, int]:
-        """Return the numbers of rows of a matrix on this process and in all."""
-        return self.weights[index].shape[0], self.layout.global_shapes[index][0]
-
     def row_lengths(self) -> list[int]:
         """Return C of each matrix."""
         return [math.prod(self.layout.global_shapes[i][1:]) for i in self.matrices]
@@ -108,7 +104,7 @@ def apply_batches_(batches: Sequence[StepBuffers]) -> None:
     )
     late = {i: _matrix_sums(batches[i], products[i]) for i in split_rows if batches[i].is_tested}
     sum_over_processes([(late[i], batches[i].layout.across_rows) for i in late])
-    sums |= late
+    sums.update(late)
 
     # Projection, decay and the step itself
     for i, batch in enumerate(batches):
@@ -155,7 +151,7 @@ def _row_blocks(batch: StepBuffers) -> list[RowBlock]:
     # The rows of one block form an (n, R) matrix, and a sum over a matrix is a sum over the last dimension, in fixed
     # order. Sums by index (index_add, scatter) are not deterministic on a GPU.
     blocks, start, first = [], 0, 0
-    for (rows, _), members in groupby(batch.matrices, key=batch.num_rows):
+    for rows, members in groupby(batch.matrices, key=lambda i: batch.weights[i].shape[0]):
         stop = start + len(list(members))
         last = first + (stop - start) * rows
         blocks.append(RowBlock(slice(start, stop), slice(first, last), rows))

@@ -9,8 +9,11 @@ from adamp import SGDP, AdamP
 from tests.adamp import reference
 from tests.adamp.trajectories import OPTIMIZERS, assert_close, parameters, train
 
-# What torch's compiler itself warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+# What torch's compiler itself warns of; the second is torch 2.6's.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles:UserWarning"),
+]
 HOW = {"default": {}, "single": {"foreach": False}, "foreach": {"foreach": True}, "capturable": {"capturable": True}}
 
 
