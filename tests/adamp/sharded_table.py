@@ -30,6 +30,7 @@ from tests.adamp import reference
 from tests.adamp.problems import filter_network
 
 WHOLE_STATE = StateDictOptions(full_state_dict=True)
+FSDP2_RUNS_HERE = hasattr(torch.cpu.Stream, "record_event")  # not on the CPU with torch 2.6
 
 
 def shrink(optimizer, **options):
