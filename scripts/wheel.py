@@ -91,8 +91,9 @@ print(", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in best.item
 
 def stage(folder: Path) -> None:
     """Copy what the distributions are built from into an empty folder: setuptools leaves files where it works."""
-    for name in ("pyproject.toml", "MANIFEST.in", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
-        shutil.copy(ROOT / name, folder)
+    (folder / "docs").mkdir()
+    for name in ("pyproject.toml", "MANIFEST.in", "LICENSE", "CHANGELOG.md", "CITATION.cff", "docs/optimizers.md"):
+        shutil.copy(ROOT / name, folder / name)
     for name in ("adamp", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
