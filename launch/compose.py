@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launch.checkout import ROOT
 from launch.schema import check_options
+from launch.targets import check_loaded, check_targets
 from launch.unread import check_read
 from launch.words import did_you_mean, did_you_mean_option, quoted
 from tasks.base import InputError
@@ -79,7 +80,7 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> RunSpec:
     """Turn a composed configuration into a plan; nothing is built yet.
 
     Raises:
-        InputError: The configuration names no experiment, or a value is out of its range.
+        InputError: The configuration names no experiment, or a value is out of its range, or a target is not allowed.
     """
     if cfg.experiment_name is None:
         known = ", ".join(sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml")))
@@ -90,10 +91,12 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> RunSpec:
     train: Train = OmegaConf.to_object(cfg.train)  # type: ignore[assignment]
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     check_options(config)
+    check_targets(config)
     config.pop("sweep", None)  # which table asked for a run is no part of the run: tables share runs
     name = run_name(config, overrides)
 
     def make(node: Any) -> Any:
+        check_loaded(node)
         # Plain containers: optimizers would hold OmegaConf lists, which a weights-only load refuses.
         return hydra.utils.instantiate(node, _convert_="all")
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from launch.targets import load, targets_in
 from launch.words import did_you_mean
 from tasks.base import InputError
 
@@ -79,7 +79,7 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     """
     # The task repeats model and data: their own keys are what a user types.
     for root in sorted(config, key=lambda root: root == "task"):
-        for path, node in _targets(root, config[root]):
+        for path, node in targets_in(root, config[root]):
             parameters, hints = _signature(path, str(node["_target_"]))
             takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
             for key, value in node.items():
@@ -92,27 +92,18 @@ def check_arguments(config: Mapping[str, Any]) -> None:
                     raise InputError(f"{path}.{key} is no argument of {name}{did_you_mean(key, parameters)}")
 
 
-def _targets(path: str, node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from _targets(f"{path}.{key}", value)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for place, value in enumerate(node):
-            yield from _targets(f"{path}[{place}]", value)
-
-
 def _signature(path: str, name: str) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
     try:
-        return _signature_of(name)
+        return _signature_of(f"{path}._target_", name)
+    except InputError:
+        raise
     except Exception as error:  # whatever the import of foreign code raises
         raise InputError(f"{path}._target_ is {name}; it cannot be imported: {str(error).splitlines()[0]}") from error
 
 
 @cache
-def _signature_of(name: str) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
-    target = get_object(name)
+def _signature_of(key: str, name: str) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
+    target = load(key, name)
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError):  # foreign annotations that cannot be read: the defaults tell

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from launch import compose
+
 ROOT = Path(__file__).resolve().parent.parent
 # Room -> the rooms that it may import. Within a room everything may import everything, without a circle.
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -207,6 +209,30 @@ def test_what_is_typed_as_key_value_reaches_the_program_and_gpus_becomes_its_opt
 def test_a_value_passes_through_make_letter_by_letter(word: str) -> None:
     line = make("-n", "-o", ".venv/.ready", "imagenet-resnet18", word)
     assert shlex.split(line)[-1] == word
+
+
+def test_every_printable_character_passes_through_make_as_in_the_direct_command(tmp_path: Path) -> None:
+    characters = [chr(code) for code in range(32, 127)]
+    words = [f"key{place}=a{each}{each} b{each}" for place, each in enumerate(characters)]
+    words += [
+        f"key{len(words)}={''.join(characters[1:])}",
+        "tag=R&D",
+        'opt_groups=[{match: "bias|bn"}]',
+        "last=;echo no",
+    ]
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    program.chmod(0o755)
+    said = make("-o", ".venv/.ready", f"PY={program}", "imagenet-resnet18", *words)
+    assert sorted(word for word in said.split("\0")[4:-1] if not word.startswith("PY=")) == sorted(words)
+
+
+def test_a_space_that_make_takes_from_the_start_of_a_value_changes_neither_name_nor_configuration() -> None:
+    given = ["experiment=imagenet-resnet18", "pictures=false", "+marks.a= {b: 1}", "tag= R"]
+    line = make("-n", "-o", ".venv/.ready", *[given[0].split("=")[1], *given[1:]])
+    passed = shlex.split(line.strip().splitlines()[-1])[3:]
+    found, direct = compose.composed(passed), compose.composed(given)
+    assert (found.name, found.config) == (direct.name, direct.config)
 
 
 def outside_make() -> dict[str, str]:

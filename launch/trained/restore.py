@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 
 from evidence.runs.run import ReadError
+from launch.targets import load
+from tasks.base import InputError
 
 CHECKPOINTS = ("best", "last")
 
@@ -31,10 +32,11 @@ def build(node: Any) -> Any:
     given = {key: build(value) for key, value in node.items() if not key.startswith("_")}
     if "_target_" not in node:
         return given
-    module, _, name = str(node["_target_"]).rpartition(".")
-    if module.split(".")[0] not in ("tasks", "adamp"):
-        raise ReadError(f"{node['_target_']}: a run's configuration may build only what lies in tasks and adamp")
-    target = getattr(importlib.import_module(module), name)
+    name = str(node["_target_"])
+    try:
+        target = load("_target_", name)
+    except InputError:
+        raise ReadError(f"{name}: a run's configuration may build only what lies in tasks and adamp") from None
     if node.get("_partial_"):
         return lambda *args, **more: target(*args, **{**given, **more})
     return target(**given)

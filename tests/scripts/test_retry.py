@@ -27,13 +27,33 @@ def test_it_takes_what_may_succeed_by_the_recorded_words_and_leaves_out_where_th
     made(write_run, tmp_path, 2, ["opt=sgd"], status="failed", error="not finite", diverged_at=3)
     made(write_run, tmp_path, 3, ["opt=sgd"], status="finished")
     made(write_run, tmp_path, 4)  # of an earlier version
-    assert retry.main([f"runs={tmp_path}", "--dry", "launcher=local", "jobs=2"]) == 0
+    assert retry.main([f"runs={tmp_path}", "--dry", "trusted=true", "launcher=local", "jobs=2"]) == 0
     said = capsys.readouterr().out
     assert "python scripts/train.py opt=sgd train.seed=0\n" in said
     assert "1 runs --config-dir=/mine gpus=2\n  python scripts/train.py gpus=2 opt=sgd\n" in said
     assert said.count("python scripts/train.py") == 2
     assert "1 diverged" in said
     assert "1 are of an earlier version" in said
+
+
+@pytest.mark.parametrize(("word", "trusted"), [
+    ("--config-dir=elsewhere", True), ("hydra.searchpath=[file://elsewhere]", True), ("opt=../../elsewhere", True),
+    ("opt={_target_:os.mkdir}", True), ("figures=[os.mkdir]", True), ("+figures=[os.mkdir]", True),
+    ("--experimental-rerun=elsewhere", False), ("+hydra.callbacks.a._target_=os.mkdir", False),
+    ("opt@hydra.callbacks.a=sgd", False), ("hydra/job_logging=elsewhere", False),
+])  # fmt: skip
+def test_what_chooses_code_is_not_taken_from_a_record_that_nobody_trusts(
+    word: str, trusted: bool, tmp_path: Path, write_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(write_run, tmp_path, 0, [word, "train.seed=0"])
+    made(write_run, tmp_path, 1, ["opt=sgd", "data_root=/data/imagenet", "train.seed=1"])
+    assert retry.main([f"runs={tmp_path}", "--dry"]) == 0
+    said = capsys.readouterr().out
+    assert f"its record says {word}, which is not taken" in said
+    assert said.count("python scripts/train.py") == 1
+    assert "train.py opt=sgd data_root=/data/imagenet train.seed=1" in said
+    assert retry.main([f"runs={tmp_path}", "--dry", "trusted=true"]) == 0
+    assert capsys.readouterr().out.count("python scripts/train.py") == 1 + trusted
 
 
 def test_only_one_kind_may_be_asked_for(tmp_path: Path, write_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
