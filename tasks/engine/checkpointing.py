@@ -25,11 +25,13 @@ class Checkpoints:
         folder: Where they are.
         run: Identity of the run; a checkpoint of another run is refused.
         world: The processes.
+        restart: Start over where checkpoints were set aside and none is left to resume from.
     """
 
     folder: Path
     run: str
     world: World
+    restart: bool = False
 
     def save_last(
         self, state: TrainState, *, metrics_offset: int, faulty_examples: Mapping[str, list[Any]] | None = None
@@ -81,10 +83,25 @@ class Checkpoints:
         }
 
     def load_latest(self) -> checkpoint.Contents | None:
-        """Read the last checkpoint on every process, process 0 first: only it may set a broken file aside."""
-        path = self.world.broadcast_object(checkpoint.latest(self.folder))
-        if path is None:
-            return None
+        """Read the last checkpoint on every process.
+
+        Raises:
+            InputError: It cannot be used, or those of the folder were set aside and `restart` is not set.
+        """
+        path = self.world.broadcast_object(self.world.run_on_rank0(self._latest))
+        return None if path is None else self._load(path)
+
+    def _latest(self) -> Path | None:
+        path = checkpoint.latest(self.folder)
+        if path is None and not self.restart and (kept := checkpoint.unusable(self.folder)):
+            raise InputError(
+                f"{self.folder} holds no checkpoint to resume from, only {', '.join(kept[:3])}, which cannot be used\n"
+                "Put a copy back as last.pt, or start over with train.restart=true."
+            )
+        return path
+
+    def _load(self, path: Path) -> checkpoint.Contents:
+        """Read a checkpoint on every process, process 0 first: only it may set a damaged file aside."""
         contents = self.world.run_on_rank0(lambda: checkpoint.load(path, run=self.run))
         return contents if contents is not None else checkpoint.load(path, run=self.run)
 
@@ -95,9 +112,9 @@ class Checkpoints:
             InputError: There are none yet: the phase before has not been evaluated.
         """
         path = self.folder / "best.pt"
-        if not path.exists():
+        if not self.world.broadcast_object(self.world.run_on_rank0(lambda: path.name in checkpoint.names(self.folder))):
             raise InputError(f"a phase starts from the best checkpoint, and {path} does not exist")
-        _load_weights(state, checkpoint.load(path, run=self.run))
+        _load_weights(state, self._load(path))
 
 
 def restore(state: TrainState, contents: checkpoint.Contents, world: World) -> None:

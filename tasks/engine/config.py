@@ -51,6 +51,7 @@ class Train:
             when a signal asks for it, and at each new best score).
         timeout_minutes: Longest wait of a process for the others.
         progress: Show a progress bar, or timed lines where standard error is no terminal.
+        restart: Start over where the run's checkpoints cannot be used; one that can be used is resumed all the same.
     """
 
     epochs: int = 100
@@ -79,6 +80,7 @@ class Train:
     checkpoint_minutes: float = 10.0
     timeout_minutes: float = 30.0
     progress: bool = True
+    restart: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their range."""

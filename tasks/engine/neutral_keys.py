@@ -6,7 +6,7 @@ The one list of them; it needs neither torch nor Hydra.
 from __future__ import annotations
 
 # Options of `train` that change where, how fast or how verbosely a run runs, but not one bit of its result.
-RESULT_NEUTRAL_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress", "check_every")
+RESULT_NEUTRAL_KEYS = ("num_workers", "checkpoint_minutes", "timeout_minutes", "progress", "check_every", "restart")
 # Where the data lie, who follows a run, who starts it, and what is drawn of it.
 PLACES = frozenset({"data_root", "paths", "logger", "launcher", "gpus", "jobs", "pictures", "figures"})
 _DATA_PLACES = frozenset(f"{prefix}data.{key}" for prefix in ("", "task.") for key in ("root", "cache"))

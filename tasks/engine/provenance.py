@@ -32,16 +32,25 @@ def command_line() -> str:
     return " ".join([name, *sys.argv[1:]])
 
 
-def git_state(folder: Path) -> GitState:
-    """Return {"commit", "dirty"} of the checkout that holds `folder`, results/ aside; nulls outside one."""
+def git_state(root: Path) -> GitState:
+    """Return {"commit", "dirty"} of the checkout whose top folder is `root`, results/ aside; nulls if it is none.
+
+    A repository around it, or one that the environment names, says nothing about this code.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20)
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, env=environment
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return {"commit": None, "dirty": None}
     # Runs write into results/; that changes no code
     status = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
@@ -83,7 +92,7 @@ def provenance(folder: Path) -> str:
     """Return time, commit and machine of a measurement, in one line.
 
     Args:
-        folder: A folder of the checkout; a + after the commit marks uncommitted changes.
+        folder: The top folder of the checkout; a + after the commit marks uncommitted changes.
     """
     git = git_state(folder)
     commit = f"{git['commit']}{'+' if git['dirty'] else ''}"

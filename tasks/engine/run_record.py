@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import IO, Any, Unpack, cast
 
 from tasks.base import InputError
+from tasks.engine import checkpoint
 from tasks.engine.config import config_hash, differing_keys
 from tasks.engine.provenance import command_line, git_state, hardware, now, peak_memory_mib, versions
 from tasks.engine.record_schema import DATA_IDENTITY, RunEntries, wrong_entry
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -62,7 +65,7 @@ class RunRecord:
 
     def _begin(self, name: str, config: Mapping[str, Any], processes: int, argv: Sequence[str]) -> None:
         stored, folder = self._read(), self.folder
-        if stored and stored.get("status") != "finished" and not any((folder / "checkpoints").glob("*.pt")):
+        if stored and stored.get("status") != "finished" and not checkpoint.names(folder / "checkpoints"):
             stored = None  # no checkpoint: start anew
         if stored and (changed := differing_keys(dict(config), stored.get("config", {}))):
             listed = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
@@ -79,7 +82,7 @@ class RunRecord:
             "experiment": config.get("experiment_name"), "status": "running", "error": None,
             "opt_name": config.get("opt_name"), "seed": config.get("train", {}).get("seed"),
             "scale": config.get("scale_name"), "config": dict(config), "config_hash": config_hash(config),
-            "command": command_line(), "git": git_state(Path(__file__).parent), "versions": versions(),
+            "command": command_line(), "git": git_state(ROOT), "versions": versions(),
             "hardware": hardware(processes), "ended": None, "argv": list(argv),
             "log": os.environ.get("ADAMP_LOG"),  # where a launcher sends the run's output
         }  # fmt: skip
@@ -145,14 +148,16 @@ class RunRecord:
         return lock
 
     def _read(self) -> RunEntries | None:
-        if not self.path.exists() and not self.path.is_symlink():
-            return None
         try:
-            stored = json.loads(self.path.read_text())
+            if not os.path.lexists(self.path):
+                return None
+            stored = checkpoint.read_again(lambda: json.loads(self.path.read_text()), self.path)
             if not isinstance(stored, dict):
                 raise ValueError
             wrong = wrong_entry(stored)
-        except (ValueError, OSError, RecursionError, OverflowError, MemoryError):
+        except InputError:  # a ValueError that says more
+            raise
+        except (ValueError, OSError, RecursionError, OverflowError):
             raise InputError(f"{self.path} is not readable JSON; move the folder away or repair it") from None
         if wrong is not None:
             raise InputError(f"{self.path}: {wrong}; move the folder away or repair it")
@@ -180,18 +185,24 @@ class RunRecord:
                 the same lines.
 
         Raises:
-            InputError: The file is shorter than at the checkpoint: lines were lost.
+            InputError: The file is shorter than at the checkpoint: lines were lost; or it cannot be opened now.
         """
         path = self.folder / "metrics.jsonl"
-        size = path.stat().st_size if path.exists() else 0
+        try:
+            size = checkpoint.read_again(path.stat, path).st_size
+        except checkpoint.LASTING:
+            size = 0
         if size < offset:
             raise InputError(
                 f"{path} holds {size} bytes, its checkpoint knows {offset}: lines were lost\n"
                 "Restore the file, or move the run's folder away to start over."
             )
-        self._metrics = path.open("ab")
+        if offset == 0 and size and checkpoint.unusable(self.folder / "checkpoints"):
+            path.rename(checkpoint.free_name(path, "before"))  # the lines that a checkpoint set aside knows
+        timing = self.folder / "timing.jsonl"
+        self._metrics = checkpoint.read_again(lambda: path.open("ab"), path)
         self._metrics.truncate(offset)
-        self._timing = (self.folder / "timing.jsonl").open("ab")
+        self._timing = checkpoint.read_again(lambda: timing.open("ab"), timing)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """Append one line of metrics and flush it. Non-finite numbers become null, as JSON has none."""

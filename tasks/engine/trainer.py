@@ -89,7 +89,7 @@ class Trainer:
         check_rules(self.task.networks, self.rules)
         self.state = TrainState.initial(self.task.networks, self.train, self.world)
         self.wrapped_modules: dict[str, nn.Module] = {}
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.name, self.world)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.name, self.world, restart=self.train.restart)
         self.notices: dict[str, int] | None = None
         self._gradients_compared = False  # since the networks were wrapped
         self._saved_at = time.monotonic()

@@ -1,7 +1,9 @@
 """Checkpoints are whole or absent, and what cannot be read is never overwritten."""
 
+import errno
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +54,50 @@ def test_a_file_that_is_not_this_runs_checkpoint_is_kept_aside(tmp_path: Path, c
         checkpoint.load(path, run="e/r")
     assert (tmp_path / "last.unreadable-1.pt").read_bytes() == before
     assert (tmp_path / "last.unreadable-2.pt").read_bytes() == b"again"
+
+
+PASSING = [OSError(errno.ESTALE, "Stale file handle"), OSError(errno.EIO, "Input/output error"), MemoryError()]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda error: getattr(error, "strerror", "memory"))
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_passing_read_error_is_retried(
+    name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path / name, STATE)
+    read, errors = torch.load, [error, error]
+
+    def load(*words: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return read(*words, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0, 0.0))
+    assert checkpoint.load(tmp_path / name, run="e/r")["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+@pytest.mark.parametrize("target", ["/proc/self/mem", "/nowhere/last.pt"])
+def test_a_lasting_read_error_is_reported_and_the_checkpoint_stays(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0,))
+    (tmp_path / "last.pt").symlink_to(target)  # reading the first byte fails, or opening
+    assert checkpoint.latest(tmp_path) == tmp_path / "last.pt"
+    with pytest.raises(InputError, match=r"last\.pt cannot be read now: .*\nNothing was changed; run the same command"):
+        checkpoint.load(tmp_path / "last.pt", run="e/r")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_checkpoint_of_a_newer_format_is_refused_untouched(name: str, tmp_path: Path) -> None:
+    torch.save({"format": checkpoint.FORMAT + 1, "everything": "elsewhere"}, tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(InputError, match=r"has format 2, this version reads format 1.*\nNothing was changed"):
+        checkpoint.load(tmp_path / name, run="e/r")
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == before
 
 
 def test_after_setting_a_broken_checkpoint_aside_the_one_before_is_the_latest(tmp_path: Path) -> None:

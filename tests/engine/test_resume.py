@@ -127,6 +127,26 @@ def test_lost_metrics_are_an_error_and_not_a_gap(tmp_path: Path) -> None:
         run("plain", tmp_path)
 
 
+def test_starting_over_where_a_checkpoint_was_set_aside_asks_for_a_word(tmp_path: Path) -> None:
+    weights, metrics = run("plain", tmp_path / "undisturbed")
+    folder = tmp_path / "r"
+    with pytest.raises(Stopped):
+        run("plain", folder, toys.kill_at(8))
+    before = (folder / "metrics.jsonl").read_bytes()
+    (folder / "checkpoints" / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"kept as last\.unreadable-1\.pt; .* train\.restart=true to start over"):
+        run("plain", folder)
+    with pytest.raises(InputError, match=r"only last\.unreadable-1\.pt, which cannot be used\n.*train\.restart=true"):
+        run("plain", folder)
+    assert before and (folder / "metrics.jsonl").read_bytes() == before
+    made = toys.trainer(toys.Toy(), folder, restart=True)
+    made.fit()
+    toys.close(made)
+    assert (folder / "metrics.before-1.jsonl").read_bytes() == before
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+    assert all(torch.equal(value, weights[name]) for name, value in toys.weights(made).items())
+
+
 def test_a_signal_while_the_test_split_is_scored_repeats_the_scoring_alone(tmp_path: Path) -> None:
     weights, metrics = run("tested", tmp_path / "whole")
     task = toys.Tested()

@@ -1,13 +1,17 @@
 """The files of a run: whole, honest, and one process at a time."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.base import InputError
+from tasks.engine import checkpoint
 from tasks.engine.config import config_hash, differing_keys, result_keys
+from tasks.engine.provenance import git_state
 from tasks.engine.run_record import RunRecord
 
 CONFIG: dict[str, Any] = {
@@ -83,6 +87,41 @@ def test_a_broken_record_is_named_and_kept(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.json is not readable JSON"):
         record(folder)
     assert (folder / "run.json").read_text() == '{"half": '
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read")
+def test_a_record_that_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", (0.0,))
+    (tmp_path / "run.json").symlink_to("/proc/self/mem")
+    with pytest.raises(InputError, match=r"run\.json cannot be read now: Input/output error\nNothing was changed"):
+        record(tmp_path)
+
+
+def commit(folder: Path) -> str:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "--allow-empty", "-m", "m"]):
+        subprocess.run(["git", "-C", folder, *words], check=True, env=environment)
+    words = ["git", "-C", folder, "rev-parse", "HEAD"]
+    return subprocess.run(words, check=True, env=environment, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_commit_is_that_of_the_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("outer/inner", "foreign"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "foreign" / "f").write_text("f")
+    commit(tmp_path / "outer")
+    commit(tmp_path / "foreign")
+    inner = tmp_path / "outer" / "inner"
+    assert git_state(inner) == {"commit": None, "dirty": None}
+    own = commit(inner)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "foreign" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(inner))
+    assert git_state(inner) == {"commit": own, "dirty": False}
+    (inner / "new").write_text("n")
+    assert git_state(inner) == {"commit": own, "dirty": True}
 
 
 def test_lines_are_readable_while_the_run_runs_and_hold_no_nan(tmp_path: Path) -> None:
