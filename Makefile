@@ -79,7 +79,7 @@ mini: $(READY) ## every small classification table and figure, two runs at a tim
 
 $(filter-out doctor,$(TOOLS)): $(READY)
 
-tables: OPTIONS := --readme --figures
+tables: OPTIONS := --page --figures
 doctor: PY := $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 $(TOOLS):
 	@$(PY) -m $(subst /,.,$(basename $(firstword $(wildcard \

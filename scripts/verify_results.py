@@ -22,7 +22,7 @@ from scripts import claims, tables
 from scripts.options import command, parse, results
 
 USAGE = """
-usage: python scripts/verify_results.py [results=FOLDER] [only=WORD] [readme=FILE]
+usage: python scripts/verify_results.py [results=FOLDER] [only=WORD] [page=FILE]
 
 Makes run folders of RESULTS/records.csv, curves.jsonl and settings.jsonl, runs every command that writes tables,
 figures and the ledger of claims on them, and compares with RESULTS/tables and with the numbers beside RESULTS/figures
@@ -31,7 +31,7 @@ made again at another commit is named and fails nothing.
 
   results=FOLDER  default results
   only=WORD       only files whose name holds this
-  readme=FILE     whose tables are compared too; default README.md
+  page=FILE       whose tables are compared too; default docs/results.md
 
 example: python scripts/verify_results.py
 """
@@ -76,7 +76,7 @@ def _norms(path: Path, runs: Path, out: Path) -> int:
     return claims_norms.main([*words, f"runs={runs}", f"out={out}/tables/{path.name}"])
 
 
-def remake(folder: Path, out: Path, readme: Path, problems: list[str]) -> None:
+def remake(folder: Path, out: Path, page: Path, problems: list[str]) -> None:
     """Write tables, figures and the ledger under `out`, from the records of `folder` alone."""
     runs = out / "runs"
     restore(folder / "records.csv", runs)
@@ -87,9 +87,9 @@ def remake(folder: Path, out: Path, readme: Path, problems: list[str]) -> None:
     calls: list[tuple[str, Callable[[], int]]] = [("tables", lambda: tables.main([*words, "--figures"]))]
     calls += makers(folder, runs, out)
     calls.append(("claims", lambda: claims.main([f"records={out}/records.csv", f"out={out}/tables"])))
-    if readme.exists() and "<!-- table:" in readme.read_text(encoding="utf-8"):
-        checked = [f"records={out}/records.csv", f"readme={readme}", "--check"]
-        calls.append((f"{readme}: its tables are not what the records say", lambda: tables.main(checked)))
+    if page.exists() and "<!-- table:" in page.read_text(encoding="utf-8"):
+        checked = [f"records={out}/records.csv", f"page={page}", "--check"]
+        calls.append((f"{page}: its tables are not what the records say", lambda: tables.main(checked)))
     for name, call in calls:
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -97,18 +97,18 @@ def remake(folder: Path, out: Path, readme: Path, problems: list[str]) -> None:
         except ReadError as error:
             problems.append(f"{name}: {error}")
         else:
-            problems += [name] if code and name.startswith(str(readme)) else []
+            problems += [name] if code and name.startswith(str(page)) else []
 
 
 def main(words: Sequence[str]) -> int:
     """Make all again, compare, and say what differs."""
-    values = parse(words, options={"results": results(), "only": "", "readme": "README.md"})
+    values = parse(words, options={"results": results(), "only": "", "page": "docs/results.md"})
     folder, outcome = Path(values["results"].rstrip("/")), Comparison()
     if not (folder / "records.csv").exists():
         raise ReadError(f"there is no {folder / 'records.csv'}; make tables writes it")
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
-        remake(folder, out, Path(values["readme"]), outcome.problems)
+        remake(folder, out, Path(values["page"]), outcome.problems)
         outcome.compare_results(folder, out, only=values["only"])
     outcome.compare_runs(folder)
     print(*outcome.report(), sep="\n")

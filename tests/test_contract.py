@@ -265,7 +265,7 @@ def test_make_help_lines_up_and_a_closed_pipe_is_no_error() -> None:
 
 
 TARGETS = {
-    "report": "scripts.report", "tables": "scripts.tables --readme --figures",
+    "report": "scripts.report", "tables": "scripts.tables --page --figures",
     "verify-results": "scripts.verify_results",
     "soak": "tests.reliability.soak", "corpus": "tests.reliability.corpus", "fuzz": "tests.reliability.fuzz",
     "load": "tests.reliability.load", "dry-run": "scripts.dry_run", "imagenet-check": "scripts.imagenet_check",

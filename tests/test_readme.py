@@ -1,4 +1,4 @@
-"""The README's code runs as it stands."""
+"""The README is short, its code runs as it stands, its links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,10 @@ def test_the_python_example_runs_and_prints_norms(capsys: pytest.CaptureFixture[
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     assert "norm/mean" in capsys.readouterr().out
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 900, "move what is not for a newcomer to docs/"
 
 
 def test_every_relative_link_leads_somewhere() -> None:

@@ -36,7 +36,7 @@ TEX = {
 def markdown(experiment: str, tables: Sequence[ResultTable]) -> str:
     """Return the tables of one experiment, or a line that says that there are none yet."""
     if not tables:
-        made_by = f"`make {experiment}` makes one, `python scripts/tables.py --readme` fills this table"
+        made_by = f"`make {experiment}` makes one, `python scripts/tables.py --page` fills this table"
         return f"No runs recorded yet; {made_by}.\n"
     return "\n".join(_markdown_table(table) for table in tables)
 
@@ -122,17 +122,17 @@ def write_tables(
     return paths
 
 
-def rewrite_readme(readme: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, only: str = "") -> str:
-    """Return README text with its table blocks made anew from the records.
+def rewrite_blocks(page: str, rows: Sequence[ResultRow], paper: Sequence[PaperNumber], *, only: str = "") -> str:
+    """Return a page's text with its table blocks made anew from the records.
 
     Raises:
         ReadError: There is no block, or none of experiment `only`.
     """
-    names = {match["name"] for match in BLOCK.finditer(readme)}
+    names = {match["name"] for match in BLOCK.finditer(page)}
     if not names or (only and only not in names):
         name = only or "imagenet-resnet18"
         raise ReadError(
-            f"README has no block for {name}; put these two lines where the table belongs:\n"
+            f"the page has no block for {name}; put these two lines where the table belongs:\n"
             f"<!-- table:{name} begin -->\n<!-- table:{name} end -->"
         )
 
@@ -142,4 +142,4 @@ def rewrite_readme(readme: str, rows: Sequence[ResultRow], paper: Sequence[Paper
             return match[0]
         return match["begin"] + markdown(name, result_tables(name, rows, paper)) + match["end"]
 
-    return BLOCK.sub(block, readme)
+    return BLOCK.sub(block, page)

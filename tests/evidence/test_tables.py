@@ -13,17 +13,17 @@ from evidence.tables.sections import result_tables
 from scripts import tables
 
 PAPER = read_paper(tables.Path(__file__).parents[2] / "results" / "paper.csv")
-README = "# title\n<!-- table:imagenet-resnet18 begin -->\nold\n<!-- table:imagenet-resnet18 end -->\nrest\n"
+PAGE = "# title\n<!-- table:imagenet-resnet18 begin -->\nold\n<!-- table:imagenet-resnet18 end -->\nrest\n"
 
 
 @pytest.fixture
 def place(tmp_path, write_run):
-    """A folder with runs and a README, and the words that make tables.py use it."""
+    """A folder with runs and a page, and the words that make tables.py use it."""
     for seed in (0, 1, 2):
         write_run(tmp_path / "runs", "sgdp", weight_decay=1e-5, seed=seed)
         write_run(tmp_path / "runs", "sgd", weight_decay=1e-4, seed=seed)
-    (tmp_path / "README.md").write_text(README)
-    names = {"runs": "runs", "records": "records.csv", "out": "tables", "readme": "README.md"}
+    (tmp_path / "results.md").write_text(PAGE)
+    names = {"runs": "runs", "records": "records.csv", "out": "tables", "page": "results.md"}
     return tmp_path, [f"{key}={tmp_path / name}" for key, name in names.items()]
 
 
@@ -52,9 +52,9 @@ def test_finished_runs_become_rows_and_others_do_not(place, write_run):
 
 def test_running_twice_changes_nothing(place):
     root, words = place
-    tables.main([*words, "--readme"])
+    tables.main([*words, "--page"])
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    tables.main([*words, "--readme"])
+    tables.main([*words, "--page"])
     assert before == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
@@ -85,33 +85,33 @@ def test_without_runs_and_records_there_is_an_error(tmp_path):
         tables.main([f"runs={tmp_path / 'x'}", f"records={tmp_path / 'r.csv'}", f"out={tmp_path}"])
 
 
-def test_the_readme_block_is_made_from_the_records_and_the_rest_stays(place):
+def test_the_block_of_a_page_is_made_from_the_records_and_the_rest_stays(place):
     root, words = place
-    tables.main([*words, "--readme"])
-    text = (root / "README.md").read_text()
+    tables.main([*words, "--page"])
+    text = (root / "results.md").read_text()
     assert text.startswith("# title\n<!-- table") and text.endswith("end -->\nrest\n") and "old" not in text
     assert "70.73" in text and "± 0.30" in text and "803200ab" in text
 
 
-def test_check_tells_a_stale_readme(place, capsys):
+def test_check_tells_a_stale_page(place, capsys):
     root, words = place
-    tables.main([*words, "--readme"])
+    tables.main([*words, "--page"])
     assert tables.main([*words, "--check"]) == 0
-    (root / "README.md").write_text((root / "README.md").read_text().replace("70.73", "79.73"))
+    (root / "results.md").write_text((root / "results.md").read_text().replace("70.73", "79.73"))
     assert tables.main([*words, "--check"]) == 1
     assert "is stale" in capsys.readouterr().err
-    assert "79.73" in (root / "README.md").read_text()
+    assert "79.73" in (root / "results.md").read_text()
 
 
-def test_a_readme_without_the_block_says_what_to_put_in():
+def test_a_page_without_the_block_says_what_to_put_in():
     with pytest.raises(runs.ReadError, match=r"<!-- table:toy begin -->\n<!-- table:toy end -->"):
-        tables.rewrite_readme(README, [], PAPER, only="toy")
+        tables.rewrite_blocks(PAGE, [], PAPER, only="toy")
     with pytest.raises(runs.ReadError, match="put these two lines"):
-        tables.rewrite_readme("nothing", [], PAPER)
+        tables.rewrite_blocks("nothing", [], PAPER)
 
 
 def test_a_block_without_records_names_the_command():
-    assert "`make imagenet-resnet18` makes one" in tables.rewrite_readme(README, [], PAPER)
+    assert "`make imagenet-resnet18` makes one" in tables.rewrite_blocks(PAGE, [], PAPER)
 
 
 def test_paper_and_ours_never_share_a_heading():

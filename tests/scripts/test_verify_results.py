@@ -12,16 +12,16 @@ from scripts import claims, tables, verify_results
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, make_run):
-    """A folder of results with runs, records, a table, a ledger and a README."""
+    """A folder of results with runs, records, a table, a ledger and a page."""
     root = tmp_path_factory.mktemp("results")
     for opt in ("sgd", "sgdp"):
         for seed in (0, 1, 2):
             make_run(root / "runs", opt, seed=seed, epochs=20, layers=())
-    (root / "README.md").write_text(
+    (root / "results.md").write_text(
         "<!-- table:imagenet-resnet18 begin -->\n<!-- table:imagenet-resnet18 end -->\n", encoding="utf-8"
     )
-    words = [f"runs={root}/runs", f"records={root}/records.csv", f"out={root}/tables", f"readme={root}/README.md"]
-    assert tables.main([*words, "--readme"]) == 0
+    words = [f"runs={root}/runs", f"records={root}/records.csv", f"out={root}/tables", f"page={root}/results.md"]
+    assert tables.main([*words, "--page"]) == 0
     assert claims.main([f"records={root}/records.csv", f"out={root}/tables"]) == 0
     return root
 
@@ -32,7 +32,7 @@ def drawings(monkeypatch):
 
 
 def verify(root: Path, capsys) -> tuple[int, str]:
-    code = verify_results.main([f"results={root}", f"readme={root}/README.md"])
+    code = verify_results.main([f"results={root}", f"page={root}/results.md"])
     return code, capsys.readouterr().out
 
 
@@ -57,7 +57,7 @@ def test_results_that_come_from_their_records_pass(whole, capsys):
         ("tables/imagenet-resnet18.md", "94.20", "95.20"),
         ("tables/imagenet-resnet18.csv", "94.2", "95.2"),
         ("tables/claims.csv", "not run", "reproduced"),
-        ("README.md", "94.20", "95.20"),
+        ("results.md", "94.20", "95.20"),
     ],
 )
 def test_a_number_that_somebody_typed_is_named(whole, capsys, name, old, new):
