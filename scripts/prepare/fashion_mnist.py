@@ -2,8 +2,8 @@
 
 Usage:
     python -m scripts.prepare.fashion_mnist              full set into $ADAMP_DATA or ~/.cache/adamp/data
-    python -m scripts.prepare.fashion_mnist mode=subset  writes data/fashion_mnist_10k again, byte for byte
-    options: cache=DIR  out=DIR  train_per_class=1000  val_per_class=100
+    python -m scripts.prepare.fashion_mnist mode=subset  writes data/fashion_mnist_20k again, byte for byte
+    options: cache=DIR  out=DIR  train_per_class=1000  val_per_class=1000
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from numpy.typing import NDArray
 
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
-from tasks.data.fashion_mnist import CLASSES, EMBEDDED, FILES, check_split, read_manifest, read_split
+from tasks.data.fashion_mnist import (
+    CLASSES,
+    EMBEDDED,
+    FILES,
+    check_split,
+    first_of_each_class,
+    read_manifest,
+    read_split,
+)
 from tasks.data.idx import decompress, format_idx, parse_idx
 from tasks.data.images import Split
 
@@ -236,17 +244,16 @@ def prepare_full(
     return target
 
 
-def select_first(labels: NDArray[np.uint8], per_class: int) -> NDArray[np.int64]:
+def select_first(labels: NDArray[np.uint8], per_class: int) -> NDArray[np.intp]:
     """Return the positions of the first `per_class` examples of each class, in file order.
 
     Raises:
         InputError: if a class has fewer.
     """
-    positions = [np.flatnonzero(labels == label)[:per_class] for label in range(len(CLASSES))]
-    fewest = min(len(found) for found in positions)
+    fewest = min(int(np.count_nonzero(labels == label)) for label in range(len(CLASSES)))
     if fewest < per_class:
         raise InputError(f"{per_class} examples a class are asked for, but one class has {fewest}")
-    return np.sort(np.concatenate(positions))
+    return first_of_each_class(labels, per_class)
 
 
 def prepare_subset(full: Path, out: Path, *, per_class: dict[Split, int]) -> None:
@@ -294,7 +301,7 @@ def progress(message: str) -> None:
 
 def parse_arguments(arguments: list[str]) -> dict[str, str]:
     """Return key=value arguments as a dictionary, or raise InputError naming the one that is not known."""
-    options = {"mode": "full", "cache": "", "out": str(EMBEDDED), "train_per_class": "1000", "val_per_class": "100"}
+    options = {"mode": "full", "cache": "", "out": str(EMBEDDED), "train_per_class": "1000", "val_per_class": "1000"}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in options:

@@ -89,7 +89,7 @@ class PaddedFashionMnist(FashionMnist):
     """Fashion-MNIST with two zeros on each side, 28 -> 32 pixels, grey repeated to three channels.
 
     Args:
-        name: `fashion_mnist_10k`, the part in this repository, or `fashion_mnist`, all of it.
+        name: As for `FashionMnist`.
         root: As for `FashionMnist`.
         crop_padding: Further zeros on each side before a random crop, in pixels; 0 leaves the items centred.
 

@@ -1,7 +1,8 @@
 """Fashion-MNIST as a stand-in for ImageNet: product photographs, 28x28 grey, 10 balanced classes.
 
-Two sets, two names: `fashion_mnist_10k` lies in this repository (1,000 training and 100 test pictures of each
-class), `fashion_mnist` is the full 60,000 + 10,000 that `make data` prepares.
+Three sets, three names. `fashion_mnist_20k` lies in this repository: the first 1,000 training pictures of each class
+and all 10,000 test pictures. `fashion_mnist_10k` is read from the same files, and validates on the first 100 test
+pictures of each class alone. `fashion_mnist` is the full 60,000 + 10,000 that `make data` prepares.
 Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset", arXiv:1708.07747.
 """
 
@@ -44,9 +45,10 @@ FILES: dict[Split, tuple[str, str]] = {
 }
 COUNTS = {
     "fashion_mnist": {"train": 60_000, "val": 10_000},
+    "fashion_mnist_20k": {"train": 10_000, "val": 10_000},
     "fashion_mnist_10k": {"train": 10_000, "val": 1_000},
 }
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "fashion_mnist_10k"
+EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "fashion_mnist_20k"
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -71,9 +73,9 @@ class FashionMnist(ImageSet):
     """Fashion-MNIST, grey repeated to three channels and enlarged bilinearly.
 
     Args:
-        name: `fashion_mnist_10k`, the part in this repository, or `fashion_mnist`, all of it.
-        root: Folder with the four idx files and `manifest.json`; None is the repository's own folder for
-            `fashion_mnist_10k` and the folder of `make data` for `fashion_mnist`.
+        name: `fashion_mnist_10k` or `fashion_mnist_20k`, from this repository, or `fashion_mnist`, all of it.
+        root: Folder with the four idx files and `manifest.json`; None is the folder of `make data` for
+            `fashion_mnist`, else the repository's own.
         image_size: Side of the pictures handed out, in pixels.
         crop_scale: Area fractions of the random crop; ImageNet's 0.08 would leave 8 of 28 pixels per side.
 
@@ -89,15 +91,9 @@ class FashionMnist(ImageSet):
         image_size: int = 64,
         crop_scale: tuple[float, float] = (0.5, 1.0),
     ) -> None:
-        if name not in COUNTS:
-            raise InputError(f"data.name={name}: must be fashion_mnist_10k or fashion_mnist")
+        folder = folder_of(name, root)
         if not image_size >= 1:
             raise InputError(f"data.image_size={image_size}: must be at least 1")
-        default = EMBEDDED if name == "fashion_mnist_10k" else cache_folder() / "fashion_mnist"
-        folder = Path(root).expanduser() if root else default
-        if not folder.is_dir():
-            hint = "run `make data` to prepare it" if name == "fashion_mnist" else "check data.root"
-            raise InputError(f"data={name}: {folder} does not exist; {hint}")
         self.classes = CLASSES
         self.image_size = image_size
         # Of the 60,000 training pictures; those of the 10,000 in the repository differ by less than 0.002.
@@ -107,10 +103,12 @@ class FashionMnist(ImageSet):
         self._view = RandomView(image_size, crop_scale)
         manifest = read_manifest(folder)
         self._source = f"{manifest.get('source')}, version {manifest.get('package_version')}"
+        if name == "fashion_mnist_10k":
+            self._source += "; validation on the first 100 test pictures of each class"
         self._images: dict[Split, Tensor] = {}
         self._labels: dict[Split, list[int]] = {}
         for split in FILES:
-            images, labels = read_split(folder, split, manifest)
+            images, labels = read_pictures(name, split, root)
             self._images[split] = torch.from_numpy(images.copy()).unsqueeze(1)  # (N, 1, 28, 28)
             self._labels[split] = labels.tolist()
         self.num_examples = {split: len(labels) for split, labels in self._labels.items()}
@@ -135,6 +133,41 @@ class FashionMnist(ImageSet):
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "source": self._source}
+
+
+def folder_of(name: str, root: str | None = None) -> Path:
+    """Return the folder that holds a set's files; arguments as for `FashionMnist`.
+
+    Raises:
+        InputError: if there is no set of this name, or no folder.
+    """
+    if name not in COUNTS:
+        raise InputError(f"data.name={name}: must be one of {', '.join(COUNTS)}")
+    default = cache_folder() / "fashion_mnist" if name == "fashion_mnist" else EMBEDDED
+    folder = Path(root).expanduser() if root else default
+    if not folder.is_dir():
+        hint = "run `make data` to prepare it" if name == "fashion_mnist" else "check data.root"
+        raise InputError(f"data={name}: {folder} does not exist; {hint}")
+    return folder
+
+
+def read_pictures(name: str, split: Split, root: str | None = None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return a split's pictures (N, 28, 28) and labels (N,) of a set; arguments as for `FashionMnist`.
+
+    Raises:
+        InputError: if the set has not been prepared, or a file is damaged.
+    """
+    folder = folder_of(name, root)
+    images, labels = read_split(folder, split, read_manifest(folder))
+    if (name, split) == ("fashion_mnist_10k", "val"):
+        chosen = first_of_each_class(labels, COUNTS[name][split] // len(CLASSES))
+        return images[chosen], labels[chosen]
+    return images, labels
+
+
+def first_of_each_class(labels: NDArray[np.uint8], count: int) -> NDArray[np.intp]:
+    """Return the positions of the first `count` examples of each class, or of all it has, in file order."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(CLASSES))]))
 
 
 def read_split(folder: Path, split: Split, manifest: dict[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

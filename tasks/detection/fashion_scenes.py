@@ -25,7 +25,7 @@ from scipy import ndimage
 from tasks.base import InputError
 from tasks.checks import check_at_least
 from tasks.data.cache import cache_folder, locked
-from tasks.data.fashion_mnist import CLASSES, EMBEDDED, read_manifest, read_split
+from tasks.data.fashion_mnist import CLASSES, read_pictures
 from tasks.data.images import Split
 from tasks.detection.coco import CocoSet
 
@@ -122,7 +122,7 @@ Placed = tuple[int, tuple[int, int, int, int]]  # label; x, y, width, height
 def scenes(split: Split, *, count: int) -> Iterator[tuple[NDArray[np.uint8], list[Placed]]]:
     """Yield scenes (S, S, 3) and their objects, the same ones every time; more scenes begin with the same ones."""
     random = np.random.RandomState(SEEDS[split])
-    pictures, labels = read_split(EMBEDDED, split, read_manifest(EMBEDDED))
+    pictures, labels = read_pictures("fashion_mnist_10k", split)
     photos = _photos(split)
     for _ in range(count):
         scene = _background(photos, random)

@@ -225,7 +225,7 @@ def test_a_task_is_built_from_its_configuration():
 
 
 @pytest.mark.parametrize("model", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("data", ["imagenet", "fashion_mnist", "fashion_mnist_10k", "synthetic"])
+@pytest.mark.parametrize("data", ["imagenet", "fashion_mnist", "fashion_mnist_10k", "fashion_mnist_20k", "synthetic"])
 def test_every_default_in_a_file_is_that_of_the_constructor(data, model):
     config = OmegaConf.to_container(composed(f"data={data}", f"model={model}", data_root="null"), resolve=True)
     for name in ("data", "model"):

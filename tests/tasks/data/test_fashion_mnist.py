@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -5,10 +6,10 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from scripts.prepare.fashion_mnist import compress, describe_files
+from scripts.prepare.fashion_mnist import PUBLISHED_SHA256, compress, describe_files
 from tasks.base import InputError
 from tasks.data import FashionMnist
-from tasks.data.fashion_mnist import EMBEDDED, FILES, read_manifest
+from tasks.data.fashion_mnist import EMBEDDED, FILES, read_manifest, read_pictures
 from tasks.data.idx import decompress, format_idx, parse_idx
 from tests.tasks.data.pictures import write_fashion_mnist
 
@@ -17,17 +18,30 @@ def read_all(name):
     return parse_idx(decompress(EMBEDDED / name), name)
 
 
-def test_the_part_in_the_repository_is_balanced_and_under_five_megabytes():
-    data = FashionMnist()
-    assert data.num_examples == {"train": 10_000, "val": 1_000}
-    for split, count in (("train", 1000), ("val", 100)):
-        assert np.bincount(read_all(FILES[split][1])).tolist() == [count] * 10
-    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < 5_000_000
+def test_the_part_in_the_repository_is_balanced_and_under_nine_megabytes():
+    data = FashionMnist("fashion_mnist_20k")
+    assert (data.name, data.num_examples) == ("fashion_mnist_20k", {"train": 10_000, "val": 10_000})
+    for split in ("train", "val"):
+        assert np.bincount(read_pictures("fashion_mnist_20k", split)[1]).tolist() == [1000] * 10
+    assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < 9_000_000
+
+
+def test_all_published_test_pictures_are_in_the_repository():
+    for name in FILES["val"]:
+        assert hashlib.sha256(decompress(EMBEDDED / name)).hexdigest() == PUBLISHED_SHA256[name]
+
+
+def test_the_set_with_1000_validation_pictures_is_the_one_of_committed_records():
+    facts = FashionMnist("fashion_mnist_10k").describe()
+    assert (facts["name"], facts["train_examples"], facts["val_examples"]) == ("fashion_mnist_10k", 10_000, 1_000)
+    assert facts["digest"] == "511eb1b8110b7ea3"  # as when the 1,000 pictures were stored alone
+    assert "first 100 test pictures of each class" in facts["source"]
+    assert np.bincount(read_pictures("fashion_mnist_10k", "val")[1]).tolist() == [100] * 10
 
 
 def test_the_manifest_in_the_repository_holds_for_its_files():
     manifest = read_manifest(EMBEDDED)
-    assert manifest["name"] == "fashion_mnist_10k"
+    assert manifest["name"] == "fashion_mnist_20k"
     assert "Zalando SE" in (EMBEDDED / "NOTICE").read_text(encoding="utf-8")
     for name, entry in manifest["files"].items():
         assert (EMBEDDED / name).stat().st_size == entry["bytes"]
@@ -47,8 +61,9 @@ def test_pictures_are_grey_in_three_channels_at_the_size_asked_for():
     assert image.shape == (3, 32, 32)
     assert image.dtype == torch.uint8
     assert torch.equal(image[0], image[2])
-    assert label == read_all(FILES["val"][1])[3]
-    stored = torch.from_numpy(read_all(FILES["val"][0])[3:4].copy())
+    pictures, labels = read_pictures("fashion_mnist_10k", "val")
+    assert label == labels[3]
+    stored = torch.from_numpy(pictures[3:4])
     expected = v2.Resize([32, 32], v2.InterpolationMode.BILINEAR, antialias=True)(stored)
     assert torch.equal(image[:1], expected)
     assert data.train_example(0)[0].shape == (3, 32, 32)

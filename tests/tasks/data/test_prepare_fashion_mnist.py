@@ -147,7 +147,7 @@ def test_compressed_files_carry_no_time_and_no_name():
 
 def test_the_committed_subset_is_made_from_the_published_files():
     manifest = read_manifest(EMBEDDED)
-    assert manifest["source"].startswith("first 1000 training and 100 test pictures of each class")
+    assert manifest["source"].startswith("first 1000 training and 1000 test pictures of each class")
     assert set(prepare.PUBLISHED_SHA256) == set(manifest["files"])
 
 

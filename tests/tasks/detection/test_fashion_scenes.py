@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tasks.base import InputError
-from tasks.data.fashion_mnist import EMBEDDED, read_manifest, read_split
+from tasks.data.fashion_mnist import read_pictures
 from tasks.detection import FashionScenes
 from tasks.detection.fashion_scenes import COLUMN, SIDE, _overlap, _photos, cut_out, scenes
 
@@ -67,7 +67,7 @@ def test_what_an_interrupted_preparation_left_is_made_again(tmp_path):
 
 
 def test_a_cut_outs_mask_touches_all_four_sides():
-    pictures, _ = read_split(EMBEDDED, "train", read_manifest(EMBEDDED))
+    pictures, _ = read_pictures("fashion_mnist_10k", "train")
     random = np.random.RandomState(3)
     for number in range(30):
         colours, mask = cut_out(pictures[number], random)
