@@ -33,7 +33,7 @@ DEFAULTS = {
     "rows": "60502", "features": "512", "classes": "11316", "ks": "1,10,100,1000", "noise": "2.2", "threads": "2",
     "rounds": "1",
 }  # fmt: skip
-MOST_TIME, MOST_MEMORY = 1.5, 2 * 2**30
+MOST_TIME, MOST_MEMORY = 0.8, 2 * 2**30
 
 
 class Clock:

@@ -1,6 +1,10 @@
 """Recall@K by exact search, in blocks.
 
 Shapes: Q queries, G gallery rows, D features, M largest number of positives of a query, B queries in a block.
+
+Queries and gallery are sorted by class first, so that a class is a range, and only blocks near the diagonal hold pairs
+of one class. Where the queries are the gallery the matrix of cosines is symmetric: the half above the diagonal is
+computed, and each block serves its rows and its columns.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from torch import Tensor
 from tasks.base import InputError
 from tasks.retrieval.losses import unit_rows
 
-BLOCK_BYTES = 64 * 2**20  # of one block of similarities: large enough for the matrix product, small beside 2 GiB
+BLOCK_BYTES = 64 * 2**20  # of the cosines of the queries that are looked at again
+SIDE = 1024  # of a block of cosines: large enough for the matrix product, and still in cache when it is read again
 MANY = 64  # doubtful neighbours a query, beyond which a product in float64 is quicker than single sums
 PART = 256  # sums at a time, until enough examples of other classes are found
 
@@ -65,7 +70,7 @@ def recall_at_k(
         raise InputError(f"queries have {queries.shape[1]} features and the gallery {gallery.shape[1]}")
     with torch.no_grad():
         search = _Search(queries, query_labels, gallery, gallery_labels, itself=itself, strict=ties == "strict")
-        ahead = torch.cat([search.negatives_ahead(index, cap=max(ks)) for index in search.blocks()])
+        ahead = search.ahead(cap=max(ks))
     return {k: int((ahead < k).sum()) / len(queries) for k in ks}
 
 
@@ -82,19 +87,63 @@ class _Search:
         itself: bool,
         strict: bool,
     ) -> None:
-        self.queries = _rounding_once(unit_rows(queries))
-        self.gallery = self.queries if itself else _rounding_once(unit_rows(gallery))
+        labels, order = gallery_labels.sort(stable=True)
+        self.gallery, self.gallery_labels = _rounding_once(unit_rows(gallery[order])), labels
+        self.queries, self.labels = self.gallery, labels
+        if not itself:
+            self.labels, order = query_labels.sort(stable=True)
+            self.queries = _rounding_once(unit_rows(queries[order]))
         self.itself, self.strict = itself, strict
         self._memory: Tensor | None = None
-        # Gallery rows by class, so that a class is a range of `order`.
-        ordered, self.order = gallery_labels.sort(stable=True)
-        self.first = torch.searchsorted(ordered, query_labels.contiguous())
-        self.count = torch.searchsorted(ordered, query_labels.contiguous(), right=True) - self.first
+        # The class of a query is the range `first` to `first + count` of the gallery.
+        self.first = torch.searchsorted(labels, self.labels)
+        self.count = torch.searchsorted(labels, self.labels, right=True) - self.first
 
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield the numbers of the queries, block by block."""
+    def ahead(self, *, cap: int) -> Tensor:
+        """Return a count a query, in the order of `labels`: exact below `cap`, and at least `cap` otherwise."""
+        blocks = self._ranges(len(self.queries), SIDE)
+        best = torch.cat([self._nearest_positive(block) for block in blocks])
+        tally = _Tally(best, self._doubt(self.queries), cap)
+        for rows in blocks:
+            for columns in self._ranges(len(self.gallery), SIDE):
+                if self.itself and columns.start < rows.start:
+                    continue
+                cosine = self._product(self.queries[rows], self.gallery[columns])
+                mine, theirs = self.labels[rows], self.gallery_labels[columns]
+                if mine[0] <= theirs[-1] and theirs[0] <= mine[-1]:
+                    cosine.masked_fill_(mine[:, None] == theirs, -torch.inf)
+                tally.add(cosine, rows, columns)
+                if self.itself and columns != rows:
+                    tally.add(cosine.T, columns, rows)
+        ahead = tally.possible
+        ahead[best == -torch.inf] = torch.iinfo(torch.int64).max
+        # Decide the doubtful pairs: one by one where they are few, in a product of float64 where they are many
+        for query, close in tally.doubtful():
+            positives, is_valid = self._positives(torch.tensor([query], device=ahead.device))
+            sure = int(tally.sure[query])
+            ahead[query] = sure + self._exactly_ahead(query, close, positives[is_valid], cap=cap - sure)
+        again = tally.crowded()
         size = max(1, BLOCK_BYTES // (len(self.gallery) * self.gallery.element_size()))
-        yield from torch.arange(len(self.queries), device=self.queries.device).split(size)
+        for index in again.split(size) if len(again) else ():
+            ahead[index] = self.negatives_ahead(index, cap=cap)
+        return ahead
+
+    @staticmethod
+    def _ranges(length: int, size: int) -> list[slice]:
+        return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+    def _nearest_positive(self, block: slice) -> Tensor:
+        """Return each query's largest cosine to an example of its own class, (B,), -inf where there is none."""
+        first, end = self.first[block], self.first[block] + self.count[block]
+        gallery = slice(int(first.min()), max(int(end.max()), int(first.min())))
+        if gallery.start == gallery.stop:
+            return self.queries.new_full((len(first),), -torch.inf)
+        cosine = self._product(self.queries[block], self.gallery[gallery])
+        cosine.masked_fill_(self.labels[block][:, None] != self.gallery_labels[gallery], -torch.inf)
+        if self.itself:
+            places = torch.arange(block.start, block.stop, device=cosine.device)
+            cosine[places - block.start, places - gallery.start] = -torch.inf
+        return cosine.amax(1)
 
     def negatives_ahead(self, index: Tensor, *, cap: int, double: bool = False) -> Tensor:
         """Return a count a query: exact below `cap`, and at least `cap` otherwise.
@@ -156,7 +205,7 @@ class _Search:
         offset = torch.arange(max(1, int(count.max())), device=index.device)  # (M,)
         is_valid = offset < count.unsqueeze(1)
         place = torch.where(is_valid, first.unsqueeze(1) + offset, first.unsqueeze(1))
-        positives = self.order[place.clamp(max=len(self.order) - 1)]
+        positives = place.clamp(max=len(self.gallery) - 1)
         if self.itself:
             is_valid &= positives != index.unsqueeze(1)
         return positives, is_valid
@@ -175,6 +224,61 @@ class _Search:
     def _exact(self, query: int, rows: Tensor) -> Tensor:
         """Return float64 cosines, each summed in the same order, so that equal rows give equal numbers."""
         return (self.gallery[rows].double() * self.queries[query].double()).sum(1)
+
+
+class _Tally:
+    """For each query, how many rows of other classes come before its nearest own one: certainly, and possibly.
+
+    Args:
+        best: (Q,) cosine of the nearest example of a query's own class.
+        doubt: Cosines that differ by less may be in either order.
+        cap: Counts from here on need not be exact.
+    """
+
+    def __init__(self, best: Tensor, doubt: float, cap: int) -> None:
+        self.best, self.doubt, self.cap = best, doubt, cap
+        self.sure, self.possible = (torch.zeros(len(best), dtype=torch.int64, device=best.device) for _ in range(2))
+        self._pairs: list[Tensor] = []  # (P, 2) query and gallery row, in doubt
+        self._crowded = torch.zeros(len(best), dtype=torch.bool, device=best.device)
+
+    def add(self, cosine: Tensor, rows: slice, columns: slice) -> None:
+        """Count a block: cosines (B, C) of the queries in `rows` to the gallery in `columns`, own class at -inf."""
+        best, sure = self.best[rows], self.sure[rows]
+        open_rows = (cosine.amax(1) >= best - self.doubt) & (best > -torch.inf) & (sure < self.cap)
+        local = open_rows.nonzero()[:, 0]
+        if len(local) == 0:
+            return
+        near, bar = cosine[local], best[local, None]
+        certain, possible = near > bar + self.doubt, near >= bar - self.doubt
+        index = local + rows.start
+        counts = _count(certain), _count(possible)
+        self.sure[index] += counts[0]
+        self.possible[index] += counts[1]
+        unsure = (counts[0] < counts[1]).nonzero()[:, 0]
+        if len(unsure) == 0:
+            return
+        if int((counts[1] - counts[0])[unsure].sum()) > MANY * len(unsure):
+            self._crowded[index[unsure]] = True
+            return
+        at, column = (possible[unsure] & ~certain[unsure]).nonzero(as_tuple=True)
+        self._pairs.append(torch.stack([index[unsure[at]], column + columns.start], 1))
+
+    def _undecided(self) -> Tensor:
+        return (self.sure < self.possible) & (self.sure < self.cap)
+
+    def doubtful(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the queries with few pairs in doubt, each with the gallery rows that are."""
+        if not self._pairs:
+            return
+        pairs = torch.cat(self._pairs)
+        pairs = pairs[(self._undecided() & ~self._crowded)[pairs[:, 0]]]
+        queries, counts = pairs[:, 0].unique(return_counts=True)
+        order = pairs[:, 0].argsort(stable=True)
+        yield from zip(queries.tolist(), pairs[order, 1].split(counts.tolist()), strict=True)
+
+    def crowded(self) -> Tensor:
+        """Return the undecided queries with many pairs in doubt."""
+        return (self._undecided() & self._crowded).nonzero()[:, 0]
 
 
 def _count(mask: Tensor) -> Tensor:

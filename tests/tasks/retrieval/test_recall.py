@@ -55,29 +55,33 @@ def test_ties_count_against_the_query_and_a_query_never_finds_itself():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6), st.integers(1, 3), st.booleans())
-def test_recall_equals_a_count_by_hand_where_every_second_pair_ties(seed, num, classes, features, strict):
+@given(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6), st.integers(1, 3), st.booleans(),
+       st.sampled_from([1, 7, 1024]))  # fmt: skip
+def test_recall_equals_a_count_by_hand_where_every_second_pair_ties(seed, num, classes, features, strict, side):
     generator = np.random.default_rng(seed)
     # Rows +-e_i and (+-0.6, +-0.8): of length 1, with a handful of different cosines.
     axes = np.concatenate([np.eye(4), -np.eye(4), [[0.6, 0.8, 0, 0], [0.6, -0.8, 0, 0], [0.8, 0.6, 0, 0]]])
     rows = torch.from_numpy(axes[generator.integers(len(axes), size=num) % (4 * features)])
     labels = torch.from_numpy(generator.integers(classes, size=num))
     ties = "strict" if strict else "optimistic"
-    assert recall_at_k(rows, labels, ks=(1, 3), ties=ties) == by_hand(rows, labels, ks=(1, 3), strict=strict)
     half = num // 2
     parts = (rows[:half], labels[:half], rows[half:], labels[half:])
-    assert recall_at_k(*parts, ks=(2,), ties=ties) == by_hand(*parts, ks=(2,), strict=strict)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recall, "SIDE", side)
+        assert recall_at_k(rows, labels, ks=(1, 3), ties=ties) == by_hand(rows, labels, ks=(1, 3), strict=strict)
+        assert recall_at_k(*parts, ks=(2,), ties=ties) == by_hand(*parts, ks=(2,), strict=strict)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 5000, 2**26])
-def test_the_size_of_blocks_changes_nothing(block_bytes, monkeypatch):
+@pytest.mark.parametrize(("side", "block_bytes"), [(1, 1), (64, 5000), (150, 2**26)])
+def test_the_size_of_blocks_changes_nothing(side, block_bytes, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     rows, labels = torch.randn(200, 8, generator=generator), torch.randint(40, (200,), generator=generator)
     whole = recall_at_k(rows, labels)
     monkeypatch.setattr(recall, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(recall, "SIDE", side)
     assert recall_at_k(rows, labels) == whole
     half = recall_at_k(rows[:70], labels[:70], rows[70:], labels[70:])
-    monkeypatch.setattr(recall, "BLOCK_BYTES", 2**26)
+    monkeypatch.undo()
     assert recall_at_k(rows[:70], labels[:70], rows[70:], labels[70:]) == half
 
 
