@@ -71,7 +71,7 @@ $(SWEEPS): $(READY)
 # Sweeps that share runs stand in one half, in this order, so that no run is made twice at once.
 MINI_A := table-1 figure-f1 figure-f2 figure-f3 figure-f4 table-b1 table-2 table-d4
 MINI_B := aws-table-1 aws-table-2 aws-table-3 aws-figure-1 aws-figure-2 aws-figure-4 aws-figure-5 aws-figure-6 \
-	adarem-table-1 adarem-table-2 adarem-figure-2 adarem-figure-4 adarem-figure-5 table-d3
+	adarem-table-1 adarem-table-2 adarem-figure-1 adarem-figure-2 adarem-figure-4 adarem-figure-5 table-d3
 
 mini: $(READY) ## every small classification table and figure, two runs at a time; the same command goes on
 	@for half in "$(MINI_A)" "$(MINI_B)"; do \

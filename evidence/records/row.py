@@ -174,20 +174,18 @@ def points_of(metric: str) -> int:
     return POINTS if metric.startswith(PROBES) else SCORE_POINTS
 
 
-def derived(run: Run, metric: str) -> tuple[list[int], list[float], list[float]]:
-    """Return (steps, epochs, values) of a metric of metrics.jsonl, or of one made from it.
+def kept_points(metric: str, curve: tuple[list[int], list[float], list[float]]) -> Curve:
+    """Return a curve as the records keep it.
 
-    `lr/norm/<parameter>` is the effective learning rate of a layer, rate over mean filter norm; `lr/norm2/<parameter>`
-    divides by the square, which is how fast a filter of a network with momentum-free SGD turns.
+    Of effective rates and weights the first epoch is thinned apart from the rest: rates warm up there, which a run of a
+    hundred epochs would show in one point.
     """
-    logged = run.series(metric)
-    for prefix, power in (("lr/norm2/", 2), ("lr/norm/", 1)):
-        if metric.startswith(prefix) and not logged[0]:
-            norms = zip(*run.series("norm/" + metric[len(prefix) :]), strict=True)
-            rates = dict(zip(*[run.series("lr")[0], run.series("lr")[2]], strict=True))
-            points = [(step, epoch, rates[step] / norm**power) for step, epoch, norm in norms if step in rates and norm]
-            return [p[0] for p in points], [p[1] for p in points], [p[2] for p in points]
-    return logged
+    if not metric.startswith(("lr/", "weight/")):
+        return thinned(*curve, points=points_of(metric))
+    count = sum(epoch <= 1 for epoch in curve[1])
+    first = thinned(*(values[:count] for values in curve), points=POINTS)  # type: ignore[arg-type]
+    rest = thinned(*(values[count:] for values in curve), points=POINTS)  # type: ignore[arg-type]
+    return [*first[0], *rest[0]], [*first[1], *rest[1]], [*first[2], *rest[2]]
 
 
 def result_row(run: Run, *, figures: Sequence[str] = ()) -> ResultRow:
@@ -236,8 +234,8 @@ def _curves(run: Run, figures: Sequence[str]) -> dict[str, Curve]:
     logged = dict.fromkeys(key for line in run.metrics for key in line)
     scores = [key for key in logged if key.startswith("val") and key.count("/") == 1]
     scores = list(dict.fromkeys([*([run.monitor] if run.monitor in logged else []), *scores]))[:SCORES]
-    series = {key: derived(run, key) for key in dict.fromkeys([*scores, *DRAWN, *figures])}
-    return {key: thinned(*points, points=points_of(key)) for key, points in series.items() if points[0]}
+    series = {key: run.series(key) for key in dict.fromkeys([*scores, *DRAWN, *figures])}
+    return {key: kept_points(key, points) for key, points in series.items() if points[0]}
 
 
 def as_run(row: ResultRow, root: Path) -> Run:

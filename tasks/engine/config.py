@@ -46,6 +46,8 @@ class Train:
         probe_every: Optimizer steps between two samples of norms and effective steps; 0 switches the probes off.
         probe_variant: Also probe weights that are not scale-invariant, under "variant/..." names: how often an
             optimizer's test takes one of them for scale-invariant.
+        trace_every: Optimizer steps between two lines of effective learning rates and single weights, beside the
+            lines of metrics, see `tasks.engine.norm_logging.trace_weights`; null for none.
         oscillation_window: Steps per window of the oscillation measure Q, one per line of metrics; 0 switches it off.
         checkpoint_minutes: Wall-clock minutes between two checkpoints (one is also written at the end of the run,
             when a signal asks for it, and at each new best score).
@@ -76,6 +78,7 @@ class Train:
     log_every: int = 50
     probe_every: int = 20
     probe_variant: bool = False
+    trace_every: int | None = None
     oscillation_window: int = 0
     checkpoint_minutes: float = 10.0
     timeout_minutes: float = 30.0
@@ -87,7 +90,7 @@ class Train:
         minima = {
             "epochs": 1, "batch_size": 1, "seed": 0, "accumulation": 1, "max_steps": 1, "threads": 1,
             "num_workers": 0, "eval_epochs": 1, "log_every": 1, "probe_every": 0, "oscillation_window": 0,
-            "checkpoint_minutes": 0, "check_every": 0,
+            "checkpoint_minutes": 0, "check_every": 0, "trace_every": 1,
         }  # fmt: skip
         for name, low in minima.items():
             value = getattr(self, name)

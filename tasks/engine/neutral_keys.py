@@ -22,7 +22,7 @@ _SETTING_ROOTS = PLACES | {
 }  # fmt: skip
 _SETTING_LEAVES = frozenset({
     *RESULT_NEUTRAL_KEYS, "seed", "root", "cache", "path", "folder", "device", "threads", "log_every", "probe_every",
-    "oscillation_window",
+    "trace_every", "oscillation_window",
 })  # fmt: skip
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adamp import NormProbe
+from adamp.hooks.handle import groups_of
+from adamp.layers import WNConv2d, WNLinear, WSConv2d, WSLinear
 from tasks.engine.config import Train
 
 VARIANT = ":variant"  # suffix of a role: the probe of its weights that are not scale-invariant
@@ -55,3 +59,33 @@ def read_probes(probes: Mapping[str, NormProbe], *, layers: bool) -> dict[str, f
         prefix = (f"{role}/" if len(roles) > 1 else "") + ("variant/" if key != role else "")
         values |= {prefix + name: value for name, value in probe.read(layers=layers).items()}
     return values
+
+
+@torch.no_grad()
+def trace_weights(modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+    """Return what a line of `train.trace_every` holds: the weights and effective learning rates as they now are.
+
+    - `lr/norm/<name>`: mean over a weight-normalised layer's filters of the rate over the filter's norm, `lr/‖W_f‖`;
+    - `lr/std/<name>`: the same of a weight-standardised layer with the filter's standard deviation, `lr/std(W_f)`;
+    - `weight/<name>`: the middle entry of each weight of two or more dimensions, as an example of a parameter's path.
+
+    With several networks the names begin with "<role>/". A mean that is not finite, where a filter has come to 0, is
+    left out.
+    """
+    scalars: dict[str, Tensor] = {}
+    for role, net in modules.items():
+        prefix = f"{role}/" if len(modules) > 1 else ""
+        groups = groups_of(optimizers[role])
+        for path, module in net.named_modules():
+            if isinstance(module, WNConv2d | WNLinear | WSConv2d | WSLinear) and module.weight in groups:
+                filters, lr = module.weight.flatten(1), groups[module.weight]["lr"]
+                name = f"{path}.weight" if path else "weight"
+                if module.kind == "wn":
+                    scalars[f"{prefix}lr/norm/{name}"] = (lr / torch.linalg.vector_norm(filters, dim=1)).mean()
+                else:
+                    scalars[f"{prefix}lr/std/{name}"] = (lr / filters.std(dim=1)).mean()
+        for name, p in net.named_parameters():
+            if p.ndim > 1:
+                scalars[f"{prefix}weight/{name}"] = p.flatten()[p.numel() // 2]
+    values = torch.stack([value.double() for value in scalars.values()]).tolist() if scalars else []
+    return {key: value for key, value in zip(scalars, values, strict=True) if math.isfinite(value)}

@@ -26,7 +26,7 @@ from tasks.engine.evaluate import evaluate, share_faulty_examples
 from tasks.engine.loggers import RunLogger
 from tasks.engine.nested import to_device
 from tasks.engine.non_finite import first_non_finite_parameter
-from tasks.engine.norm_logging import attach_probes, read_probes
+from tasks.engine.norm_logging import attach_probes, read_probes, trace_weights
 from tasks.engine.optim import (
     OptimizerFactory,
     Rule,
@@ -232,6 +232,8 @@ class Trainer:
             if train.check_every and progress.step % train.check_every == 0:
                 check_same_weights(state.modules, self.world, step=progress.step)
             self.progress_bar.step()
+            if train.trace_every and (progress.step == 1 or progress.step % train.trace_every == 0):
+                self._write(trace_weights(state.modules, state.optimizers))
             if progress.step % train.log_every == 0 and progress.batch < self.epoch_steps:
                 self._log()
             self._handle_signals()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from adamp.layers import WNLinear, WSLinear
 from tasks.base import InputError
 from tasks.engine import checkpoint
 from tasks.engine.errors import RunFailed
@@ -177,6 +178,33 @@ def test_probes_do_not_change_training(tmp_path: Path) -> None:
     probed = toys.weights(fitted(tmp_path / "probed"))
     bare = toys.weights(fitted(tmp_path / "bare", probe_every=0))
     assert all(torch.equal(bare[name], probed[name]) for name in probed)
+
+
+@pytest.mark.parametrize(("layer", "name", "size"), [
+    (WNLinear, "lr/norm/0.weight", lambda w: w.norm(dim=1)),
+    (WSLinear, "lr/std/0.weight", lambda w: w.std(dim=1)),
+])  # fmt: skip
+def test_a_trace_holds_the_mean_of_the_rate_over_each_filters_size(
+    tmp_path: Path, layer: type[nn.Module], name: str, size: Any
+) -> None:
+    task = toys.Toy()
+    task.networks["model"][0] = layer(toys.D, 16, bias=False)  # type: ignore[index]
+    made = fitted(tmp_path, task=task, trace_every=2)
+    traced = {line["step"]: line for line in lines(tmp_path) if name in line}
+    steps = made.state.progress.step
+    assert list(traced) == [1, *range(2, steps + 1, 2)]
+    weight = made.state.modules["model"].get_parameter("0.weight").detach()
+    lr = made.state.optimizers["model"].param_groups[0]["lr"]
+    assert steps % 2 == 0
+    assert traced[steps][name] == pytest.approx((lr / size(weight)).mean().item(), rel=1e-6)
+    assert traced[steps]["weight/0.weight"] == weight.flatten()[weight.numel() // 2].item()
+
+
+def test_a_trace_changes_neither_training_nor_other_lines(tmp_path: Path) -> None:
+    traced = toys.weights(fitted(tmp_path / "traced", trace_every=1))
+    plain = toys.weights(fitted(tmp_path / "plain"))
+    assert all(torch.equal(plain[name], traced[name]) for name in traced)
+    assert [line for line in lines(tmp_path / "traced") if "weight/0.weight" not in line] == lines(tmp_path / "plain")
 
 
 def test_channels_last_and_compile_are_options_of_the_same_loop(tmp_path: Path) -> None:

@@ -197,11 +197,16 @@ def test_detection_is_counted_over_the_whole_run_and_norms_at_the_first_epochs_e
 # The figure -------------------------------------------------------------------------------------------------------
 
 
-def test_an_effective_rate_is_the_rate_over_the_layers_norm() -> None:
-    lines = [{"step": s, "epoch": s / 2, "lr": 0.1 / s, "norm/conv1.weight": 2.0 * s} for s in (1, 2)]
-    found = run(70.0, metrics=lines, figures=("lr/norm/conv1.weight", "lr/norm2/conv1.weight"))
-    assert found.series("lr/norm/conv1.weight")[1:] == ([0.5, 1.0], pytest.approx([0.05, 0.0125]))
-    assert found.series("lr/norm2/conv1.weight")[2] == pytest.approx([0.025, 0.003125])
+def test_the_records_keep_the_course_of_an_effective_rate_in_the_first_epoch() -> None:
+    lines = [{"step": s, "epoch": s / 1000, "lr/std/conv1.weight": 1.0 * s} for s in range(10, 90_001, 10)]
+    kept = run(70.0, metrics=lines, figures=("lr/std/conv1.weight",))
+    _, epochs, _ = kept.series("lr/std/conv1.weight")
+    assert sum(epoch <= 1 for epoch in epochs) >= 20
+    assert sum(epoch > 1 for epoch in epochs) >= 20
+    assert len(epochs) <= 110
+    again = run(70.0, metrics=[{"step": s, "epoch": e, "lr/std/conv1.weight": v} for s, e, v in zip(
+        *kept.series("lr/std/conv1.weight"), strict=True)], figures=("lr/std/conv1.weight",))  # fmt: skip
+    assert again.series("lr/std/conv1.weight") == kept.series("lr/std/conv1.weight")
 
 
 def test_a_figure_has_a_row_a_metric_and_its_numbers_beside_it(tmp_path: Path) -> None:
