@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
+from evidence.runs import progress
 from launch.compose import plan
 from launch.outcome import ComparisonPage, RunOutcome
 from launch.schema import check_arguments, check_data_root
@@ -48,10 +47,10 @@ class Cell:
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         known = {
             "argv": list(self.plan.argv), "asked": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": socket.gethostname(), "pid": os.getpid(), **facts,
+            **progress.this_process(), "config": dict(self.plan.config), **facts,
         }  # fmt: skip
         temporary = self.plan.folder / f"{NOTE}.tmp"
-        temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(known, indent=2, default=str) + "\n", encoding="utf-8")
         temporary.replace(self.plan.folder / NOTE)
 
     def noted(self) -> dict[str, Any]:

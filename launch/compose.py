@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from launch.checkout import ROOT
 from launch.schema import check_options
 from launch.targets import check_loaded, check_targets
+from launch.trust import TRUSTED
 from launch.unread import check_read
 from launch.words import did_you_mean, did_you_mean_option, quoted
 from tasks.base import InputError
@@ -135,14 +136,15 @@ def plan(cfg: DictConfig, overrides: Sequence[str]) -> RunSpec:
 
 
 def places() -> list[str]:
-    """Return the words of the command line that name further folders of configurations."""
+    """Return the words of the command line that name further folders of configurations, and that they are trusted."""
     if not HydraConfig.initialized():
         return []
     config = HydraConfig.get()
     folders = [
         f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == "command-line"
     ]
-    return folders + [word for word in config.overrides.hydra if word.startswith("hydra.searchpath=")]
+    folders += [word for word in config.overrides.hydra if word.startswith("hydra.searchpath=")]
+    return [TRUSTED, *folders] if folders else []
 
 
 def readable(words: Sequence[str]) -> list[str]:

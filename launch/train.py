@@ -27,6 +27,7 @@ from launch import checkout
 from launch.compose import CONFIG_ERRORS, CONFIGS, explain, plan, readable
 from launch.outcome import ComparisonPage, RunOutcome
 from launch.schema import check_arguments, check_data_root
+from launch.trust import without_trust
 from launch.words import unknown_flag
 from tasks.base import InputError
 from tasks.engine.config import check_division
@@ -203,9 +204,10 @@ def main(words: Sequence[str]) -> int:
         parser = get_args_parser()
         if said := unknown_flag(words, parser._option_string_actions):
             raise InputError(said)
+        typed = without_trust(words)
         version.setbase("1.3")
         _run_hydra(
-            args=parser.parse_intermixed_args(launched(readable(words))), args_parser=parser, task_function=command,
+            args=parser.parse_intermixed_args(launched(readable(typed))), args_parser=parser, task_function=command,
             config_path=str(CONFIGS), config_name="train",
         )  # fmt: skip
         return max((outcome.code for outcome in command.outcomes), default=0)

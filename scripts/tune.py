@@ -8,9 +8,10 @@ from pathlib import Path
 
 from evidence.runs.run import ReadError
 from evidence.tuning import Point, around, ends, points, read_scores
+from launch.trust import PLACING
 from launch.tuning import name_runs, planned, recipes, task_class, validation_words
 from scripts.options import command, results, separated
-from scripts.retry import PLACING, SIZING, launch
+from scripts.retry import SIZING, launch
 
 USAGE = """
 usage: python scripts/tune.py experiment=NAME budget=16 [opts=sgd,adamp] [KEY=VALUE ...]
@@ -73,7 +74,7 @@ def main(words: Sequence[str]) -> int:
     cells = [point.words for own in found.values() for point in own]
     print(f"{len(asked)} optimizers x {options['budget']} points, chosen by {said}", flush=True)
     sizes = [word for word in shared if word.startswith(SIZING)]
-    code = launch([*sizes, "pictures=false"], cells, placing, out=out / "cells.json")
+    code = launch([*sizes, "pictures=false"], cells, placing, out=out)
     if code >= 128:  # stopped: what there is now would be a search of another budget
         return code
     monitor = read_scores([point for own in found.values() for point in own])

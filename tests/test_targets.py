@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from launch.targets import check_loaded, check_name, check_targets
 from launch.trained import restore
+from launch.trust import without_trust
 from tasks.base import InputError
 from tests import commands
 from tests.configurations import CONFIGS, targets
@@ -66,3 +67,23 @@ def test_a_module_of_ones_own_counts_when_the_environment_names_it(
     monkeypatch.setenv("ADAMP_MODULES", "another, my_optimizers")
     check_targets(config)
     check_loaded(config)
+
+
+@pytest.mark.parametrize("words", [
+    ["+hydra.callbacks.a._target_=os.mkdir", "+hydra.callbacks.a.path={0}"], ["--config-dir={0}"], ["-cd", "{0}"],
+    ["--config-name={0}"], ["--experimental-rerun={0}"], ["hydra.searchpath=[file://{0}]"],
+    ["hydra.job_logging.a={{'()':os.mkdir}}"], ["+hydra.job.env_set.LD_PRELOAD={0}"], ["hydra/job_logging=x"],
+    ["hydra.launcher._target_=os.mkdir"], ["opt@hydra.callbacks.a=sgd"], ["hydra.sweeper._target_=os.mkdir"],
+])  # fmt: skip
+def test_words_that_set_up_hydra_itself_need_a_word_of_trust(words: list[str], tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    done = commands.call(*(word.format(made) for word in words), *commands.options(tmp_path))
+    assert done.code == 2, done.err
+    assert "Add trusted=true if you know what it names" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_launchers_and_sweeps_need_no_word_of_trust() -> None:
+    words = ["hydra.launcher.partition=gpu", "hydra.sweeper.params.opt=sgd", "hydra.mode=RUN", "hydra.run.dir=x"]
+    assert without_trust(words) == words
+    assert without_trust(["trusted=true", "--config-dir=x"]) == ["--config-dir=x"]

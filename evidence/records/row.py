@@ -195,7 +195,7 @@ def result_row(run: Run, *, figures: Sequence[str] = ()) -> ResultRow:
         run: The run, or one made from the records.
         figures: Metrics whose curves are kept beside those of every run.
     """
-    git, best = run.section("git"), run.section("best")
+    best = run.section("best")
     first, last = run.first_and_last("norm/mean")
     setting = run.setting
     measured = {name: measure(run) for name, measure in MEASURES.items()}
@@ -207,11 +207,11 @@ def result_row(run: Run, *, figures: Sequence[str] = ()) -> ResultRow:
     }  # fmt: skip
     return ResultRow(
         experiment=run.experiment, name=run.name, opt_name=run.opt_name, seed=run.seed, scale=run.scale, data=run.data,
-        setting_key=run.setting_key, commit_hash=str(git.get("commit") or "unknown")[:10],
-        dirty=None if git.get("dirty") is None else bool(git["dirty"]), machine=run.machine,
+        setting_key=run.setting_key, commit_hash=run.commit_hash,
+        dirty=run.dirty, machine=run.machine,
         date=run.text("ended")[:10], monitor=run.monitor, better="lower" if run.lower_is_better else "higher",
         status="finished" if run.finished else "diverged", off_recipe=off_recipe(run),
-        torch=str(run.section("versions").get("torch") or ""), config_hash=run.text("config_hash"),
+        torch=run.torch, config_hash=run.text("config_hash"),
         command=run.text("command"), scores={key: _ten_digits(value) for key, value in run.scores.items()},
         curves=_curves(run, figures),
         measures={k: _ten_digits(v) for k, v in measured.items() if v is not None and math.isfinite(v)},

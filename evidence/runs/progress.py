@@ -5,6 +5,7 @@ Nothing here imports torch or Hydra, and no run folder, however broken, raises.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -294,15 +295,39 @@ def alive(note: Mapping[str, Any]) -> bool:
     """Whether the launcher of a cell is alive: its job in the queue, or its process."""
     if note.get("job"):
         return str(note["job"]) in queue()
-    if note.get("host") != socket.gethostname():
-        return True  # another host: its processes cannot be seen
+    here = this_process()
+    same_boot = bool(note.get("boot")) and note["boot"] == here["boot"]  # whatever the machine is called now
+    if not same_boot:
+        if note.get("host") != here["host"]:
+            return True  # another machine: its processes cannot be seen
+        if note.get("boot") and here["boot"]:
+            return False  # started again since
     try:
-        os.kill(int(note.get("pid", 0)) or 1 << 30, 0)
+        number = int(note.get("pid", 0)) or 1 << 30
+        os.kill(number, 0)
     except PermissionError:
-        return True
+        pass
     except (OSError, ValueError, OverflowError):
         return False
-    return True
+    # The number may belong to a later process
+    return not note.get("begun") or note["begun"] == _start_time(number)
+
+
+def this_process() -> dict[str, Any]:
+    """Return what tells this process from every other: host, number, boot of the machine, and start in its ticks."""
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot, "begun": _start_time(os.getpid())}
+
+
+def _start_time(number: int) -> int | None:
+    """Return when a process started, in ticks since the machine did; None where the system does not say."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from typing import Any
 
 from evidence import metrics as registry
 from tasks.engine.neutral_keys import separates_settings
+from tasks.engine.record_schema import segments_of
 
 STATISTICS = ("mean", "min", "median", "max")  # `norm/mean` is over all layers, `norm/<anything else>` is one layer
 
@@ -141,15 +142,43 @@ class Run:
 
     @property
     def commit(self) -> str:
-        """Short commit, with a `+` where the working tree had changes."""
-        git = self.section("git")
-        commit = str(git.get("commit") or "unknown")[:10]
-        return f"{commit}+" if git.get("dirty") else commit
+        """Short commit, several of a run that changed it, with a `+` where the working tree had changes."""
+        return f"{self.commit_hash}+" if self.dirty else self.commit_hash
+
+    @property
+    def segments(self) -> list[Mapping[str, Any]]:
+        """What trained the run, one entry per start; of an older record only the last."""
+        return segments_of(self.record)
+
+    def _by_segment(self, part: str, key: str, missing: str = "") -> list[str]:
+        """Return the different values of an entry over the segments, in their order."""
+        nodes = [segment.get(part) for segment in self.segments]
+        values = [str((node.get(key) if isinstance(node, dict) else None) or missing) for node in nodes]
+        return list(dict.fromkeys(value for value in values if value))
+
+    @property
+    def commit_hash(self) -> str:
+        """Short commit; `first/second` of a run whose parts were trained on different ones."""
+        commits = "/".join(self._by_segment("git", "commit", missing="unknown"))
+        return "/".join(commit[:10] for commit in commits.split("/"))
+
+    @property
+    def dirty(self) -> bool | None:
+        """Whether the working tree had changes in any part of the run; None where that is unknown."""
+        states = [segment["git"].get("dirty") for segment in self.segments if isinstance(segment.get("git"), dict)]
+        return True if any(states) else None if not states or None in states else False
+
+    @property
+    def torch(self) -> str:
+        """Version of torch; `first/second` of a run whose parts were trained with different ones."""
+        return "/".join(self._by_segment("versions", "torch"))
 
     @property
     def machine(self) -> str:
-        """The hardware in a few words."""
-        return str(self.section("hardware").get("machine", "unknown machine"))
+        """The hardware in a few words, with the numbers of processes where they changed during the run."""
+        processes = self._by_segment("hardware", "processes")
+        changed = f", {' then '.join(processes)} processes" if len(processes) > 1 else ""
+        return " / ".join(self._by_segment("hardware", "machine", missing="unknown machine")) + changed
 
     def series(self, key: str) -> tuple[list[int], list[float], list[float]]:
         """Return (steps, epochs, values) of one metric, ordered by step.

@@ -8,12 +8,14 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from evidence.figures.style import colour
 from evidence.records.settings import Group, short
 from evidence.runs.run import CUT_SHORT, Run, number, primary_score
 from evidence.stats import NONE, mean_and_deviation, mean_text, paired, select_best
+from tasks.engine.record_schema import segment_changes
 
 
 def plain_number(value: Any, *, digits: int = 4) -> str:
@@ -113,7 +115,10 @@ def _notes(run: Run) -> list[tuple[str, str]]:
     counts = run.section("notices")
     if counts:
         notes.append(("Noticed: " + ", ".join(f"{name} {count}" for name, count in counts.items()), ""))
-    if run.section("git").get("dirty"):
+    for before, after in pairwise(run.segments):
+        if changes := segment_changes(before, after):
+            notes.append((f"From step {after.get('from_step')} on it was trained with {'; '.join(changes)}.", ""))
+    if run.dirty:
         notes.append(("The working tree had changes that are not in the commit below.", ""))
     return notes
 

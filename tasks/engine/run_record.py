@@ -20,7 +20,7 @@ from tasks.base import InputError
 from tasks.engine import checkpoint
 from tasks.engine.config import config_hash, differing_keys
 from tasks.engine.provenance import command_line, git_state, hardware, now, peak_memory_mib, versions
-from tasks.engine.record_schema import DATA_IDENTITY, RunEntries, wrong_entry
+from tasks.engine.record_schema import DATA_IDENTITY, RunEntries, Segment, segment_changes, wrong_entry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +30,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
     temporary.replace(path)
+
+
+def _segments(stored: RunEntries) -> list[Segment]:
+    """Return the segments of a stored record; of an earlier version's, its last start, which is all that it states."""
+    if "segments" in stored:
+        known = [each for each in stored["segments"] if isinstance(each, dict)]
+        return [each for each in known if isinstance(each.get("from_step"), int)]
+    last = {key: stored.get(key) for key in ("git", "versions", "hardware", "started")}
+    begun = {"from_step": (stored.get("resumed_from") or [0])[-1], "to_step": None, "threads": None}
+    return [cast(Segment, {**last, **begun, "words": stored.get("argv", [])})]
 
 
 class RunRecord:
@@ -55,6 +65,7 @@ class RunRecord:
         self.folder, self.path = folder, folder / "run.json"
         self._make_folder()
         self._lock = self._take_lock()
+        self._segments_before: list[Segment] = []
         self._metrics: IO[bytes] | None = None
         self._timing: IO[bytes] | None = None
         try:
@@ -73,9 +84,12 @@ class RunRecord:
                 f"{folder} holds a {stored.get('status')} run with another configuration ({listed})\n"
                 "Give the new one a name of its own with tag=NAME, or move the folder away."
             )
-        self.entries: RunEntries = {"name": name, "started": now(), "resumed_from": [], "wall_time_s": 0.0}
+        self.entries: RunEntries = {
+            "name": name, "started": now(), "resumed_from": [], "segments": [], "wall_time_s": 0.0
+        }  # fmt: skip
         if stored:
             self.entries.update(stored)
+            self._segments_before = _segments(stored)
         if self.finished:
             return
         entries: RunEntries = {
@@ -89,6 +103,28 @@ class RunRecord:
         self.entries.update(entries)
         self._wall_before = float(self.entries["wall_time_s"])
         self._begun = time.monotonic()  # the wall clock may be set back during the run
+
+    def begin_segment(self, step: int, *, threads: int) -> list[str]:
+        """Note what trains from a step on, write the record, and return in what it differs from what trained before.
+
+        Args:
+            step: Steps of the checkpoint that is resumed; 0 where there is none.
+            threads: CPU threads of this process.
+
+        Raises:
+            InputError: The record cannot be written.
+        """
+        # Of what an earlier start trained, only what the checkpoint knows belongs to the result
+        kept = [segment for segment in self._segments_before if segment["from_step"] < step]
+        if kept:
+            kept[-1] = {**kept[-1], "to_step": step}
+        segment: Segment = {
+            "from_step": step, "to_step": None, "started": now(), "git": self.entries["git"],
+            "versions": self.entries["versions"], "hardware": self.entries["hardware"], "threads": threads,
+            "words": self.entries["argv"],
+        }  # fmt: skip
+        self.update(segments=[*kept, segment], resumed_from=[*self.entries["resumed_from"], *([step] if step else [])])
+        return segment_changes(kept[-1], segment) if kept else []
 
     def check_data(self, facts: Mapping[str, Any]) -> None:
         """Refuse to resume on other data than the run began with.
@@ -170,6 +206,8 @@ class RunRecord:
             InputError: The file cannot be written.
         """
         self.entries.update(values)
+        if "steps" in values and self.entries["segments"]:
+            self.entries["segments"][-1]["to_step"] = values["steps"]
         self.entries["wall_time_s"] = round(self._wall_before + time.monotonic() - self._begun, 1)
         self.entries["peak_memory_mib"] = max(self.entries.get("peak_memory_mib") or 0.0, peak_memory_mib())
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import signal
@@ -43,6 +44,8 @@ from tasks.engine.run_record import RunRecord
 from tasks.engine.signals import NOTHING, SAVE, STOP, listen
 from tasks.engine.train_state import Best, Progress, TrainState
 from tasks.engine.train_step import autocast, train_step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -135,19 +138,22 @@ class Trainer:
         if contents is None:
             if self.record is not None:
                 self.record.open_metrics(0)
+                self.record.begin_segment(0, threads=torch.get_num_threads())
             return None, []
         checkpointing.restore(self.state, contents, self.world)
         checkpointing.check_position(self.state, [phase.epochs for phase in self.phases], self.epoch_steps)
         self.task.add_faulty_examples(contents.get("faulty_examples", {}))
-        notes, step = [], self.state.progress.step
-        if not checkpointing.has_same_processes(contents, self.world):
-            num_saved = len(contents["processes"])
-            notes.append(f"resumed with {self.world.size} processes where {num_saved} saved: not bitwise")
-        notes.append(f"resumed at step {step}, epoch {self.epoch:.4g}")
+        step = self.state.progress.step
         if self.record is not None:
             self.record.open_metrics(contents["metrics_offset"])
-            self.record.update(resumed_from=[*self.record.entries["resumed_from"], step])
-        return contents, notes
+            changes = self.record.begin_segment(step, threads=torch.get_num_threads())
+            if not checkpointing.has_same_processes(contents, self.world) and not any(
+                "processes" in c for c in changes
+            ):
+                changes.append(f"processes {len(contents['processes'])} -> {self.world.size}")
+            if changes:
+                log.warning("resumed at step %d with differences, so not bit for bit: %s", step, "; ".join(changes))
+        return contents, [f"resumed at step {step}, epoch {self.epoch:.4g}"]
 
     def _phases(self, resumed: checkpoint.Contents | None) -> Iterator[int]:
         state = self.state

@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evidence.records.row import as_run, result_row
+from evidence.runs.run import read_run
 from tasks.base import InputError
-from tasks.engine import checkpoint
+from tasks.engine import checkpoint, run_record
 from tasks.engine.config import config_hash, differing_keys, result_keys
+from tasks.engine.errors import Stopped
 from tasks.engine.provenance import git_state
 from tasks.engine.run_record import RunRecord
+from tests.engine import toys
 
 CONFIG: dict[str, Any] = {
     "experiment_name": "e", "opt_name": "sgd", "scale_name": "mini", "opt": {"lr": 0.1}, "data_root": "/a",
@@ -159,3 +164,89 @@ def test_what_decides_a_result_leaves_out_where_and_how_fast() -> None:
     assert "opt.lr" in keys and "train.seed" in keys
     assert not keys & {"data_root", "data.root", "train.num_workers"}
     assert differing_keys({**CONFIG, "train": {"seed": 3, "num_workers": 8}}, CONFIG) == []
+
+
+def segments(folder: Path) -> list[dict[str, Any]]:
+    stored: list[dict[str, Any]] = json.loads((folder / "run.json").read_text())["segments"]
+    return stored
+
+
+def stopped_at(folder: Path, step: int) -> None:
+    task = toys.Toy()
+    task.before_step = toys.kill_at(step)
+    made = toys.trainer(task, folder, progress=False)
+    with pytest.raises(Stopped):
+        made.fit()
+    toys.close(made)
+
+
+OTHER_FACTS: dict[str, tuple[Any, str]] = {
+    "commit": ({"git_state": lambda root: {"commit": "b" * 40, "dirty": False}}, "commit a{10} -> b{10}"),
+    "changes": (
+        {"git_state": lambda root: {"commit": "a" * 40, "dirty": True}},
+        "uncommitted changes: without -> with",
+    ),
+    "torch": ({"versions": lambda: {"torch": "9.9", "python": "3.11"}}, "torch 1.0 -> 9.9"),
+    "processes": ({"hardware": lambda n: {"machine": "m", "cpu": "c", "processes": 2}}, "processes 1 -> 2"),
+    "processor": ({"hardware": lambda n: {"machine": "o", "cpu": "other", "processes": 1}}, "cpu c -> other"),
+    "nothing": ({}, ""),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FACTS)
+def test_a_run_resumed_on_something_else_says_and_keeps_what_trained_each_part(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = {
+        "git_state": lambda root: {"commit": "a" * 40, "dirty": False}, "versions": lambda: {"torch": "1.0"},
+        "hardware": lambda n: {"machine": "m", "cpu": "c", "processes": 1},
+    }  # fmt: skip
+    for name, fact in facts.items():
+        monkeypatch.setattr(run_record, name, fact)
+    stopped_at(tmp_path / "r", 5)
+    assert not caplog.messages
+    others, said = OTHER_FACTS[case]
+    for name, fact in others.items():
+        monkeypatch.setattr(run_record, name, fact)
+    made = toys.trainer(toys.Toy(), tmp_path / "r", progress=False)
+    made.fit()
+    assert bool(said) == bool(caplog.messages)
+    assert re.search(f"resumed at step 5 with differences.*{said}" if said else "^$", "\n".join(caplog.messages))
+    made.record.update(status="finished", steps=12)  # type: ignore[union-attr]
+    toys.close(made)
+    first, second = segments(tmp_path / "r")
+    assert [(each["from_step"], each["to_step"]) for each in (first, second)] == [(0, 5), (5, 12)]
+    run = read_run(tmp_path / "r")
+    expected = {"commit": ("a" * 10 + "/" + "b" * 10, "1.0", "m"), "changes": ("a" * 10 + "+", "1.0", "m"),
+                "torch": ("a" * 10, "1.0/9.9", "m"), "processes": ("a" * 10, "1.0", "m, 1 then 2 processes"),
+                "processor": ("a" * 10, "1.0", "m / o"), "nothing": ("a" * 10, "1.0", "m")}  # fmt: skip
+    assert (run.commit, run.torch, run.machine) == expected[case]
+    restored = as_run(result_row(run), tmp_path)
+    assert (restored.commit, restored.torch, restored.machine) == expected[case]
+
+
+def test_steps_after_the_last_checkpoint_belong_to_the_segment_that_trains_them_again(tmp_path: Path) -> None:
+    for step, most in ((0, None), (7, 9), (4, 6), (4, 12)):
+        made = record(tmp_path / "r")
+        made.begin_segment(step, threads=1)
+        if most:
+            made.update(steps=most, status="failed")
+        made.close()
+        (tmp_path / "r" / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "r" / "checkpoints" / "last.pt").touch()
+    assert [(each["from_step"], each["to_step"]) for each in segments(tmp_path / "r")] == [(0, 4), (4, 12)]
+
+
+def test_a_record_of_an_earlier_version_keeps_its_last_start_as_a_segment(tmp_path: Path) -> None:
+    made = record(tmp_path / "r")
+    made.update(status="interrupted", resumed_from=[3])
+    made.close()
+    stored = json.loads((tmp_path / "r" / "run.json").read_text())
+    del stored["segments"]
+    (tmp_path / "r" / "run.json").write_text(json.dumps({**stored, "git": {"commit": "c" * 40, "dirty": True}}))
+    (tmp_path / "r" / "checkpoints").mkdir()
+    (tmp_path / "r" / "checkpoints" / "last.pt").touch()
+    again = record(tmp_path / "r")
+    assert any("commit cccccccccc -> " in change for change in again.begin_segment(5, threads=1))
+    again.close()
+    assert [(each["from_step"], each["to_step"]) for each in segments(tmp_path / "r")] == [(3, 5), (5, None)]

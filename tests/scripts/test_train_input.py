@@ -229,6 +229,10 @@ def test_processes_are_started_with_the_callers_own_folder_of_configurations(
     started: list[list[str]] = []
     monkeypatch.setattr("tasks.engine.processes.spawn", lambda words, processes: started.append(words) or 0)
     words = [word.format(tmp_path), *commands.options(tmp_path, "opt=newcomer", "gpus=2")]
+    refused = commands.call(*words)
+    assert (refused.code, started) == (2, [])
+    assert "Add trusted=true if you know what it names" in refused.err
+    words = ["trusted=true", *words]
     assert commands.call(*words).code == 0
     assert set(words) <= set(started[0])
 
