@@ -201,10 +201,10 @@ def _multi_tensor_adamp(tensors: ParamTensors, group: dict[str, Any]) -> StepBuf
     torch._foreach_mul_(vs, beta2)
     torch._foreach_addcmul_(vs, grads, grads, value=1 - beta2)
 
-    # Bias corrections, in float64 as above; on the device if a graph has to recompute them
+    # Bias corrections, in float64 as above; on the device if a graph has to recompute them or the counts are there
     t = torch.stack(steps).double()
     corrections = torch.stack([1 - beta1**t, (1 - beta2**t).sqrt()])
-    on_device = group["capturable"] or torch.compiler.is_compiling()
+    on_device = group["capturable"] or torch.compiler.is_compiling() or steps[0].device.type != "cpu"
     first, second = corrections.to(weights[0].dtype).unbind() if on_device else corrections.tolist()
     denominators = torch._foreach_sqrt(vs)
     torch._foreach_div_(denominators, list(second))

@@ -144,7 +144,8 @@ def radial_coefficient(decision: Tensor, rows: Products, whole: Products, *, eps
         whole: The same of the tensor that the row belongs to.
         eps: Added to each norm.
     """
-    by_row, by_layer = (_radial_coefficient(x.wu, x.ww, eps=eps) for x in (rows, whole))
+    by_row = _radial_coefficient(rows.wu, rows.ww, eps=eps)
+    by_layer = by_row if whole is rows else _radial_coefficient(whole.wu, whole.ww, eps=eps)
     return torch.where(decision == CHANNEL, by_row, torch.where(decision == LAYER, by_layer, 0))
 
 

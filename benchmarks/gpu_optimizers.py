@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,20 @@ def usable(made: Mapping[str, Make], notes: list[str], *, device: torch.device) 
     return kept
 
 
-def graph_of(make: Callable[..., Optimizer], weights: Sequence[Tensor], grads: Sequence[Tensor]) -> Callable[[], None]:
-    """Return the replay of a captured step."""
+@dataclass(frozen=True)
+class CapturedStep:
+    """A step in a CUDA graph; it keeps the optimizer, as the graph uses the memory of its weights and states."""
+
+    graph: torch.cuda.CUDAGraph
+    optimizer: Optimizer
+
+    def __call__(self) -> None:
+        """Replay the step."""
+        self.graph.replay()
+
+
+def graph_of(make: Callable[..., Optimizer], weights: Sequence[Tensor], grads: Sequence[Tensor]) -> CapturedStep:
+    """Capture a step."""
     optimizer = attached(make, weights, grads)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -83,7 +96,7 @@ def graph_of(make: Callable[..., Optimizer], weights: Sequence[Tensor], grads: S
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         optimizer.step()
-    return graph.replay
+    return CapturedStep(graph, optimizer)
 
 
 def captured(family: str, weights: Sequence[Tensor], grads: Sequence[Tensor]) -> dict[str, Callable[[], None]]:
@@ -104,7 +117,7 @@ def captured(family: str, weights: Sequence[Tensor], grads: Sequence[Tensor]) ->
 def launches(act: Callable[[], None]) -> int:
     """Return how many kernels and copies a step starts on the device."""
     act()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         act()
         torch.cuda.synchronize()
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())

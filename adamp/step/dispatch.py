@@ -188,6 +188,8 @@ class ProjectedOptimizer(CheckedOptimizer):
             for name, xs in zip(self._state_names(group), states, strict=True):
                 if name not in state:
                     state[name] = _new_state(name, param, group)
+                elif name == "step":  # set by hand, or created before the group's options changed
+                    state[name] = state[name].to(step_device(param, group), torch.float32)
                 xs.append(state[name])
 
     def _init_state(self) -> None:

@@ -4,7 +4,8 @@ Moments and updates are computed by the optimizers; this module computes the row
 the step. The rows of all matrices of a batch lie in one vector, so that a decision costs the same for one matrix or a
 hundred; the formulas themselves are those of `adamp.projection`, which work elementwise on such vectors.
 
-The rows of a marked matrix are its slices, see `adamp.marks`.
+The rows of a marked matrix are its slices, see `adamp.marks`. On a GPU, where a launch costs more than a short sum, all
+matrices with rows of one length are summed, and later updated, in common buffers.
 
 Notation: `N` rows of all matrices of a batch on this process, `T` matrices, `R` rows and `C` entries per row of a
     single one, `s` step size, `x` decay of a step before its ratio.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from adamp.marks import num_slices, spread
 from adamp.projection import (
+    CHANNEL,
     Products,
     RowSums,
     choose,
@@ -36,7 +38,7 @@ from adamp.projection import (
 from adamp.step.dtensor import Layout, sum_over_processes
 from adamp.step.precision import write_back_all
 
-CHUNK = 2**24  # entries whose products are held at once: they take memory, one more chunk takes four launches
+CHUNK = 2**24  # entries whose products are held at once: they take memory, one more chunk takes more launches
 
 
 @dataclass
@@ -111,10 +113,50 @@ def apply_batches_(batches: Sequence[StepBuffers]) -> None:
         _apply_(batch, products.get(i), sums.get(i))
 
 
+def _shares_buffers(batch: StepBuffers) -> bool:
+    """Return whether matrices with equally long rows are summed together: on a GPU, where all rows are dense.
+
+    On the CPU each matrix is summed alone; torch.compile fuses such sums itself.
+    """
+    mode, matrices = batch.options["scale_invariant"], batch.matrices
+    if not _launches_are_dear(batch.weights[0].device) or not (isinstance(mode, bool) or mode == "auto"):
+        return False
+    return all(
+        _has_dense_rows(batch.weights[i]) and _strides(batch.weights[i]) == _strides(xs[i])
+        for xs in (batch.grads, batch.updates)
+        for i in matrices
+    )
+
+
+def _launches_are_dear(device: torch.device) -> bool:
+    return device.type != "cpu" and not torch.compiler.is_compiling()
+
+
+def _strides(x: Tensor) -> list[int]:
+    # The stride of a dimension of size 1 means nothing
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size != 1]
+
+
+def _has_dense_rows(x: Tensor) -> bool:
+    """Return whether rows follow each other in memory without a gap: contiguous or channels-last matrices."""
+    if x.is_contiguous():
+        return True
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _rows_in_buffer(buffer: Tensor, xs: Sequence[Tensor]) -> list[Tensor]:
+    """Return consecutive parts of a buffer with the shapes and strides of some tensors."""
+    parts = torch.split(buffer, [x.numel() for x in xs])
+    return [part.as_strided(x.shape, x.stride(), part.storage_offset()) for part, x in zip(parts, xs, strict=True)]
+
+
 def _row_products(batch: StepBuffers) -> Tensor:
     """Return w·g, w·w, g·g and w·u of every row, (4, N); if the decision is forced w·w and w·u alone, (2, N)."""
     ws, gs, us = ([xs[i] for i in batch.matrices] for xs in (batch.weights, batch.grads, batch.updates))
     mode = batch.options["scale_invariant"]
+    if _shares_buffers(batch):
+        pairs = [(ws, gs), (ws, ws), (gs, gs), (ws, us)] if batch.is_tested else [(ws, ws), (ws, us)]
+        return _shared_row_products(pairs)
 
     def row_dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
         # Of each pair of matrices (R,), see `adamp.projection.slice_dot`
@@ -126,6 +168,35 @@ def _row_products(batch: StepBuffers) -> Tensor:
     if not batch.is_tested:
         return torch.cat(row_dots(ws, ws) + row_dots(ws, us)).view(2, -1)
     return torch.cat(row_dots(ws, gs) + row_dots(ws, ws) + row_dots(gs, gs) + row_dots(ws, us)).view(4, -1)
+
+
+def _shared_row_products(pairs: Sequence[tuple[list[Tensor], list[Tensor]]]) -> Tensor:
+    """Return the inner products of the rows of K pairs of lists of matrices, (K, N), with one sum per row length."""
+    kinds, matrices = len(pairs), pairs[0][0]
+    order = sorted(range(len(matrices)), key=lambda i: _row_length(matrices[i]))
+    sums: dict[int, Tensor] = {}  # matrix -> (K, R)
+    for part in _chunks([matrices[i] for i in order]):
+        members = order[part]
+        # Products of one length of rows lie together, (K, n, C)
+        buffers: list[tuple[list[int], list[int], Tensor]] = []
+        targets: list[list[Tensor]] = [[] for _ in range(kinds)]
+        for length, run in groupby(members, key=lambda i: _row_length(matrices[i])):
+            same_length = list(run)
+            rows = [matrices[i].shape[0] for i in same_length]
+            buffer = matrices[0].new_empty(kinds, sum(rows), length)
+            buffers.append((same_length, rows, buffer))
+            for kind in range(kinds):
+                targets[kind] += _rows_in_buffer(buffer[kind].view(-1), [matrices[i] for i in same_length])
+        products = list(chain.from_iterable(targets))
+        torch._foreach_copy_(products, [xs[i] for xs, _ in pairs for i in members])
+        torch._foreach_mul_(products, [xs[i] for _, xs in pairs for i in members])
+        for same_length, rows, buffer in buffers:
+            sums.update(zip(same_length, torch.split(buffer.sum(-1), rows, dim=1), strict=True))
+    return torch.cat([sums[i] for i in range(len(matrices))], dim=1)
+
+
+def _row_length(x: Tensor) -> int:
+    return x.shape[1:].numel()
 
 
 def _chunks(xs: Sequence[Tensor]) -> Iterator[slice]:
@@ -198,13 +269,36 @@ def _coefficients(batch: StepBuffers, products: Tensor, sums: Tensor | None) -> 
     decision = choose(failures == 0, layer)
     # Each row gets its matrix's decision and sums
     per_matrix = torch.stack([decision.to(ww.dtype), wu, ww])
-    per_row = [
-        per_matrix[:, block.matrices, None].expand(-1, -1, block.rows).reshape(3, -1) for block in _row_blocks(batch)
-    ]
+    columns = zip(torch.split(per_matrix, 1, dim=1), batch.matrices, strict=True)
+    per_row = [column.expand(-1, batch.weights[i].shape[0]) for column, i in columns]
     decision, whole_wu, whole_ww = torch.cat(per_row, dim=1)
-    rows, whole = Products(products[3], products[1]), Products(whole_wu, whole_ww)
-    coefficient = radial_coefficient(decision, rows, whole, eps=eps)
+    by_row = decision == CHANNEL
+    deciding = Products(torch.where(by_row, products[3], whole_wu), torch.where(by_row, products[1], whole_ww))
+    coefficient = radial_coefficient(decision, deciding, deciding, eps=eps)
     return coefficient, decay_ratio(decision, wd_ratio=wd_ratio, dtype=ww.dtype)
+
+
+def _subtract_rows_(batch: StepBuffers, targets: Sequence[Tensor], per_row: Tensor) -> None:
+    """Subtract from each target matrix its weight, each row times a factor, `per_row` (N,)."""
+    weights, matrices = batch.weights, batch.matrices
+    if not _shares_buffers(batch):
+        for i, factor in zip(matrices, batch.split_by_matrix(per_row), strict=True):
+            targets[i].addcmul_(factor, weights[i], value=-1)
+        return
+    # The factor of each entry, so that one launch takes matrices of all shapes
+    order = sorted(range(len(matrices)), key=lambda k: _row_length(weights[matrices[k]]))
+    members = [matrices[k] for k in order]
+    parts = torch.split(per_row, [weights[i].shape[0] for i in matrices])
+    sorted_rows = torch.cat([parts[k] for k in order])
+    factors = per_row.new_empty(sum(weights[i].numel() for i in members))
+    row = entry = 0
+    for length, run in groupby(members, key=lambda i: _row_length(weights[i])):
+        rows = sum(weights[i].shape[0] for i in run)
+        target = factors[entry : entry + rows * length].view(rows, length)
+        target.copy_(sorted_rows[row : row + rows, None])
+        row, entry = row + rows, entry + rows * length
+    same_shape = _rows_in_buffer(factors, [weights[i] for i in members])
+    torch._foreach_addcmul_([targets[i] for i in members], same_shape, [weights[i] for i in members], value=-1)
 
 
 def _apply_(batch: StepBuffers, products: Tensor | None, sums: Tensor | None) -> None:
@@ -225,11 +319,9 @@ def _apply_(batch: StepBuffers, products: Tensor | None, sums: Tensor | None) ->
         factor = coefficient * batch.step_size
         if decay is not None:
             factor = factor - decay * ratio
-        for i, f in zip(batch.matrices, batch.split_by_matrix(factor), strict=True):
-            steps[i].addcmul_(f, weights[i], value=-1)
+        _subtract_rows_(batch, steps, factor)
         if batch.projected is not None:
-            for i, c in zip(batch.matrices, batch.split_by_matrix(coefficient), strict=True):
-                batch.projected[i].addcmul_(c, weights[i], value=-1)
+            _subtract_rows_(batch, batch.projected, coefficient)
     torch._foreach_sub_(weights, steps)
     for targets, values in batch.write_backs:
         write_back_all(targets, values)

@@ -78,6 +78,30 @@ def test_an_integer_step_of_an_old_checkpoint_becomes_a_tensor_where_the_path_wa
     assert [(s.item(), s.dtype, s.device.type) for s in steps] == [(5, torch.float32, "cpu")] * len(params)
 
 
+@pytest.mark.parametrize("foreach", [None, False])
+def test_counts_beside_the_parameters_follow_them_and_are_not_read_on_the_host(foreach):
+    """On tensors without data, which no kernel takes and which refuse to be read."""
+    param = nn.Parameter(torch.ones(3, 4, device="meta"))
+    optimizer = AdamP([param], lr=0.1, foreach=foreach)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.state[param]["step"].device.type == "cpu"
+    optimizer.param_groups[0]["fused"] = True
+    for _ in range(2):
+        optimizer.step()
+        assert optimizer.state[param]["step"].device.type == "meta"
+
+
+def test_a_count_of_another_dtype_becomes_float32():
+    params = parameters()
+    optimizer = AdamP(params, lr=0.1)
+    train(optimizer, params, 1)
+    for state in optimizer.state.values():
+        state["step"] = state["step"].double()
+    train(optimizer, params, 1)
+    assert [(s["step"].item(), s["step"].dtype) for s in optimizer.state.values()] == [(2, torch.float32)] * len(params)
+
+
 # Options
 
 

@@ -5,13 +5,14 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adamp import SGDP, AdamP
 from adamp.step import foreach
 from tests.adamp.problems import HostReads
 
 VIEWS = {"view", "split_with_sizes", "split", "slice", "select", "expand", "unbind", "unsqueeze", "detach", "alias",
-         "t", "transpose", "_unsafe_view", "as_strided", "permute", "view_as_real"}  # fmt: skip
+         "t", "transpose", "_unsafe_view", "as_strided", "permute", "view_as_real", "new_empty", "empty"}  # fmt: skip
 OPTIMIZERS = {
     "sgdp": (SGDP, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}),
     "sgdp-published": (SGDP, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "project_buffer": True}),
@@ -20,15 +21,21 @@ OPTIMIZERS = {
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations that would start a kernel, a foreach operation as one; views start none."""
+    """Counts operations that would start a kernel, a foreach operation as one; views and allocations start none.
 
-    def __init__(self):
+    With `on_device` those alone that read or write a tensor beside the CPU.
+    """
+
+    def __init__(self, *, on_device=False):
         super().__init__()
-        self.count = 0
+        self.count, self.on_device = 0, on_device
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func._schema.name.removeprefix("aten::") not in VIEWS
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        counts = not self.on_device or any(x.device.type != "cpu" for x in tensors)
+        self.count += counts and func._schema.name.removeprefix("aten::") not in VIEWS
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +50,9 @@ def resnet50():
     return params
 
 
-def launches(optimizer):
+def launches(optimizer, **counted):
     optimizer.step()
-    with Launches() as counter:
+    with Launches(**counted) as counter:
         optimizer.step()
     return counter.count
 
@@ -57,6 +64,44 @@ def test_a_resnet50_takes_at_most_420_launches(name, resnet50):
     together = launches(cls(resnet50, **options, foreach=True))
     assert together <= 420
     assert launches(cls(resnet50, **options, foreach=False)) > 6 * together
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_on_a_device_a_resnet50_takes_at_most_120_launches(name, capturable):
+    """Counted on tensors without data, which also refuse to be read on the host."""
+    cls, options = OPTIMIZERS[name]
+    with torch.device("meta"):
+        params = list(torchvision.models.resnet50().parameters())
+    for p in params:
+        p.grad = torch.empty_like(p)
+    assert launches(cls(params, **options, foreach=True, capturable=capturable), on_device=True) <= 120
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("mark", ["auto", True])
+def test_rows_of_one_length_may_be_summed_together(name, mark, monkeypatch):
+    cls, options = OPTIMIZERS[name]
+    shapes = [(4, 3, 3, 3), (6, 27), (5, 27), (0, 3), (3, 0), (8, 2, 2, 2), (7,), (1, 64), ()]
+    ends = []
+    for together in (False, True):
+        monkeypatch.setattr(foreach, "_launches_are_dear", lambda device, together=together: together)
+        monkeypatch.setattr(foreach, "CHUNK", 200)
+        generator = torch.Generator().manual_seed(0)
+        params = [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+        params[5] = nn.Parameter(params[5].detach().to(memory_format=torch.channels_last))
+        params = params if mark == "auto" else [p for p in params if p.ndim > 1]
+        optimizer = cls(params, **options, foreach=True, scale_invariant=mark)
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+            params[1].grad -= (
+                (params[1].grad * params[1]).sum(1, keepdim=True) * params[1] / (params[1] ** 2).sum(1, keepdim=True)
+            )
+            optimizer.step()
+        ends.append([p.detach() for p in params])
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

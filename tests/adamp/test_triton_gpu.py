@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adamp import SGDP, AdamP
 from adamp.kernels import triton_launch as fused
 from tests.adamp.kernel_cases import CASES, SGD, agree
+from tests.cuda import kernels_of, may_capture_nothing, without_synchronisation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -55,10 +56,7 @@ def test_a_step_is_at_most_six_launches_for_any_number_of_tensors(cls: type, num
     set_grads(params)
     optimizer.step()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        optimizer.step()
-        torch.cuda.synchronize()
-    on_device = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = kernels_of(optimizer.step)
     assert 2 <= len(on_device) <= 6, on_device
 
 
@@ -70,14 +68,11 @@ def test_a_step_never_waits_for_the_device(cls: type, tensor_lr: bool) -> None:
     set_grads(params)
     optimizer.step()  # compiles
     moved = [p.grad.clone() for p in params]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_synchronisation():
         optimizer.step()
         for p, grad in zip(params, moved, strict=True):
             p.grad = grad  # tables are sent anew
         optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def backward(params: list[nn.Parameter], noise: list[Tensor]) -> None:
@@ -140,6 +135,7 @@ def test_two_captures_do_not_share_their_tables() -> None:
     assert_close(params, twins)
 
 
+@may_capture_nothing
 def test_a_capture_without_a_step_before_it_says_what_is_missing() -> None:
     weights, grads, buffers = ([torch.zeros(3, 4, device="cuda")] for _ in range(3))
     match = "one step with the same parameters before it"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -47,6 +50,26 @@ def test_the_share_of_a_training_step_is_what_the_same_round_shows(monkeypatch: 
     assert shares["torch AdamW fused"][0] == 50.0
     assert shares["AdamP fused"][0] == 60.0
     assert [r.ratio for r in found] == [1.0, 1.25, 0.5]
+
+
+def test_a_captured_step_keeps_what_its_graph_writes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    optimizers: list[weakref.ref[torch.optim.Optimizer]] = []
+
+    def make(params: list[torch.Tensor]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        optimizers.append(weakref.ref(optimizer))
+        return optimizer
+
+    replay = benchmark.graph_of(make, [torch.ones(2)], [torch.ones(2)])
+    gc.collect()
+    optimizer = optimizers[0]()
+    assert optimizer is not None and optimizer.param_groups[0]["params"][0].grad is not None
+    replay()
+    del replay, optimizer
+    gc.collect()
+    assert optimizers[0]() is None
 
 
 @pytest.mark.parametrize(

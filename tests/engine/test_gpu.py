@@ -1,5 +1,6 @@
 """What only a CUDA device can show: `make test-gpu`. Skipped without one, and proved nowhere else."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from tasks.engine.distributed import World
 from tests import commands
+from tests.cuda import without_synchronisation
 from tests.engine import toys
 
 pytestmark = [
@@ -53,16 +55,19 @@ def test_stopping_and_resuming_on_the_device_changes_no_bit(tmp_path: Path, valu
 def test_a_step_reads_nothing_back_from_the_device_between_two_lines(tmp_path: Path) -> None:
     task = toys.Toy()
     seen = 0
+    with contextlib.ExitStack() as watched:
 
-    def watch() -> None:
-        nonlocal seen
-        seen += 1
-        # Steps 3 to 5 lie between two lines of metrics: a synchronisation there stalls the device.
-        torch.cuda.set_sync_debug_mode("error" if seen in (4, 5) else "default")
+        def watch() -> None:
+            nonlocal seen
+            seen += 1
+            # Steps 3 to 5 lie between two lines of metrics: a synchronisation there stalls the device.
+            if seen == 4:
+                watched.enter_context(without_synchronisation())
+            if seen == 6:
+                watched.close()
 
-    task.before_step = watch
-    fitted(tmp_path, task, log_every=100, probe_every=1, oscillation_window=0)
-    torch.cuda.set_sync_debug_mode("default")
+        task.before_step = watch
+        fitted(tmp_path, task, log_every=100, probe_every=1, oscillation_window=0)
 
 
 def test_a_small_real_run_trains_on_the_device(tmp_path: Path) -> None:
