@@ -8,6 +8,7 @@ is run as one Hydra multirun. Free of Hydra and torch.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,8 @@ def cells(name: str, scale: str, typed: Mapping[str, str] | None = None) -> list
 
 
 def _alternatives(text: str) -> list[str]:
-    """Return the values of a choice; the name of a run, which holds commas too, is one value."""
-    return [text] if "=" in text else text.split(",")
+    """Return the values of a choice; a list, or the name of a run, holds commas too and is one value."""
+    return [text] if "=" in text else re.split(r",(?![^\[]*\])", text)
 
 
 def _text(value: Any) -> str:

@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     places = {"runs": Path(options["runs"]), "records": Path(options["records"] or out / "records.csv")}
     data = collect(sweep, options["scale"], typed, identify=identify, **places)
     if data is None:
-        return 0  # a plain grid: the pages of its experiment show it
+        raise ReadError(f"configs/sweep/{sweep}.yaml asks for neither a table nor a figure")
     write_table(data, read_paper(Path(options["paper"])), out / "tables")
     if data.spec.get("figure"):
         from evidence.figures.sweep import draw_figure  # matplotlib

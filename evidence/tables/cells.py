@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -35,11 +35,17 @@ class TableSpec(TypedDict, total=False):
     table: str | int
     metrics: list[str]  # of `evidence.metrics`, the main one first
     model: dict[str, str]  # experiment -> the paper's model
+    dataset: dict[str, str]  # experiment -> the paper's data set, where one model is trained on several
     optimizer: dict[str, str]  # ours -> the paper's
     setting: dict[str, str]  # the paper's word -> our key, whose value times the block's `printed` is the paper's
     settings: dict[str, str]  # experiment -> the paper's setting; {model.init} stands for the cell's value of that key
     reference: dict[str, Any]  # overrides of the cell that others are compared with
     loose: list[str]  # keys in which a cell and its reference may differ beside those
+    best_over: list[
+        str
+    ]  # keys that the paper searched: its number stands beside the best cell over them, and bests compare
+    best_by: str  # the metric that says which is best; on validation data
+    mean_over: str  # a key over whose values the paper prints a mean: rows of that mean are added
 
 
 @dataclass
@@ -140,13 +146,15 @@ def fill(cells: Sequence[Cell], *, runs: Path, recorded: Mapping[tuple[str, str]
 def published(cell: Cell, spec: TableSpec, paper: Sequence[PaperNumber]) -> dict[str, str]:
     """Return metric -> what the paper prints for a cell, empty where it prints nothing."""
     experiment, opt = cell.overrides.get("experiment", ""), cell.overrides.get("opt", "sgd")
-    numbers = look_up(
-        paper,
-        paper=spec["paper"],
-        table=str(spec["table"]),
-        model=(spec.get("model") or {}).get(experiment, ""),
-        optimizer=(spec.get("optimizer") or {}).get(opt, opt),
-    )
+    wanted = {
+        "paper": spec["paper"],
+        "table": str(spec["table"]),
+        "model": (spec.get("model") or {}).get(experiment, ""),
+        "optimizer": (spec.get("optimizer") or {}).get(opt, opt),
+    }
+    if spec.get("dataset"):
+        wanted["dataset"] = spec["dataset"].get(experiment, "")
+    numbers = look_up(paper, **wanted)
     return {number.metric: number.value for number in numbers if _has_setting(cell, spec, number.setting)}
 
 
@@ -157,14 +165,51 @@ def _has_setting(cell: Cell, spec: TableSpec, setting: str) -> bool:
     if not spec.get("setting"):
         return True
     (word, key), *_ = spec["setting"].items()
+    if key not in cell.overrides and not setting:  # the experiments of a table that have no such setting
+        return True
     name, _, printed = setting.partition("=")
-    ours = number(cell.overrides.get(key, ""))
-    if name != word or ours is None:
-        return False
-    return math.isclose(ours * float(cell.block.get("printed", 1)), float(printed), rel_tol=1e-6)
+    ours, theirs = number(cell.overrides.get(key, "")), number(printed)
+    if name != word or ours is None or theirs is None:
+        return name == word and printed == cell.overrides.get(key, "")
+    return math.isclose(ours * float(cell.block.get("printed", 1)), theirs, rel_tol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- the table
+
+
+def means_over(key: str, cells: Sequence[Cell]) -> list[Cell]:
+    """Return a cell per setting without `key`: of each seed that all its cells finished, the means of their scores."""
+    groups: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    for cell in cells:
+        if key in cell.overrides:
+            rest = tuple((k, v) for k, v in cell.overrides.items() if k != key)
+            groups.setdefault(rest, []).append(cell)
+    means = []
+    for rest, group in groups.items():
+        mean = Cell({**dict(rest), key: "mean"}, keys=dict(group[0].keys))
+        for seed in group[0].keys:
+            rows = [cell.rows[seed] for cell in group if seed in cell.rows and cell.rows[seed].outcome == "finished"]
+            if len(rows) == len(group):
+                shared = set.intersection(*(set(row.scores) for row in rows))
+                scores = {name: sum(row.scores[name] for row in rows) / len(rows) for name in sorted(shared)}
+                mean.rows[seed] = replace(rows[0], scores=scores, curves={}, measures={})
+        means.append(mean)
+    return means
+
+
+def best_cells(cells: Sequence[Cell], spec: TableSpec) -> list[Cell]:
+    """Return the cell of the best mean over the keys that were searched, of each group of cells that else agree."""
+    keys, metric = spec["best_over"], spec["best_by"]
+    groups: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    for cell in cells:
+        rest = tuple((k, v) for k, v in cell.overrides.items() if k not in keys)
+        if not cell.has_diverged and cell.by_seed(metric):
+            groups.setdefault(rest, []).append(cell)
+    choose = min if METRICS[metric].lower_is_better else max
+    return [
+        choose(group, key=lambda c: mean_and_deviation(list(c.by_seed(metric).values()))[0])
+        for group in groups.values()
+    ]
 
 
 def reference(cell: Cell, cells: Sequence[Cell], spec: TableSpec) -> Cell | None:
@@ -172,7 +217,7 @@ def reference(cell: Cell, cells: Sequence[Cell], spec: TableSpec) -> Cell | None
     changed = _reference_overrides(spec)
     if not changed or _is_reference(cell, spec):
         return None
-    free = {*changed, *(spec.get("loose") or [])}
+    free = {*changed, *(spec.get("loose") or []), *(spec.get("best_over") or [])}
 
     def kept(of: Cell) -> dict[str, str]:
         return {k: v for k, v in of.overrides.items() if k not in free}
@@ -224,9 +269,14 @@ def tabulate(cells: Sequence[Cell], spec: TableSpec, paper: Sequence[PaperNumber
     heads = ["setting", *(f"{who}: {metric}" for metric in metrics for who in ("paper", "ours")), "seeds"]
     heads += [f"{main}, difference: paper", "ours [95 %]", "interval excludes 0", f"target {main}", "epochs to it"]
     heads += ["ours - paper", "data, scale", "commit", "machine"]
+    cells = [*cells, *(means_over(spec["mean_over"], cells) if spec.get("mean_over") else [])]
+    chosen = best_cells(cells, spec) if spec.get("best_over") else cells
     rows = []
     for cell in cells:
-        theirs, other = published(cell, spec, paper), reference(cell, cells, spec)
+        if not any(cell is best for best in chosen):  # searched and not chosen: its scores alone
+            theirs, other = {}, None
+        else:
+            theirs, other = published(cell, spec, paper), reference(cell, chosen, spec)
         row = [cell.label]
         for metric in metrics:
             row += [theirs.get(metric, NONE), _mean(cell, metric)]
@@ -239,7 +289,7 @@ def tabulate(cells: Sequence[Cell], spec: TableSpec, paper: Sequence[PaperNumber
             row.append(_gap(printed, number(published(other, spec, paper).get(main, ""))))
             row += compared(cell, other, main)
         # Epochs to the reference's last score
-        target = _target(cell, cells, spec, main)
+        target = _target(cell, chosen, spec, main)
         row += [NONE, NONE] if target is None else [f"{target:.2f}", times_text(cell.times(main, target))]
         # Ours against the paper's number, where both are of ImageNet at full size
         values, runs = list(cell.by_seed(main).values()), list(cell.rows.values())

@@ -14,14 +14,14 @@ from evidence import sweeps as grids
 from evidence.figures import sweep as sweep_figure
 from evidence.paper import PaperNumber, read_paper
 from evidence.records.row import ResultRow, result_row
-from evidence.runs.run import Run
-from evidence.tables.cells import Cell, compared, published, tabulate
+from evidence.runs.run import ReadError, Run
+from evidence.tables.cells import Cell, compared, means_over, published, tabulate
 from scripts import sweep
 from tests import commands
 from tests.configurations import check_arguments, composed
 
 TABLES = ("table-1", "table-2", "table-b1", "table-d3", "table-d4", "aws-table-1", "aws-table-2", "aws-table-3",
-          "adarem-table-1", "adarem-table-2")  # fmt: skip
+          "adarem-table-1", "adarem-table-2", "adarem-table-3", "table-4", "table-5", "table-d2")  # fmt: skip
 
 
 def run(top1: float | None, *, seed: int = 0, data: str = "imagenet", scale: str = "full", **more: Any) -> ResultRow:
@@ -77,16 +77,18 @@ def test_cells_are_the_product_of_parameters_and_block() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_of_a_published_table_has_a_cell_at_full_size(name: str) -> None:
     spec = grids.read(name)["sweep"]["table"]
-    paper = [r for r in read_paper(Path("results/paper.csv")) if r.task == "classification"]
+    paper = [r for r in read_paper(Path("results/paper.csv")) if r.model in spec["model"].values()]
     wanted = {
-        (r.model, r.optimizer, r.setting, r.metric): r.value
+        (r.dataset, r.model, r.optimizer, r.setting, r.metric): r.value
         for r in paper
         if (r.paper, r.table) == (spec["paper"], str(spec["table"])) and r.optimizer != "published"
     }
     cells = [Cell(overrides, block) for block, overrides in grids.cells(name, "full", {"train.seed": "0"})]
+    cells += means_over(spec["mean_over"], cells) if "mean_over" in spec else []
     found = [published(each, spec, paper) for each in cells]
     assert sum(len(each) for each in found) >= len(wanted)
-    for (_, _, _, metric), value in wanted.items():
+    assert wanted
+    for (*_, metric), value in wanted.items():
         assert any(each.get(metric) == value for each in found), (metric, value)
 
 
@@ -97,6 +99,23 @@ def test_the_first_and_last_cell_of_a_sweep_compose(name: str, scale: str) -> No
     cells = [overrides for _, overrides in grids.cells(name, scale, {"train.seed": "0"})]
     for overrides in (cells[0], cells[-1]):
         check_arguments(composed(f"sweep={name}", f"scale={scale}", *(f"{k}={v}" for k, v in overrides.items())))
+
+
+def test_a_list_in_a_grid_is_one_value() -> None:
+    betas = [words["opt.betas"] for _, words in grids.cells("adarem-table-3", "full") if "opt.betas" in words]
+    assert set(betas) == {"[0.99,0.999]"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in grids.SWEEPS.glob("*.yaml")))
+def test_a_sweep_ends_in_a_table_or_a_figure(name: str) -> None:
+    spec = grids.read(name).get("sweep") or {}
+    by_script = Path("scripts", f"{name.replace('-', '_')}.py").exists()  # what make runs in place of scripts/sweep.py
+    assert by_script or spec.keys() & {"table", "figure"}
+
+
+def test_a_sweep_without_table_and_figure_is_refused() -> None:
+    with pytest.raises(ReadError, match=r"claims-norms\.yaml asks for neither a table nor a figure"):
+        sweep.main(["claims-norms"])
 
 
 # The table --------------------------------------------------------------------------------------------------------
@@ -132,6 +151,32 @@ def test_differences_are_to_the_same_cell_with_the_other_optimizer() -> None:
     ]
     assert rows[1][heads.index("ours: top1")] == "72.17 ± 0.21"
     assert rows[1][heads.index("ours - paper")] == "+0.17"
+
+
+def test_a_printed_mean_has_a_row_of_the_seeds_that_all_its_cells_finished() -> None:
+    one, other = cell(60.0, 70.0, 80.0, opt="adam", rho="0.9"), cell(80.0, 90.0, opt="adam", rho="0.99")
+    (mean,) = means_over("rho", [one, other, cell(10.0, opt="adam")])
+    assert mean.by_seed("top1") == {0: 70.0, 1: 80.0}
+    assert mean.overrides == {"opt": "adam", "rho": "mean"}
+
+
+def test_the_papers_number_stands_beside_the_best_of_a_searched_grid_and_bests_compare() -> None:
+    spec = {"paper": "p", "table": 1, "model": {"a": "m"}, "reference": {"opt": "sgd"},
+            "best_over": ["opt.lr", "opt.beta"], "best_by": "top1"}  # fmt: skip
+    cells = [
+        cell(60.0, 61.0, experiment="a", opt="sgd", opt__lr="1"),
+        cell(70.0, 71.0, experiment="a", opt="sgd", opt__lr="3"),
+        cell(72.0, 73.1, experiment="a", opt="adam", opt__lr="1"),
+        cell(65.0, 66.0, experiment="a", opt="adam", opt__lr="1", opt__beta="0.99"),
+    ]
+    paper = [
+        PaperNumber(paper="p", table="1", model="m", optimizer=o, metric="top1", value=v)
+        for o, v in [("sgd", "71.5"), ("adam", "72.0")]
+    ]
+    heads, *rows = tabulate(cells, spec, paper)
+    assert [row[heads.index("paper: top1")] for row in rows] == ["–", "71.5", "72.0", "–"]
+    at = heads.index("ours [95 %]")
+    assert [row[at][:5] for row in rows] == ["–", "–", "+2.05", "–"]
 
 
 def test_numbers_of_another_data_set_are_not_subtracted_from_the_papers() -> None:

@@ -33,7 +33,8 @@ def test_a_run_is_counted_and_its_hours_predicted(tmp_path, word):
 def test_cells_that_differ_in_rate_decay_or_seed_are_counted_once(tmp_path):
     found = budget.lines_of({"sweep": "table-2", "scale": "full", "experiment": ""}, [])
     assert len(found) == 20  # four networks x five optimizers
-    assert {runs for _, runs in found.values()} == {3}
+    # SGDP's decay has two readings, which cost the same
+    assert all(runs == (6 if "opt=sgdp" in label else 3) for label, (_, runs) in found.items())
 
 
 @pytest.mark.parametrize(
