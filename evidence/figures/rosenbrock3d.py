@@ -20,8 +20,9 @@ from tasks.toy.descent import Path as Trajectory
 from tasks.toy.objectives import OPTIMUM_AB, on_sphere, rosenbrock
 
 HUES = {
-    "momentum": colour("sgd"), "decay": colour("adamw"), "in place": colour("sgdp"), "projected": colour("adamp"),
+    "momentum": colour("sgd"), "decay": colour("sgd"), "in place": colour("sgdp"), "projected": colour("sgdp"),
 }  # fmt: skip
+DASHES = {"momentum": "-", "decay": "--", "in place": ":", "projected": "-"}  # where methods share an axis
 SHOWN = ("momentum", "decay", "in place")  # the methods of the paper's figure
 LIMITS = ((-2.0, 2.0), (-1.0, 3.0))  # of a and b, as in the published figure
 SURFACE = ((-2.35, 2.35), (-1.0, 2.35))  # of a and b: the hemisphere in front, whose pole is at b = 1.5 pi / 2
@@ -161,20 +162,25 @@ def draw_sweep(found: Mapping[str, Trajectory], rates: Tensor, folder: Path) -> 
     with canvas(title, columns=2, size=(10.4, 3.6)) as (figure, (left, right)):
         for method, path in found.items():
             distances, norms = toy.end_distances(path).numpy(), path.norms[-1].numpy()
-            look: dict[str, Any] = {"color": HUES[method], "linewidth": 0.9}
-            left.plot(x, distances, "o", markersize=3.2, label=toy.TITLES[method], color=HUES[method])
+            look: dict[str, Any] = {"color": HUES[method], "linewidth": 1.1, "linestyle": DASHES[method]}
+            face = HUES[method] if DASHES[method] == "-" else "none"
+            left.plot(x, distances, "o", markersize=3.6, color=HUES[method], markerfacecolor=face, markeredgewidth=0.8)
             best = int(distances.argmin())
             left.plot(x[best], distances[best], "D", color=HUES[method], markersize=6, markeredgecolor=INK, zorder=5)
-            right.plot(x, norms, **look)
+            right.plot(x, norms, label=toy.TITLES[method], **look)
             for metric, values in (("distance", distances), ("norm", norms)):
                 rows += [
                     [toy.TITLES[method], method, "", metric, k, f"{x[k]:.8g}", f"{v:.8g}"] for k, v in enumerate(values)
                 ]
-        left.set(title="distance to (1, 1) at the end; diamonds: the best of each", ylabel="distance", yscale="log")
+        left.set(
+            title="distance to (1, 1) at the end; diamonds: the best; hollow: the dashed and dotted",
+            ylabel="distance",
+            yscale="log",
+        )
         right.set(title="norm at the end", ylabel="norm r", yscale="log")
         right.set_yticks([0.5, 1, 2, 3, 5], ["0.5", "1", "2", "3", "5"])
         right.minorticks_off()
         for axis in (left, right):
             axis.set(xscale="log", xlabel="learning rate")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower left", ncols=4, handlelength=3.2)
         return save(figure, folder / "rosenbrock3d-sweep.svg", title, caption=CAPTIONS["sweep"], rows=rows)

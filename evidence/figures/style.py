@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,18 +15,20 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-# One colour per optimizer in every figure; of those in the papers' tables Okabe and Ito's colour-blind-safe set.
+# One colour per optimizer in every figure; of those in the papers' tables Okabe and Ito's colour-blind-safe set. Each
+# has a contrast of at least 2 to 1 with the light page and with the dark one.
 COLOURS = {
     "gd": "#8a8f98", "sgd": "#2a7fb8", "sgdp": "#e69f00", "adam": "#cc79a7", "adamw": "#d55e00",
     "adamp": "#009e73", "adarem": "#56b4e9", "adarem_s": "#8a6642", "rmsprop": "#7b68c8",
-    "adabound": "#a8a000", "sgd_aws": "#0b3c68", "adam_aws": "#7a2e56", "adam_sgd_paper": "#b2182b",
-    "adam_sgd_reference": "#f4a582", "lamb": "#bf812d", "lambp": "#01665e", "lion": "#c51b7d", "lionp": "#4d9221",
+    "adabound": "#a8a000", "sgd_aws": "#3d5a9e", "adam_aws": "#a0427a", "adam_sgd_paper": "#b2182b",
+    "adam_sgd_reference": "#ee9a76", "lamb": "#bf812d", "lambp": "#01665e", "lion": "#c51b7d", "lionp": "#4d9221",
     "muon": "#5e4fa2", "nadam": "#f781bf", "radam": "#999933", "rmsprop_tf": "#b3a2e8",
 }  # fmt: skip
-SPARE = ("#67001f", "#1b7837", "#762a83", "#35978f", "#543005", "#2d004b")
+SPARE = ("#9b2c4e", "#1b7837", "#8e44ad", "#35978f", "#8a5a10", "#5a5fb0")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 INK = "#1c2024"  # text and axes; the page replaces it by the reader's text colour
@@ -38,6 +41,7 @@ STYLE: dict[Any, Any] = {  # rcParams; matplotlib types their names one by one
     "grid.alpha": 0.25, "grid.linewidth": 0.6,
     "axes.linewidth": 0.8, "lines.linewidth": 1.5, "legend.frameon": False, "svg.fonttype": "path",
     "axes.titlelocation": "left", "figure.titleweight": "bold", "pdf.fonttype": 42,
+    "axes.formatter.useoffset": False,
 }  # fmt: skip
 
 
@@ -56,9 +60,17 @@ def colour(opt_name: str) -> str:
     return COLOURS.get(opt_name, SPARE[zlib.crc32(opt_name.encode()) % len(SPARE)])
 
 
+def luminance(shade: str) -> float:
+    """Return the relative luminance of a colour, 0 to 1 (WCAG 2.2): contrasts are ratios of it plus 0.05."""
+    channels = np.array(to_rgb(shade))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
 def setting_colours(count: int) -> list[str]:
     """Return colours of one optimizer's settings, from dark to light; none is that of an optimizer."""
-    return [to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(0.05, 0.92, max(count, 1)))]
+    # The ends of the map cannot be told from a dark or a light page.
+    return [to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(0.22, 0.76, max(count, 1)))]
 
 
 def plain(text: str, *, limit: int = 70) -> str:
@@ -66,6 +78,32 @@ def plain(text: str, *, limit: int = 70) -> str:
     shown = "".join(c if c.isprintable() and (ord(c) < 0x500 or c in "‖Δŵ…×") else "?" for c in text)
     shown = shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
     return shown.replace("\\", "/").replace("$", r"\$")
+
+
+def headline(title: str, *, width: float) -> str:
+    """Return a figure's title in lines that fit its width in inches; the third line and what follows are cut."""
+    letters = int(width / 0.093)  # a bold letter takes about 0.093 inches
+    lines = textwrap.wrap(plain(title, limit=len(title)), letters)
+    return "\n".join(lines[:2] if len(lines) <= 2 else [lines[0], plain(" ".join(lines[1:]), limit=letters)])
+
+
+def tame(axes: Sequence[Axes]) -> None:
+    """Make a scale that axes share readable where values span decades.
+
+    Below one decade it is linear, below three it has ticks at 1, 2 and 5; all are written out, without an offset.
+    """
+    low = min(axis.dataLim.minposy for axis in axes)
+    high = max(axis.dataLim.intervaly[1] for axis in axes)
+    if not 0 < low <= high < math.inf:
+        return
+    for axis in axes:
+        if high / low >= 10:
+            axis.set_yscale("log")
+        if high / low < 1000:
+            if high / low >= 10:
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 @contextmanager
@@ -76,8 +114,7 @@ def canvas(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
-        # A bold letter of the title takes about 0.093 inches.
-        figure.suptitle(plain(title, limit=int(size[0] / 0.093)), x=0.005, ha="left")
+        figure.suptitle(headline(title, width=size[0]), x=0.005, ha="left")
         yield figure, list(axes.flat)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evidence import sweeps
 from evidence.figures import curves as figures
-from evidence.figures import heatmaps
+from evidence.figures import heatmaps, rosenbrock3d, toy2d
 from evidence.figures import style as board
 from evidence.figures import sweep as sweep_figure
+from evidence.records.row import ResultRow
 from evidence.records.settings import group_by_setting
 from evidence.runs import run as runs
 from evidence.site import pages
@@ -130,6 +132,101 @@ def test_colours_of_settings_are_those_of_no_optimizer():
         line["color"] for n in range(1, 15) for line in sweep_figure.line_styles([Cell({})] * n, by_optimizer=False)
     }
     assert in_browser and not {*in_browser, *drawn, *board.SPARE} & {*board.COLOURS.values()}
+
+
+FIGURES = sorted(
+    path.stem
+    for path in sweeps.SWEEPS.glob("*.yaml")
+    if "rows" in (sweeps.read(path.stem).get("sweep", {}).get("figure") or {})
+)
+
+
+def drawn_sweep(name, monkeypatch, *, points=6):
+    """Return the figure of a sweep, drawn from made-up curves of three seeds, and what stands in its title."""
+    spec = sweeps.read(name)["sweep"]
+    cells = []
+    for count, (block, overrides) in enumerate(sweeps.cells(name, "full", {"train.seed": "0"})):
+        cell = Cell({key: value for key, value in overrides.items() if key != "train.seed"}, block)
+        for seed in range(3):
+            curve = (range(points), [k / 2 for k in range(points)], [1.0 + count + seed + k for k in range(points)])
+            cell.rows[seed] = ResultRow(name=f"{count}-{seed}", curves=dict.fromkeys(spec["figure"]["rows"], curve))
+        cells.append(cell)
+    kept = []
+    monkeypatch.setattr(sweep_figure, "save", lambda figure, *args, **kwargs: kept.append(figure))
+    loose = spec.get("table", {}).get("loose", ())
+    sweep_figure.draw(cells, spec["figure"], Path("x.svg"), title=spec["title"], unsaid=loose)
+    return kept[0], spec["title"], cells
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_of_a_sweep_gives_an_optimizer_its_colour_and_nothing_covers_anything(name, monkeypatch):
+    figure, title, cells = drawn_sweep(name, monkeypatch)
+    figure.draw_without_rendering()
+    drawn = {line.get_color() for axis in figure.axes for line in axis.lines}
+    optimizers = {cell.overrides.get("opt", "sgd") for cell in cells}
+    if sweeps.read(name)["sweep"]["figure"].get("columns") != "opt" and len(optimizers) > 1:
+        assert drawn == {board.colour(opt) for opt in optimizers}
+    else:
+        assert len(cells) == 1 or not drawn & {*board.COLOURS.values()}
+    assert figure.get_suptitle().replace("\n", " ") == title
+    page, panels = figure.bbox, [axis for axis in figure.axes if axis.lines]
+    boxes = [figure._suptitle.get_window_extent(), *(axis.get_tightbbox() for axis in panels)]
+    legends = [*figure.legends, *(axis.get_legend() for axis in panels if axis.get_legend())]
+    assert legends
+    for box in [*boxes, *(legend.get_window_extent() for legend in legends)]:
+        assert page.x0 - 1 <= box.x0 and box.x1 <= page.x1 + 1 and page.y0 - 1 <= box.y0 and box.y1 <= page.y1 + 1
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(axis.get_window_extent()) for axis in panels)
+        assert all("(n=3)" in text.get_text() for text in legend.get_texts())
+    for axis in panels:  # the mean of three seeds with its band, and no number hidden in an offset
+        assert len(axis.collections) == len(axis.lines)
+        assert not axis.yaxis.get_offset_text().get_text()
+
+
+def test_two_points_are_drawn_as_the_seeds_last_values(monkeypatch):
+    figure, _, cells = drawn_sweep("aws-figure-1", monkeypatch, points=2)
+    axis = figure.axes[0]
+    assert axis.get_title(loc="left") == "training loss, last value"
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[2.0, 3.0, 4.0], [3.0, 4.0, 5.0]]
+    assert len(axis.collections) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "label"),
+    [((1.0, 1.007), "linear", "1.002"), ((1.1, 3.0), "linear", "1.5"), ((2e-5, 3e-5), "linear", "2.2e-05"),
+     ((1.0, 500.0), "log", "20"), ((1e-5, 1.0), "log", "$\\mathdefault{10^{-2}}$")],
+)  # fmt: skip
+def test_ticks_of_a_logarithmic_metric_are_written_out(values, scale, label):
+    with board.canvas("t", columns=1, size=(4, 3)) as (figure, (axis,)):
+        axis.plot([0, 1], values)
+        board.tame([axis])
+        figure.draw_without_rendering()
+    assert axis.get_yscale() == scale
+    assert label in [text.get_text() for text in axis.get_yticklabels()]
+    assert not axis.yaxis.get_offset_text().get_text()
+
+
+def test_every_colour_is_seen_on_the_light_and_on_the_dark_page():
+    css = (Path(pages.TEMPLATES) / "site.css").read_text()
+    cards = [board.luminance(card) for card in re.findall(r"--card: (#[0-9a-f]{6})", css)]
+    assert max(cards) > 0.9 and min(cards) < 0.1
+    for shade in [*board.COLOURS.values(), *board.SPARE, *board.setting_colours(8)]:
+        for card in cards:
+            low, high = sorted((board.luminance(shade), card))
+            assert (high + 0.05) / (low + 0.05) >= 1.95, shade
+
+
+def test_the_browser_draws_settings_in_the_figures_colours():
+    script = (Path(pages.TEMPLATES) / "site.js").read_text()
+    assert re.findall(r'"(#[0-9a-f]{6})"', script) == board.setting_colours(8)
+
+
+def test_the_toys_use_the_optimizers_colours():
+    sgd, sgdp = board.colour("sgd"), board.colour("sgdp")
+    assert {"momentum": sgd, "decay": sgd, "in place": sgdp, "projected": sgdp} == rosenbrock3d.HUES
+    assert {toy2d.LOOKS[key]["color"] for key in ("projected", "in place")} == {sgdp}
+    assert toy2d.LOOKS["momentum"]["color"] == sgd
 
 
 def test_every_optimizer_has_its_own_colour_in_every_figure():

@@ -4,7 +4,7 @@ const site = (() => {
   const { html } = charts;
   const DASHES = [null, "7 4", "2 3", "9 3 2 3", "4 2", "1 4"];
   // Of the settings of one optimizer; none is an optimizer's colour.
-  const SETTINGS = ["#471164", "#443a83", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#9fda3a", "#c9a227"];
+  const SETTINGS = ["#3e4989", "#355f8d", "#2c718e", "#25848e", "#1f978b", "#24aa83", "#3bbb75", "#63cb5f"];
   const FILTERS = [["experiment", "experiment", "experiment"], ["opt", "optimizer", "opt"], ["wd", "weight decay", "weight_decay"],
     ["seed", "seed", "seed"], ["scale", "scale", "scale"], ["data", "data set", "data"], ["status", "status", "status"]];
   const DRAWN = 40, ROWS = 200, MAPS = 4;
