@@ -187,7 +187,7 @@ def test_every_figure_of_a_sweep_gives_an_optimizer_its_colour_and_nothing_cover
 def test_two_points_are_drawn_as_the_seeds_last_values(monkeypatch):
     figure, _, cells = drawn_sweep("aws-figure-1", monkeypatch, points=2)
     axis = figure.axes[0]
-    assert axis.get_title(loc="left") == "training loss, last value"
+    assert axis.get_title(loc="left") == "training top-1 (%), last value"
     assert [line.get_ydata().tolist() for line in axis.lines] == [[2.0, 3.0, 4.0], [3.0, 4.0, 5.0]]
     assert len(axis.collections) == len(cells)
 
