@@ -116,8 +116,8 @@ def assumptions(options: Mapping[str, str], lines: Sequence[Line], here: str) ->
     return [*found, *notes]
 
 
-def table(lines: Sequence[Line]) -> str:
-    """Return the Markdown table of costs, one line a kind of cell."""
+def table(lines: Sequence[Line], *, price: float = 0.0) -> str:
+    """Return the Markdown table of costs, one line a kind of cell; `price` is dollars of a GPU hour, 0 for unknown."""
     text = "| run | runs | steps | parameters | GFLOP an example | EFLOP | GiB of memory | GiB of activations "
     text += "| MB a checkpoint | TB read | images/s | GPU hours a run | GPU hours |\n"
     text += "| --- |" + " ---: |" * 12 + "\n"
@@ -131,4 +131,5 @@ def table(lines: Sequence[Line]) -> str:
             f"| {cost.checkpoint / 1e6:.0f} | {read} | {rate:.0f} | {line.hours:.3g} | {line.hours * line.runs:.4g} |\n"
         )
     total = sum(line.hours * line.runs for line in lines)
-    return text + f"\n**{sum(line.runs for line in lines)} runs, {total:.4g} GPU hours.**\n"
+    money = f", {total * price:,.0f} dollars at {price:g} a GPU hour" if price else ""
+    return text + f"\n**{sum(line.runs for line in lines)} runs, {total:.4g} GPU hours{money}.**\n"

@@ -1,30 +1,32 @@
 """Steps, FLOPs, memory and GPU hours of experiment=NAME or sweep=NAME, before it is started.
 
-make plan experiment=NAME | sweep=NAME [gpu=here|v100|a100] [rate=IMAGES_A_SECOND] [gpus=1] [calibration=3]
-[examples=2] [out=results/reports] [any.key=value of the experiment]
+make plan experiment=NAME | sweep=NAME [gpu=here|v100|a100] [rate=IMAGES_A_SECOND] [gpus=1] [price=DOLLARS]
+[calibration=3] [examples=2] [out=results/reports] [any.key=value of the experiment]
 
 Counts are exact: the configuration is composed as for a run (scale=full unless said otherwise), `examples` examples
 go through one real training step on the CPU, and what is counted is multiplied up. Hours are a prediction:
   gpu=here     from `calibration` timed steps on this machine's device, after one that warms up
   gpu=v100, a100     from the published training speed of ResNet50 on it
   rate=N       from ResNet50 training at N images a second and the run's precision, on any other device
+price=N is what you pay for a GPU hour; the plan then ends in dollars.
 ImageNet without data_root is replaced by noise of its sizes. Every assumption is printed with the result.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from evidence import sweeps as grids
-from evidence.runs.run import ReadError
+from evidence.runs.run import ReadError, number
 from launch.budget import GPUS, Line, assumptions, lines_of, precision_on, stated_hours, table
 from scripts.options import command, results, split, whole
 
 OPTIONS = {
-    "experiment": "", "sweep": "", "scale": "full", "gpu": "here", "rate": "", "gpus": "1", "calibration": "3",
-    "examples": "2", "out": results("reports"),
+    "experiment": "", "sweep": "", "scale": "full", "gpu": "here", "rate": "", "gpus": "1", "price": "",
+    "calibration": "3", "examples": "2", "out": results("reports"),
 }  # fmt: skip
 
 
@@ -42,6 +44,9 @@ def main(argv: Sequence[str]) -> int:
     gpus, calibration, examples = whole(options, "gpus", "calibration", "examples")
     if options["rate"]:
         whole(options, "rate")
+    price = number(options["price"] or "0")
+    if price is None or not 0 <= price < math.inf:
+        raise ReadError(f"price is {options['price']!r}; it must be dollars of a GPU hour, e.g. price=2.5")
     from launch import compose, costs
     from tasks.engine.provenance import hardware
 
@@ -64,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         raise ReadError(compose.explain(error)) from error
     name = options["sweep"] or options["experiment"]
     text = f"# Plan of {name}, scale {options['scale']}, {options['gpu'] if not options['rate'] else 'stated rate'}\n\n"
-    text += table(lines) + "\nAssumptions\n\n" + "".join(f"- {line}\n" for line in assumptions(options, lines, here))
+    text += table(lines, price=price) + "\nAssumptions\n\n" + "".join(f"- {line}\n" for line in assumptions(options, lines, here))
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
     (out / f"plan-{name}.md").write_text(text)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from evidence.runs.run import ReadError
@@ -30,6 +32,12 @@ def test_a_run_is_counted_and_its_hours_predicted(tmp_path, word):
     assert "Assumptions" in text
 
 
+def test_the_hours_times_a_price_are_dollars(tmp_path):
+    _, text = planned(tmp_path, "experiment=imagenet-resnet18", "rate=1", "price=1e6")
+    hours, dollars = re.search(r"([\d.e-]+) GPU hours, ([\d,]+) dollars at 1e\+06 a GPU hour", text).groups()
+    assert float(dollars.replace(",", "")) == pytest.approx(1e6 * float(hours), rel=0.01)
+
+
 def test_cells_that_differ_in_rate_decay_or_seed_are_counted_once(tmp_path):
     found = budget.lines_of({"sweep": "table-2", "scale": "full", "experiment": ""}, [])
     assert len(found) == 20  # four networks x five optimizers
@@ -44,6 +52,7 @@ def test_cells_that_differ_in_rate_decay_or_seed_are_counted_once(tmp_path):
         (["experiment=imagenet-resnet18", "gpu=abacus"], "gpu=abacus"),
         (["experiment=imagenet-resnet18", "rate=fast"], "rate"),
         (["experiment=imagenet-resnet19"], "imagenet-resnet19"),
+        (["experiment=imagenet-resnet18", "price=nan"], "price is .nan."),
         (["sweep=table-99"], "table-99"),
         (["experiment=imagenet-resnet18", "train.epoch=3"], "train.epoch"),
     ],
