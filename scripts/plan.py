@@ -69,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
         raise ReadError(compose.explain(error)) from error
     name = options["sweep"] or options["experiment"]
     text = f"# Plan of {name}, scale {options['scale']}, {options['gpu'] if not options['rate'] else 'stated rate'}\n\n"
-    text += table(lines, price=price) + "\nAssumptions\n\n" + "".join(f"- {line}\n" for line in assumptions(options, lines, here))
+    said = "".join(f"- {line}\n" for line in assumptions(options, lines, here))
+    text += f"{table(lines, price=price)}\nAssumptions\n\n{said}"
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
     (out / f"plan-{name}.md").write_text(text)
