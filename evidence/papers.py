@@ -28,8 +28,8 @@ HEAD = """\
 
 One row for every table and figure of the three papers, appendices included. `make papers` makes this page of
 `results/papers.yaml`, the sweeps in `configs/sweep`, the committed tables, figures and records, and the
-[claims](../results/tables/claims.md); a test fails where it is not what they say. Another test leads every one of the 262
-numbers in `results/paper.csv` to the one command that fills it.
+[claims](../results/tables/claims.md); a test fails where it is not what they say. Another test leads every one of the
+262 numbers in `results/paper.csv` to the one command that fills it.
 
 - **command**: as it stands, the small run. At full scale add `scale=full data_root=FOLDER` ([how](reproduce.md)); the
   column names the set. **small**, **full**: settings x seeds of the grid.
