@@ -105,12 +105,11 @@ def _fills(cell: Cell, spec: Mapping[str, Any], number: PaperNumber) -> bool:
 
 
 def commands(items: Sequence[Item], paper: Sequence[PaperNumber]) -> dict[PaperNumber, list[str]]:
-    """Return published number -> the targets of make that fill it; ["none"] where an item says that no run does."""
+    """Return published number -> the items' targets that fill it; ["none"] where an item says that no run does."""
     found: dict[PaperNumber, list[str]] = {number: [] for number in paper}
-    for path in sorted(sweeps.SWEEPS.glob("*.yaml")):
-        for number in numbers_of_sweep(path.stem, paper):
-            found[number].append(path.stem)
     for item in items:
+        for number in numbers_of_sweep(item.run, paper) if item.is_sweep else []:
+            found[number].append(item.run)
         for key, target in (("numbers", item.run), ("not_run", "none")):
             if wanted := item.entry.get(key):
                 abbreviation = next(short for short, name in PAPER_NAMES.items() if name == item.paper)
