@@ -40,6 +40,11 @@ def check_words_of_script(target: str, words: list[str]) -> None:
         compose_first_cell(name, [f"scale={scale}", *(f"{key}={typed[key]}" for key in unknown)])
 
 
+def test_the_page_counts_the_runs_of_the_table() -> None:
+    (runs,) = re.findall(r"The (\d+) runs of Table 2", PAGE)
+    assert int(runs) == len(sweeps.cells("table-2", "full"))
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_of_the_page_composes(command: list[str]) -> None:
     words = [word for word in command if not re.match(r"[A-Z_]+=", word) or word.startswith("GPUS=")]
