@@ -49,14 +49,37 @@ def blocks(name: str, scale: str) -> list[dict[str, Any]]:
 def runs(words: Sequence[str]) -> list[list[str]]:
     """Return the command lines that a command line stands for: one for each block of its sweep.
 
-    What is typed wins over a block: `sweep=table-2 opt=sgdp` runs the sweep's cells of that optimizer.
+    What is typed chooses among the blocks' experiments and optimizers, and wins over everything else:
+    `sweep=table-2 opt=sgdp` runs the sweep's cells of that optimizer.
     """
-    typed = {word.partition("=")[0] for word in words}
+    typed = {key: value for key, equals, value in (word.partition("=") for word in words) if equals}
     lines = []
-    for block in blocks(chosen(words, "sweep"), chosen(words, "scale", "mini")):
-        more = [f"{key}={_text(value)}" for key, value in block.items() if key not in typed and key not in NOTES]
-        lines.append([*words, *more])
+    for block, rest in _narrowed(chosen(words, "sweep"), chosen(words, "scale", "mini"), typed):
+        more = [f"{key}={_text(value)}" for key, value in block.items() if key not in rest and key not in NOTES]
+        lines.append([*(word for word in words if word.partition("=")[0] not in typed.keys() - rest.keys()), *more])
     return lines
+
+
+def _narrowed(name: str, scale: str, typed: Mapping[str, str]) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Return the blocks that have a typed experiment or optimizer, with that alone, and what else is typed.
+
+    A value that no block has replaces those of all blocks, as every other typed option does.
+    """
+    pairs = [(block, dict(typed)) for block in blocks(name, scale)]
+    for key in ("experiment", "opt"):
+        wanted = set(_alternatives(typed[key])) if key in typed else set()
+        offered = {value for block, _ in pairs if key in block for value in _alternatives(_text(block[key]))}
+        if not wanted or not wanted <= offered:
+            continue
+        kept = []
+        for block, rest in pairs:
+            if key in block:
+                values = [value for value in _alternatives(_text(block[key])) if value in wanted]
+                block, rest = {**block, key: values}, {k: v for k, v in rest.items() if k != key}
+            if block.get(key) != []:
+                kept.append((block, rest))
+        pairs = kept
+    return pairs
 
 
 def cells(name: str, scale: str, typed: Mapping[str, str] | None = None) -> list[tuple[dict[str, Any], dict[str, str]]]:
@@ -65,12 +88,12 @@ def cells(name: str, scale: str, typed: Mapping[str, str] | None = None) -> list
     Args:
         name: The sweep.
         scale: mini or full.
-        typed: Overrides of the command line.
+        typed: Overrides of the command line, as in `runs`.
     """
     params = read(name).get("hydra", {}).get("sweeper", {}).get("params", {})
     product = []
-    for block in blocks(name, scale):
-        grid = {**params, **{k: v for k, v in block.items() if k not in NOTES}, **(typed or {})}
+    for block, rest in _narrowed(name, scale, typed or {}):
+        grid = {**params, **{k: v for k, v in block.items() if k not in NOTES}, **rest}
         lists = [_alternatives(_text(values)) for values in grid.values()]
         product += [(block, dict(zip(grid, values, strict=True))) for values in itertools.product(*lists)]
     return product

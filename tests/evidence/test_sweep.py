@@ -58,6 +58,26 @@ def test_a_sweep_is_one_command_a_block_and_what_is_typed_wins() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "typed", "settings"),
+    [
+        ("table-1", {"opt": "adamp"}, {("adamp", "0")}),  # not AdamP at SGD's decays too
+        ("table-1", {"opt": "sgdp,adamw"}, {("sgdp", "0"), ("sgdp", "0.001"), ("sgdp", "0.01"), ("adamw", "0")}),
+        ("table-1", {"opt": "lion", "opt.weight_decay": "1"}, {("lion", "1")}),  # of no block: instead of all
+        ("table-2", {"opt": "sgd", "experiment": "imagenet-resnet50"}, {("sgd", "")}),
+    ],
+)
+def test_a_typed_optimizer_chooses_its_own_cells(
+    name: str, typed: dict[str, str], settings: set[tuple[str, str]]
+) -> None:
+    cells = [overrides for _, overrides in grids.cells(name, "mini", typed)]
+    assert {(each["opt"], each.get("opt.weight_decay", "")) for each in cells} == settings
+    lines = grids.runs([f"sweep={name}", "--info", *(f"{key}={value}" for key, value in typed.items())])
+    words = [word for line in lines for word in line if word.startswith("opt=")]
+    assert len(words) == len(lines) and all("--info" in line for line in lines)
+    assert {opt for word in words for opt in word[4:].split(",")} == {opt for opt, _ in settings}
+
+
 def test_a_scale_has_blocks_of_its_own() -> None:
     assert grids.runs(["sweep=table-1", "scale=full"]) != grids.runs(["sweep=table-1"])
 
