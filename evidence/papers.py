@@ -36,7 +36,7 @@ One row for every table and figure of the three papers, appendices included. `ma
 - **settings**: **P** printed; **C** from the authors' code or words, or from the code that the paper names; **O** ours,
   with the reason in the notes.
 - **seeds**: those of the committed runs, (n) in n settings where they differ; all are small unless a table says `full`.
-- **verdict**: the claims about this item, counted.
+- **verdict**: the claims about this item, counted by what they are about.
 """
 COLUMNS = ("", "prints", "command", "small", "full", "settings", "seeds", "verdict")
 
@@ -174,12 +174,16 @@ def _by_group(pairs: Iterable[tuple[str, str]]) -> list[str]:
     return [", ".join(sorted(seeds, key=int)) for seeds in by_group.values()]
 
 
-def verdicts(items: Sequence[Item], claims: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], Counter[str]]:
+Verdicts = Counter[tuple[str, str]]  # (kind of claim, verdict) -> how many
+
+
+def verdicts(items: Sequence[Item], claims: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], Verdicts]:
     """Return (paper, item) -> how many claims have each verdict; a claim belongs to the longest item that it names."""
-    found: dict[tuple[str, str], Counter[str]] = {}
+    found: dict[tuple[str, str], Verdicts] = {}
     for claim in claims:
         names = [item.name for item in items if item.paper == claim["paper"] and _begins(claim["where"], item.name)]
-        found.setdefault((claim["paper"], max(names, key=len, default=REST)), Counter())[claim["verdict"]] += 1
+        place = (claim["paper"], max(names, key=len, default=REST))
+        found.setdefault(place, Counter())[claim.get("kind", ""), claim["verdict"]] += 1
     return found
 
 
@@ -199,7 +203,7 @@ def page(items: Sequence[Item], results: Path) -> str:
     return "\n".join([*lines, "## Notes\n", *(f"[^{number}]: {note}" for number, note in enumerate(notes, 1)), ""])
 
 
-def _cells(item: Item, judged: Mapping[str, int], results: Path, notes: list[str]) -> list[str]:
+def _cells(item: Item, judged: Verdicts, results: Path, notes: list[str]) -> list[str]:
     name = f"[{item.name}]({item.entry['page']})" if "page" in item.entry else item.name
     small = full = seen = NONE
     if item.is_sweep:
@@ -211,10 +215,13 @@ def _cells(item: Item, judged: Mapping[str, int], results: Path, notes: list[str
     if "why" in item.entry:
         notes.append(str(item.entry["why"]))
         sources += f"[^{len(notes)}]"
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(judged.items()))
-    verdict = f"[{counts}](../results/tables/claims.md)" if counts else NONE
+    by_kind: dict[str, list[str]] = {}
+    for (kind, verdict), count in sorted(judged.items()):
+        by_kind.setdefault(f"{kind}: " if kind else "", []).append(f"{count} {verdict}")
+    counts = "; ".join(kind + ", ".join(texts) for kind, texts in by_kind.items())
+    linked = f"[{counts}](../results/tables/claims.md)" if counts else NONE
     command = f"`make {item.run}`" if item.run else NONE
-    return [name, str(item.entry["prints"]), command, small, full, sources, seen, verdict]
+    return [name, str(item.entry["prints"]), command, small, full, sources, seen, linked]
 
 
 def _size(cells: Sequence[Cell]) -> str:

@@ -82,6 +82,15 @@ def test_a_longer_name_takes_the_claim():
     assert names == ["Table 1, lower half", "Table 1", papers.REST]
 
 
+def test_verdicts_are_told_by_the_kind_of_claim(tmp_path):
+    (tmp_path / "tables").mkdir()
+    lines = ["effect,not run", "mechanism,reproduced", "mechanism,reproduced", "mechanism,not run"]
+    text = "".join(f"AdamP,Table 1,{line}\n" for line in lines)
+    (tmp_path / "tables" / "claims.csv").write_text(f"paper,where,kind,verdict\n{text}")
+    page = papers.page(ITEMS[3:4], tmp_path)
+    assert ITEMS[3].name == "Table 1" and "[effect: 1 not run; mechanism: 1 not run, 2 reproduced](" in page
+
+
 def test_every_setting_of_ours_has_its_reason():
     missing = [
         item.name
