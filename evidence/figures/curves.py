@@ -31,7 +31,7 @@ from evidence.figures.style import (
     thin,
 )
 from evidence.records.settings import Group, R
-from evidence.runs.run import Run, primary_score
+from evidence.runs.run import Run, number, primary_score
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ SCORE_LABELS = {
     "val/top1": "validation top-1 accuracy (%)", "val/top5": "validation top-5 accuracy (%)",
     "val/loss": "validation loss", "val/perplexity": "validation perplexity",
 }  # fmt: skip
+
+# Whose cap of effective steps without decay is drawn beside a run's
+CAPPED = {"sgd": "sgd", "sgdp": "sgd", "adam": "adamw", "adamw": "adamw", "adamp": "adamw"}
+CAP_NAMES = {"sgd": "SGD", "adamw": "AdamW"}
 
 
 def where(run: Run) -> str:
@@ -137,6 +141,45 @@ def _band(axis: Axes, run: Run, panel: Panel, hue: str) -> None:
         axis.fill_between(x, bottom, top, color=hue, alpha=0.16, linewidth=0, label="minimum to maximum")
 
 
+def cap_of(run: Run) -> tuple[str, list[int], list[float], list[float]]:
+    """Return (optimizer, steps, epochs, caps): the effective steps that it could keep up without weight decay.
+
+    The optimizer is SGD for SGD and SGDP, and AdamW for Adam, AdamW and AdamP: what would cap the unprojected one under
+    the run's schedule and momentum. The lists are empty for other optimizers and where no learning rate was logged.
+    """
+    base = CAPPED.get(run.opt_name, "")
+    steps, epochs, rates = run.series("lr")
+    if not base or not steps or not all(0 <= rate < math.inf for rate in rates):
+        return base, [], [], []
+    from adamp.probes import predicted_cap  # torch takes a second, which pages without such runs need not spend
+
+    schedule = np.interp(np.arange(1, steps[-1] + 1), steps, rates)  # between two logged steps a straight line
+    if base == "sgd":
+        momentum, nesterov = number(run.opt.get("momentum")) or 0.0, bool(run.opt.get("nesterov"))
+    else:
+        betas = run.opt.get("betas")
+        beta = number(betas[0]) if isinstance(betas, list) and betas else None
+        momentum, nesterov = 0.9 if beta is None else beta, False
+    caps = predicted_cap(schedule.tolist(), momentum, nesterov=nesterov, adaptive=base == "adamw")
+    return base, steps, epochs, [caps[step - 1] for step in steps]
+
+
+def _draw_caps(axis: Axes, runs: Sequence[tuple[str, Run]]) -> list[list[Any]]:
+    """Draw each cap of these runs, given with their groups, once; return the numbers as rows of the figure's CSV."""
+    rows: dict[tuple[str, ...], list[list[Any]]] = {}
+    for group, run in runs:
+        base, steps, epochs, caps = cap_of(run)
+        key = base, *(f"{step} {cap:.3g}" for step, cap in zip(steps, caps, strict=True))
+        if not caps or key in rows:
+            continue
+        label = f"predicted cap ({CAP_NAMES[base]} without decay)"
+        x, y = thin(epochs, caps, mean=False)
+        axis.plot(x, drawable(y, True), color=colour(base), linestyle=(0, (4, 3)), linewidth=0.8, label=label)
+        points = zip(steps, epochs, caps, strict=True)
+        rows[key] = [[group, run.name, run.seed, label, step, epoch, cap] for step, epoch, cap in points]
+    return [row for each in rows.values() for row in each]
+
+
 def _draw_alone(axis: Axes, run: Run, panel: Panel) -> None:
     """Draw one run's metric with its band and companions."""
     hue = colour(run.opt_name)
@@ -151,8 +194,6 @@ def _draw_alone(axis: Axes, run: Run, panel: Panel) -> None:
         if values:
             x, y = thin(epochs, values, mean=False)
             axis.plot(x, drawable(y, panel.log), color=hue, linestyle="--", linewidth=1.1, label=label)
-    if panel.band or panel.others:
-        axis.legend(loc="best")
 
 
 def draw_run(run: Run, folder: Path) -> list[Drawn]:
@@ -176,15 +217,19 @@ def _draw_charts(run: Run, folder: Path, *, role: str) -> list[Drawn]:
         title = f"{chart.title}, network {role}" if role and chart.stem != "learning" else chart.title
         size = (10.4 if len(chart.panels) > 1 else 6.6, 3.6)
         with canvas(f"{title} · {where(run)}", columns=len(chart.panels), size=size) as (figure, axes):
-            keys = []
+            keys, caps = [], []
             for axis, panel in zip(axes, chart.panels, strict=True):
                 _draw_alone(axis, run, panel)
+                if panel.key == "effective_step/mean":
+                    caps = _draw_caps(axis, [("", run)])
+                if panel.band or panel.others:
+                    axis.legend(loc="best")
                 _dress(axis, panel, longest=len(run.series(panel.key)[2]))
                 keys += [panel.key, *(panel.band or ()), *(key for key, _ in panel.others)]
             caption = f"{run.opt_name}, seed {run.seed}."
             if any(panel.band for panel in chart.panels):
                 caption += " Band: smallest to largest filter; dashed: median filter."
-            rows = _rows("", run, keys)
+            rows = _rows("", run, keys) + caps
             drawn.append(save(figure, folder / f"{stem}{chart.stem}.svg", title, caption=caption, rows=rows))
     return drawn
 
@@ -272,13 +317,16 @@ def draw_comparison(
             figure,
             axes,
         ):
+            caps = []
             for axis, panel in zip(axes, chart.panels, strict=True):
+                if panel.key == "effective_step/mean":
+                    caps = _draw_caps(axis, [(group.label, run) for group in groups for run in group.runs])
                 for group, style in zip(groups, styles(groups), strict=True):
                     _draw_group(axis, group, panel, style, label=counted(group))
                 _dress(axis, panel, longest=max(len(run.series(panel.key)[2]) for run in runs))
             _legend(figure, columns)
             keys = [panel.key for panel in chart.panels]
-            numbers = [row for group in groups for run in group.runs for row in _rows(group.label, run, keys)]
+            numbers = [row for group in groups for run in group.runs for row in _rows(group.label, run, keys)] + caps
             path = folder / f"{prefix}{chart.stem}.svg"
             drawn.append(save(figure, path, chart.title, caption=caption, rows=numbers))
     return drawn if only else drawn + heatmaps.draw_comparison(groups, folder, prefix=prefix, title=where(runs[0]))

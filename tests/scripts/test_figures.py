@@ -289,3 +289,33 @@ def test_a_single_point_is_drawn_as_a_marker(tmp_path, write_run, monkeypatch):
     monkeypatch.setattr(figures, "save", lambda figure, *args, **kwargs: kept.append(figure))
     figures.draw_comparison(groups_of(tmp_path), tmp_path / "out")
     assert [line.get_marker() for line in kept[0].axes[0].lines] == ["o", "o"]
+
+
+@pytest.mark.parametrize(
+    ("opt", "options", "base", "expected"),
+    [
+        ("sgd", {"momentum": 0.0}, "sgd", [1 / 2, 0.5 / math.sqrt(5.625)]),
+        ("sgdp", {"momentum": 0.9}, "sgd", [math.sqrt(0.1 / 1.9) / 2, math.sqrt(0.1 / 1.9) * 0.5 / math.sqrt(5.625)]),
+        ("adamp", {"betas": [0.0, 0.999]}, "adamw", [1 / math.sqrt(2), 0.5 / math.sqrt(2.8125)]),
+        ("lamb", {}, "", []),
+    ],
+)
+def test_the_predicted_cap_is_that_of_the_unprojected_optimizer_under_the_runs_schedule(
+    tmp_path, opt, options, base, expected
+):
+    # Rates 1, 1, 0.75 (between two logged steps), 0.5: squares add up to 2 and 2.8125
+    lines = [{"step": step, "epoch": step / 4, "lr": rate} for step, rate in ((2, 1.0), (4, 0.5))]
+    run = runs.Run(tmp_path, {"opt_name": opt, "config": {"opt": options}}, lines)
+    found, steps, _, caps = figures.cap_of(run)
+    assert found == base
+    assert caps == pytest.approx(expected)
+    assert steps == ([2, 4] if expected else [])
+
+
+@pytest.mark.usefixtures("norms_only")
+def test_the_predicted_cap_is_drawn_once_beside_effective_steps_and_kept_in_the_numbers(tmp_path, write_run):
+    found = [runs.load_run(write_run(tmp_path, opt, epochs=1, layers=())) for opt in ("sgd", "sgdp")]
+    (drawn,) = figures.draw_comparison(groups_of(tmp_path), tmp_path / "out", only=["norms"])
+    with drawn.svg.with_suffix(".csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "predicted cap (SGD without decay)"]
+    assert [int(row["step"]) for row in rows] == found[0].series("lr")[0]
