@@ -93,7 +93,8 @@ def assumptions(options: Mapping[str, str], lines: Sequence[Line], here: str) ->
     """Return what the numbers rest on."""
     gpu = options["gpu"]
     found = [
-        "FLOPs: two a multiply-add, of matrix products and convolutions alone (torch.utils.flop_counter).",
+        "FLOPs: two a multiply-add, of matrix products and convolutions alone (torch.utils.flop_counter), none of LSTM "
+        "layers.",
         "Memory: what autograd keeps for the backward pass, weights, gradients and optimizer state; no workspace of "
         "cuDNN and no fragmentation of the allocator, so leave a fifth free.",
         f"{options['gpus']} GPU(s) a run; averaging gradients is taken to cost nothing.",

@@ -3,8 +3,9 @@
 make plan experiment=NAME | sweep=NAME [gpu=here|v100|a100] [rate=IMAGES_A_SECOND] [gpus=1] [price=DOLLARS]
 [calibration=3] [examples=2] [out=results/reports] [any.key=value of the experiment]
 
-Counts are exact: the configuration is composed as for a run (scale=full unless said otherwise), `examples` examples
-go through one real training step on the CPU, and what is counted is multiplied up. Hours are a prediction:
+The configuration is composed as for a run (scale=full unless said otherwise), `examples` examples go through one real
+training step on the CPU, and what is counted is multiplied up: steps, parameters and bytes of weights exactly, FLOPs of
+matrix products and convolutions but not of LSTM layers. Hours are a prediction:
   gpu=here     from `calibration` timed steps on this machine's device, after one that warms up
   gpu=v100, a100     from the published training speed of ResNet50 on it
   rate=N       from ResNet50 training at N images a second and the run's precision, on any other device
