@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.checkout import ROOT
+from launch.data_places import listed_place, place_of
 from launch.schema import check_options
 from launch.targets import check_loaded, check_targets
 from launch.trust import TRUSTED
@@ -36,10 +37,25 @@ if TYPE_CHECKING:  # torch is loaded only by a run that has something left to do
 CONFIGS = ROOT / "configs"
 CONFIG_ERRORS = (InputError, HydraException, OmegaConfBaseException)  # `explain` says them in a line or two
 
+
+def _refusing(find: Callable[[str | None, str], str | None]) -> Callable[[str | None, str], str | None]:
+    """Return a resolver that refuses a wrong file of places as every other wrong input."""
+
+    def resolve(data_root: str | None, name: str) -> str | None:
+        try:
+            return find(data_root, name)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    return resolve
+
+
 # Threads that wait for each other sleep instead of spinning: on cores that other work shares, a run is otherwise
 # several times slower. It changes no number, and must be said before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+for _resolver in (place_of, listed_place):
+    OmegaConf.register_new_resolver(_resolver.__name__.removesuffix("_of"), _refusing(_resolver), replace=True)
 ConfigStore.instance().store(group="train", name="options", node=Train)
 
 
@@ -193,6 +209,8 @@ def explain(error: BaseException, words: Sequence[str] = ()) -> str:
             return str(cause)
         cause = cause.__cause__
     text = re.sub(r"\s*\n\s*", " ", str(error)).strip()
+    if found := re.search(r"InputError raised while resolving interpolation: (.*?)(?: full_key: |$)", text):
+        return found[1]  # of a resolver
     if found := re.search(r"Could not find '(\w+)/([^']+)' Available options in '\w+': (.+?) Config search path", text):
         group, value, known = found.groups()
         return (

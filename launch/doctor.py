@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.checkout import ROOT
+from launch.data_places import read_places
 
 GOOD, ODD, BAD = "ok", "note", "BAD"
 GIB = 2**30
@@ -233,16 +234,30 @@ def data(root: str) -> Iterator[Finding]:
         )
         return
     path = Path(root).expanduser()
+    if not path.is_file():
+        yield _data_folder("data root", path, advice="give the folder that holds the set: data_root=...")
+        return
+    try:
+        places = read_places(path)
+    except ValueError as error:
+        yield Finding("data root", BAD, str(error), "the names and the form are in docs/data.md")
+        return
+    for name, place in places.items():
+        if place.is_file():
+            yield Finding(name, GOOD, str(place))
+        else:
+            yield _data_folder(name, place, advice=f"correct its line in {path}")
+
+
+def _data_folder(what: str, path: Path, *, advice: str) -> Finding:
+    """Look whether a folder of data is there and what it holds."""
     try:
         names = sorted(entry.name for entry in os.scandir(path))
     except OSError as error:
-        yield Finding(
-            "data root", BAD, f"{path}: {error.strerror}", "give the folder that holds the set: data_root=..."
-        )
-        return
+        return Finding(what, BAD, f"{path}: {error.strerror}", advice)
     level, advice = (GOOD, "") if names else (BAD, "it is empty: the layout of each set is in docs/data.md")
     shown = ", ".join(names[:6]) + (f", and {len(names) - 6} more" if len(names) > 6 else "")
-    yield Finding("data root", level, f"{path}: {shown or 'nothing'}", advice)
+    return Finding(what, level, f"{path}: {shown or 'nothing'}", advice)
 
 
 def wandb(environment: Mapping[str, str] = os.environ) -> Finding:

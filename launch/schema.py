@@ -59,12 +59,18 @@ def check_data_root(cfg: DictConfig) -> None:
         InputError: It is not given, or does not exist.
     """
     node = cfg.get("data")
-    if not isinstance(node, DictConfig) or "data_root" not in str(OmegaConf.to_container(node).get("root")):  # type: ignore[union-attr]
+    source = str(OmegaConf.to_container(node).get("root")) if isinstance(node, DictConfig) else ""  # type: ignore[union-attr]
+    if "data_root" not in source:
         return
+    if cfg.data_root is not None and not Path(str(cfg.data_root)).exists():
+        raise InputError(f"data_root={cfg.data_root}: does not exist")
     if node.root is not None and not Path(str(node.root)).exists():
-        raise InputError(f"data_root={node.root}: does not exist")
-    if node.root is None and OmegaConf.to_container(node)["root"] == "${data_root}":  # type: ignore[index,call-overload]
+        raise InputError(f"data_root={cfg.data_root} names {node.root}, which does not exist")
+    if node.root is None and "oc.select" not in source:
         name = HydraConfig.get().runtime.choices.get("data")
+        if cfg.data_root is not None:
+            line = source.rpartition(",")[2].strip("}")
+            raise InputError(f"data_root={cfg.data_root} names no {line}; add a line {line}: /path/to/{line}")
         raise InputError(
             f"data_root is not set; data={name} needs the folder of its files, data_root=/path/to/{name} "
             f"(configs/data/{name}.yaml says what the folder holds)"

@@ -1,9 +1,10 @@
 """What this machine has for the suite, what is missing, and what to do about it.
 
-usage: python scripts/doctor.py [data_root=FOLDER] [results=FOLDER] [processes=N]
+usage: python scripts/doctor.py [data_root=FOLDER|FILE] [results=FOLDER] [processes=N]
 
-Options: data_root=FOLDER looks at a data set too, results=FOLDER at another folder of results, and processes=N tries
-that many processes (0: none). Exit code 0 when everything needed is there, 1 when something is not.
+Options: data_root=FOLDER looks at a data set too, or data_root=FILE at all places that the file names,
+results=FOLDER at another folder of results, and processes=N tries that many processes (0: none). Exit code 0 when
+everything needed is there, 1 when something is not.
 
 Needs Python alone: a broken or missing torch is a finding, not an error.
 """
