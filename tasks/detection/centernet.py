@@ -23,6 +23,7 @@ from tasks.networks.resnet import resnet18
 from tasks.precision import widen
 
 STRIDE = 4
+STARTS = ("published", "plain")
 
 
 class ModulatedConv(nn.Module):
@@ -64,8 +65,14 @@ def _double(channels: int, out: int) -> nn.ConvTranspose2d:
 class CenterNet(Detector):
     """CenterNet-ResNet18; 14,437,349 parameters for 80 classes, 15,820,372 with plain up-sampling.
 
-    Transposed convolutions start at PyTorch's own values: the published code writes a bilinear kernel into the pairs of
-    channels (c, 0) alone, a remnant of grouped up-sampling, and batch norm follows.
+    The lengths at which invariant weights start decide their effective steps, so `start` names them:
+
+    - "published", as the code of either network. `resdcn_18` writes a bilinear kernel into the pairs of channels (c, 0)
+      of each transposed convolution, over PyTorch's own values (norms of the whole tensors 22.0, 15.6, 11.0), and draws
+      both layers of the size and offset heads from N(0, 0.001²). `res_18` draws its transposed convolutions from
+      N(0, 0.001²) (1.45, 1.02, 1.02) and of those heads the last layer alone; the hidden one keeps PyTorch's (4.6).
+    - "plain": transposed convolutions keep PyTorch's own values, 9.2, 6.5, 4.6 and 13.1, 9.2, 9.2, and both layers of
+      those heads are drawn from N(0, 0.001²) (0.38 with plain up-sampling).
 
     Args:
         num_classes: K.
@@ -78,7 +85,8 @@ class CenterNet(Detector):
         head_channels: Of each head's hidden layer.
         size_weight: Of the loss of sizes.
         crop: Zoom and shift in training; else the whole picture, mirrored or not.
-        colours: Jitter colours in training.
+        colours: Jitter colours in training, as the published code does.
+        start: "published" or "plain".
         keep_size: Evaluate pictures at their stored size, one at a time, as the published numbers were; else in a
             square of side S.
         init: "random", or "imagenet" for the backbone.
@@ -102,6 +110,7 @@ class CenterNet(Detector):
         size_weight: float = 0.1,
         crop: bool = True,
         colours: bool = True,
+        start: str = "published",
         keep_size: bool = False,
         init: str = "imagenet",
         weights: str | None = None,
@@ -115,6 +124,8 @@ class CenterNet(Detector):
             raise InputError(f"model.head_channels={head_channels}: must be at least 1")
         if not (size_weight >= 0 and math.isfinite(size_weight)):
             raise InputError(f"model.size_weight={size_weight}: must be finite and at least 0")
+        if start not in STARTS:
+            raise InputError(f"model.start={start}: choose one of {', '.join(STARTS)}")
         self.num_classes, self.size_weight = num_classes, size_weight
         self.num_examples, self.example_side = 2, min(image_size, 128)
         self.view = CenterNetView(image_size, crop=crop, colours=colours, keep_size=keep_size)
@@ -134,6 +145,17 @@ class CenterNet(Detector):
         self.up = nn.Sequential(*layers)
         self.heads = nn.ModuleDict({name: _head(channels, head_channels, out, name) for name, out in
                                     (("heat", num_classes), ("size", 2), ("offset", 2))})  # fmt: skip
+        if start == "published" and deformable:
+            for layer in self._transposed():
+                _write_bilinear(layer)
+        elif start == "published":
+            for layer in self._transposed():
+                nn.init.normal_(layer.weight, std=0.001)
+            for name in ("size", "offset"):
+                cast(nn.Conv2d, cast(nn.Sequential, self.heads[name])[0]).reset_parameters()
+
+    def _transposed(self) -> list[nn.ConvTranspose2d]:
+        return [layer for layer in self.up if isinstance(layer, nn.ConvTranspose2d)]
 
     def forward(self, images: Tensor) -> Outputs:
         """Map normalised pictures (B, 3, S, S) to heat-map logits (B, K, H, W), sizes and offsets (B, 2, H, W)."""
@@ -165,6 +187,13 @@ class CenterNet(Detector):
         """Average probabilities and sizes with those of the mirror images; offsets are those of the picture itself."""
         heat = (torch.sigmoid(outputs[0].float()) + torch.sigmoid(mirrored[0].float()).flip(3)) / 2
         return torch.logit(heat, eps=1e-6), (outputs[1] + mirrored[1].flip(3)) / 2, outputs[2]
+
+
+@torch.no_grad()
+def _write_bilinear(layer: nn.ConvTranspose2d) -> None:
+    """Write the 4x4 kernel of bilinear doubling into the pairs of channels (c, 0) of a weight (in, out, 4, 4)."""
+    line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    layer.weight[:, 0] = torch.outer(line, line)
 
 
 def _head(channels: int, hidden: int, out: int, name: str) -> nn.Sequential:

@@ -15,8 +15,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tasks.data.augment import ColourJitter
-
 Objects = tuple[Tensor, Tensor]  # boxes (n, 4) float32, labels (n,) int64
 
 
@@ -26,7 +24,10 @@ class View(Protocol):
     size: int
 
     def train(self, image: Image.Image, boxes: Tensor, *, labels: Tensor) -> tuple[Tensor, Objects]:
-        """Return an augmented picture (3, S, S) uint8 and the objects left in it, in its pixels."""
+        """Return an augmented picture (3, S, S), 0 to 255, and the objects left in it, in its pixels.
+
+        It is uint8, or float32 where its colours were jittered beyond that range.
+        """
 
     def test(self, image: Image.Image) -> tuple[Tensor, Tensor]:
         """Return a picture (3, H, W) uint8, and what maps its pixels back: (4,) scales and shifts of x and y."""
@@ -48,6 +49,33 @@ def to_original(boxes: Tensor, back: Tensor) -> Tensor:
     """
     scale, shift = back[..., :2], back[..., 2:]
     return boxes * torch.cat([scale, scale], -1) + torch.cat([shift, shift], -1)
+
+
+class CenterNetColours:
+    """The published code's colour jitter: brightness, contrast and saturation in random order, then lighting noise.
+
+    Each scales towards black, towards the mean grey, or towards the picture's own grey by a factor of 1 +- 0.4 at most;
+    both greys are those of the picture as it came. Nothing is rounded or clipped, so values leave 0 to 255.
+    """
+
+    STRENGTH, LIGHTING = 0.4, 0.1
+    # Square roots of the eigenvalues and the eigenvectors of the covariance of COCO's colours, in [0, 1]; rows R, G, B
+    VALUES = (0.2141788, 0.01817699, 0.00341571)
+    VECTORS = (
+        (-0.56089297, 0.71832671, 0.41158938),
+        (-0.5832747, 0.00994535, -0.81221408),
+        (-0.58752847, -0.69563484, 0.41340352),
+    )
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """Map (3, S, S) uint8 to float32 of the same scale."""
+        pixels = picture.float()
+        grey = v2.functional.rgb_to_grayscale(pixels)
+        for towards in random.sample([torch.zeros(()), grey.mean(), grey], k=3):
+            factor = 1 + random.uniform(-self.STRENGTH, self.STRENGTH)
+            pixels = factor * pixels + (1 - factor) * towards
+        noise = self.LIGHTING * torch.randn(3) * torch.tensor(self.VALUES)
+        return pixels + 255 * (torch.tensor(self.VECTORS) @ noise).view(3, 1, 1)
 
 
 class CenterNetView:
@@ -72,7 +100,7 @@ class CenterNetView:
 
     def __init__(self, size: int, *, crop: bool = True, colours: bool = True, keep_size: bool = False) -> None:
         self.size, self.crop, self.keep_size = size, crop, keep_size
-        self._colours = ColourJitter(size, (0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)) if colours else None
+        self._colours = CenterNetColours() if colours else None
 
     def train(self, image: Image.Image, boxes: Tensor, *, labels: Tensor) -> tuple[Tensor, Objects]:
         """Return a random view."""

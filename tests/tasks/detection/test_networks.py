@@ -52,6 +52,32 @@ def test_centernet_has_the_published_parameters(deformable, total, up):
 
 
 @pytest.mark.parametrize(
+    ("start", "deformable", "transposed", "hidden"),
+    [
+        ("published", True, [22.0, 15.6, 11.0], 0.19),
+        ("published", False, [1.45, 1.02, 1.02], 4.6),
+        ("plain", True, [9.2, 6.5, 4.6], 0.19),
+        ("plain", False, [13.1, 9.2, 9.2], 0.38),
+    ],
+)
+def test_weights_that_decide_effective_steps_start_at_the_lengths_that_the_name_says(
+    start, deformable, transposed, hidden
+):
+    net = CenterNet(80, deformable=deformable, init="random", start=start)
+    norms = [layer.weight.norm().item() for layer in net.up if isinstance(layer, nn.ConvTranspose2d)]
+    assert norms == pytest.approx(transposed, abs=0.05 if transposed[0] > 2 else 0.005)
+    for name in ("size", "offset"):
+        assert net.heads[name][0].weight.norm().item() == pytest.approx(hidden, rel=0.02)
+        assert net.heads[name][2].weight.std().item() == pytest.approx(0.001, rel=0.3)
+
+
+def test_ssds_default_boxes_are_torchvisions_whose_centres_are_not_clipped():
+    boxes = Ssd(80, image_size=300, init="random").default_boxes
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert int(((centres < 0) | (centres > 300)).any(1).sum()) == 114
+
+
+@pytest.mark.parametrize(
     ("image_size", "total", "boxes"), [(300, 34_313_654, 8732), (512, 36_046_644, 24_564)]
 )  # fmt: skip
 def test_ssd_has_the_published_parameters_and_default_boxes(image_size, total, boxes):

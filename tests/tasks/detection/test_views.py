@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.detection.views import CenterNetView, SsdView, remaining, to_original
+from tasks.detection.views import CenterNetColours, CenterNetView, SsdView, remaining, to_original
 from tests.tasks.detection import layouts
 
 
@@ -66,6 +66,26 @@ def test_without_cropping_training_sees_the_whole_picture_mirrored_or_not():
             assert to_original(boxes, back)[0].tolist() == pytest.approx(box)
         seen.add(mirrored)
     assert seen == {False, True}
+
+
+def test_colours_are_jittered_in_floats_beyond_black_and_white():
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    picture[:, :4] = 255
+    views = []
+    for number in range(20):
+        seeded(number)
+        views.append(CenterNetColours()(picture))
+    assert all(view.dtype == torch.float32 for view in views)
+    assert min(view.min().item() for view in views) < -5
+    assert max(view.max().item() for view in views) > 300
+    assert any((view != view.round()).any() for view in views)
+
+
+def test_without_strength_and_lighting_colours_stay(monkeypatch):
+    monkeypatch.setattr(CenterNetColours, "STRENGTH", 0.0)
+    monkeypatch.setattr(CenterNetColours, "LIGHTING", 0.0)
+    picture = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(CenterNetColours()(picture), picture.float())
 
 
 def test_both_mirror_images_and_all_eight_scales_occur():
