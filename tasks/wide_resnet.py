@@ -30,6 +30,7 @@ class WideResNet(nn.Module):
         shortcut: Where the number of channels changes: "pad" averages and adds zero channels on both sides, as the
             code behind the AdamP paper does (45,901,914 parameters at 34-10); "conv" is the usual 1x1 convolution
             (46,160,474).
+        negative_slope: Of the activations below 0: 0 is ReLU, 0.1 the LeakyReLU of that code's later recipe.
 
     Raises:
         InputError: if an option is out of its range.
@@ -39,8 +40,18 @@ class WideResNet(nn.Module):
         arXiv:1706.06083.
     """
 
-    def __init__(self, num_classes: int, *, depth: int = 34, width: int = 10, shortcut: Shortcut = "pad") -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        depth: int = 34,
+        width: int = 10,
+        shortcut: Shortcut = "pad",
+        negative_slope: float = 0.0,
+    ) -> None:
         super().__init__()
+        if not 0 <= negative_slope < 1:
+            raise InputError(f"model.negative_slope={negative_slope}: must be at least 0 and below 1")
         if not (depth >= 10 and depth % 6 == 4):
             raise InputError(f"model.depth={depth}: must be 6n + 4 and at least 10")
         if not (width >= 1 and width % 1 == 0):
@@ -54,13 +65,19 @@ class WideResNet(nn.Module):
         groups = []
         for group, stride in enumerate((1, 2, 2)):
             out = 16 * width * 2**group
-            blocks = [Block(channels, out, stride=stride, shortcut=shortcut)]
-            blocks += [Block(out, out, stride=1, shortcut=shortcut) for _ in range((depth - 4) // 6 - 1)]
+            count = (depth - 4) // 6
+            blocks = [
+                Block(
+                    channels if k == 0 else out, out, stride=stride if k == 0 else 1, shortcut=shortcut,
+                    negative_slope=negative_slope,
+                ) for k in range(count)
+            ]  # fmt: skip
             groups.append(nn.Sequential(*blocks))
             channels = out
         self.groups = nn.Sequential(*groups)
         self.bn = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, num_classes)
+        self.negative_slope = negative_slope
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -70,15 +87,22 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) in [0, 1] to logits (B, K); the average is over all positions, 8x8 at 32x32."""
         x = self.groups(self.stem(x))
-        x = F.relu(self.bn(x), inplace=True)
+        x = _activate(self.bn(x), self.negative_slope)
         return self.fc(x.mean(dim=(2, 3)))
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions, each after BN and ReLU, and a shortcut."""
+def _activate(x: Tensor, negative_slope: float) -> Tensor:
+    return F.leaky_relu(x, negative_slope, inplace=True) if negative_slope else F.relu(x, inplace=True)
 
-    def __init__(self, channels: int, out: int, *, stride: int, shortcut: Shortcut) -> None:
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, each after BN and an activation, and a shortcut."""
+
+    def __init__(
+        self, channels: int, out: int, *, stride: int, shortcut: Shortcut, negative_slope: float = 0.0
+    ) -> None:
         super().__init__()
+        self.negative_slope = negative_slope
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
@@ -91,8 +115,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, out, H / stride, W / stride)."""
-        active = F.relu(self.bn1(x), inplace=True)
-        branch = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
+        active = _activate(self.bn1(x), self.negative_slope)
+        branch = self.conv2(_activate(self.bn2(self.conv1(active)), self.negative_slope))
         return branch + self._shortcut(active if self.widens else x)
 
     def _shortcut(self, x: Tensor) -> Tensor:

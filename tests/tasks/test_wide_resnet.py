@@ -51,6 +51,15 @@ def test_the_padded_shortcut_averages_and_adds_zero_channels_on_both_sides():
     torch.testing.assert_close(out[:, 2:6], F.avg_pool2d(active, 2))
 
 
+def test_the_later_recipes_activation_passes_a_tenth_of_what_is_negative():
+    block = Block(4, 8, stride=1, shortcut="pad", negative_slope=0.1).eval()
+    nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(block(x)[:, 2:6], F.leaky_relu(block.bn1(x), 0.1))
+    network = small(negative_slope=0.1)
+    assert {m.negative_slope for m in network.modules() if isinstance(m, Block)} == {network.negative_slope} == {0.1}
+
+
 def test_a_block_that_keeps_its_channels_adds_its_own_input():
     block = Block(4, 4, stride=1, shortcut="pad").eval()
     nn.init.zeros_(block.conv2.weight)
