@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import launch.compose as front  # registers the schema of train.*
 from launch import schema
 from tasks.engine.config import RESULT_NEUTRAL_KEYS, Train, config_hash, differing_keys, result_keys
+from tasks.engine.schedules import step
 from tests.configurations import CONFIGS, check_arguments, composed, targets
 
 
@@ -150,6 +151,17 @@ def test_imagenet_resnet18_at_full_scale_holds_the_papers_settings() -> None:
         "adamw": {"lr": 1e-3, "weight_decay": 0.1},
         "adamp": {"lr": 1e-3, "weight_decay": 1e-2},
     }
+
+
+@pytest.mark.parametrize("ball", ["linf", "l2"])
+def test_the_later_recipe_of_the_adversarial_code_is_whole(ball: str) -> None:
+    config = composed(f"experiment=cifar10-pgd-{ball}-2020", "scale=full", "data_root=/data")
+    assert (config["model"]["negative_slope"], config["task"]["attack"]) == (0.1, f"paper-{ball}")
+    assert [config["opt"][key] for key in ("lr", "momentum", "nesterov", "weight_decay")] == [0.1, 0.9, False, 2e-4]
+    milestones, steps = config["schedule"]["lr"]["milestones"], 50_000 // config["train"]["batch_size"]
+    iterations = (39_999, 40_000, 59_999, 60_000)
+    factors = [step(i / steps, config["train"]["epochs"], milestones=milestones) for i in iterations]
+    assert factors == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_mini_scale_needs_no_network_and_no_data_root_and_keeps_the_recipe() -> None:
