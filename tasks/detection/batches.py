@@ -30,7 +30,8 @@ from tasks.detection.views import View
 class _TrainBatches(MicroBatches):
     """Training micro-batches of augmented views.
 
-    Images (B, 3, S, S) uint8, or float32 of that range where colours are jittered, boxes (N, 4), labels (N,), and the picture in the batch that each belongs to (N,).
+    Images (B, 3, S, S) uint8, or float32 where colours are jittered, boxes (N, 4), labels (N,), and the picture in the
+    batch that each belongs to (N,).
     """
 
     def __init__(
