@@ -13,7 +13,7 @@ from launch import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```[a-z]*\n(.*?)^```", PAGE, re.M | re.S)
+BLOCKS = [text for kind, text in re.findall(r"^```([a-z]*)\n(.*?)^```", PAGE, re.M | re.S) if not kind]
 COMMANDS = [words for block in BLOCKS for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 SCRIPTS = {path.stem.replace("_", "-"): path for path in (ROOT / "scripts").glob("*.py")}
 OF_MAKE = ("test", "help")  # recipes of the Makefile itself
