@@ -24,7 +24,8 @@ METHODS = {"ws-": "sgd_aws", "wn-": "sgd_aws", "adarem-": "adarem_s"}  # what an
 def experiments() -> list[str]:
     """Return the names of the experiments on ImageNet."""
     files = sorted(CONFIGS.glob("*.yaml"))
-    return [path.stem for path in files if "override /task: imagenet\n" in path.read_text(encoding="utf-8")]
+    tasks = ("override /task: imagenet\n", "override /task: imagenet_long\n")
+    return [path.stem for path in files if any(task in path.read_text(encoding="utf-8") for task in tasks)]
 
 
 def division(batch: int, micro: int) -> int:

@@ -166,7 +166,7 @@ def test_the_later_recipe_of_the_adversarial_code_is_whole(ball: str) -> None:
 
 def test_mini_scale_needs_no_network_and_no_data_root_and_keeps_the_recipe() -> None:
     mini = composed("experiment=imagenet-resnet18")
-    assert mini["data"]["name"] == "fashion_mnist_10k"
+    assert mini["data"]["name"] == "fashion_mnist_20k"
     assert mini["recipe"] == composed("experiment=imagenet-resnet18", "scale=full", "data_root=x")["recipe"]
 
 

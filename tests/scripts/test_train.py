@@ -62,7 +62,7 @@ def test_a_run_says_and_leaves_everything_and_a_second_call_changes_no_file(
     assert record["hardware"]["machine"]
     assert record["wall_time_s"] > 0
     assert record["peak_memory_mib"] > 100
-    assert record["data"]["name"] == "fashion_mnist_10k"
+    assert record["data"]["name"] == "fashion_mnist_20k"
     assert record["data"]["train_examples"] == 10_000
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 4, 8, 12, 12][: len(lines)]

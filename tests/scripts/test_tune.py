@@ -138,7 +138,7 @@ def test_a_search_runs_each_point_on_held_out_pictures_and_goes_on_with_a_larger
     assert first < {row["run"] for row in rows}
     for row in rows:
         record = json.loads((tmp_path / "runs" / "imagenet-resnet18" / row["run"] / "run.json").read_text())
-        assert record["data"]["name"] == "fashion_mnist_10k_held_out_0.1"
+        assert record["data"]["name"] == "fashion_mnist_20k_held_out_0.1"
         assert (record["data"]["train_examples"], record["data"]["val_examples"]) == (9000, 1000)
         assert record["scores"]["val/top1"] == pytest.approx(float(row["score"]))
 

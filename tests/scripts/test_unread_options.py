@@ -13,7 +13,7 @@ from tasks.base import InputError
     [
         (
             ["experiment=imagenet-resnet18", "data_root=/data/mine"],
-            r"data_root=/data/mine: nothing .*fashion_mnist_10k has .* by scale=full or data=NAME.*data\.root",
+            r"data_root=/data/mine: nothing .*fashion_mnist_20k has .* by scale=full or data=NAME.*data\.root",
         ),
         (
             ["experiment=wikitext103-txl", "data_root=/data/mine"],
