@@ -11,7 +11,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from scipy.special import stdtrit
+from scipy.optimize import brentq
+from scipy.special import ndtri, stdtrit
+from scipy.stats import false_discovery_control
 
 CONFIDENCE = 0.95
 NONE = "–"
@@ -44,15 +46,19 @@ class Difference:
 
     Attributes:
         mean: Mean over the pairs.
-        low: Lower end of the interval of Student's t; None where there is no interval.
+        low: Lower end of the interval; None where there is no interval.
         high: Upper end.
         pairs: Seeds that both sides have.
+        error: Standard error of the mean over the seeds, of Student's t with one degree of freedom less than pairs.
+        sampling: Standard error that the evaluated examples leave.
     """
 
     mean: float
     low: float | None
     high: float | None
     pairs: int
+    error: float = 0.0
+    sampling: float = 0.0
 
     @property
     def sign(self) -> int:
@@ -60,6 +66,30 @@ class Difference:
         if self.low is None or self.high is None:
             return 0
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+    @property
+    def detectable(self) -> float | None:
+        """Half the interval: the smallest difference that this noise would have told from 0."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def p_value(self, margin: float = 0.0) -> float | None:
+        """Return the two-sided p of "the difference is 0", or with a margin of being on this side of it.
+
+        It is the p at which the interval at the level 1 - p would just reach there; None where there is no interval.
+        """
+        if self.low is None:
+            return None
+        distance = abs(margin - abs(self.mean))
+        least = 1e-12  # what is surer is as sure
+        if half_width(self.pairs, self.error, self.sampling, p=least) <= distance:
+            return least
+        if not distance:
+            return 1.0
+
+        def beyond(p: float) -> float:
+            return half_width(self.pairs, self.error, self.sampling, p=p) - distance
+
+        return float(brentq(beyond, least, 1.0))
 
     def text(self, digits: int = 2) -> str:
         """Return "+1.20 [+0.80, +1.60]", without brackets where there is no interval."""
@@ -69,16 +99,47 @@ class Difference:
         return f"{mean} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
-def paired(ours: Mapping[Seed, float], theirs: Mapping[Seed, float]) -> Difference | None:
+def half_width(pairs: int, error: float, sampling: float, *, p: float) -> float:
+    """Return half the interval at the level 1 - p: the halves of the seeds' and of the examples' errors, squares added.
+
+    Reference:
+        Zou and Donner, Statistics in Medicine 27, 2008: squares of the margins of independent parts add.
+    """
+    seeds = float(stdtrit(pairs - 1, 1 - p / 2)) * error
+    return math.hypot(seeds, float(ndtri(1 - p / 2)) * sampling)
+
+
+def sampling_error(ours: float, theirs: float, examples: int) -> float:
+    """Return the standard error of a difference of two shares that the draw of the evaluated examples leaves.
+
+    It is that of two binomials, `sqrt((p (1 - p) + q (1 - q)) / N)`. Both networks see the same examples, so the exact
+    variance is that of McNemar's test, which needs the answers to each example; where both fail on the same hard ones
+    it is smaller, so this is an upper bound. More seeds do not lower it: all are scored on the same examples.
+
+    Args:
+        ours: Share of right answers, 0 to 1, mean over seeds.
+        theirs: The same of the other side.
+        examples: N, how many each side is scored on.
+
+    Reference:
+        Agresti, Categorical Data Analysis, 3rd edition, sections 3.1 and 11.1.
+    """
+    return math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / examples)
+
+
+def paired(ours: Mapping[Seed, float], theirs: Mapping[Seed, float], *, sampling: float = 0.0) -> Difference | None:
     """Return the difference `ours - theirs` over the seeds that both have, None where they share none.
 
     The interval is that of the paired t test: mean ± t sd / √n with n - 1 degrees of freedom. One pair has none.
     Nor have differences that are all equal: scores of few examples take few values, and no spread at all says that
     these could not show the noise, not that there is none.
 
+    The error of the evaluated examples, which all seeds share, widens the interval (`half_width`).
+
     Args:
         ours: Seed -> score.
         theirs: The same of the other side.
+        sampling: Standard error that the evaluated examples leave, in units of the score.
     """
     common = sorted(ours.keys() & theirs.keys(), key=str)
     if not common:
@@ -86,10 +147,20 @@ def paired(ours: Mapping[Seed, float], theirs: Mapping[Seed, float]) -> Differen
     differences = [ours[seed] - theirs[seed] for seed in common]
     mean, deviation = mean_and_deviation(differences)
     size = max(abs(value) for side in (ours, theirs) for value in side.values())
-    if deviation is None or not deviation > 1e-12 * size:
+    if deviation is None or not (deviation > 1e-12 * size or sampling > 0):
         return Difference(mean, None, None, len(common))
-    half = float(stdtrit(len(common) - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(len(common))
-    return Difference(mean, mean - half, mean + half, len(common))
+    error = deviation / math.sqrt(len(common))
+    half = half_width(len(common), error, sampling, p=1 - CONFIDENCE)
+    return Difference(mean, mean - half, mean + half, len(common), error, sampling)
+
+
+def false_discovery_rates(p_values: Sequence[float]) -> list[float]:
+    """Return each test's q: the least false discovery rate at which it would count among all of these.
+
+    Reference:
+        Benjamini and Hochberg, J. R. Stat. Soc. B 57, 1995; valid for independent or positively dependent tests.
+    """
+    return [float(q) for q in false_discovery_control(p_values, method="bh")] if p_values else []
 
 
 def select_best(scores: Mapping[str, Mapping[Seed, float]], *, lower_is_better: bool) -> tuple[str, bool]:

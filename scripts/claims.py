@@ -9,7 +9,7 @@ from pathlib import Path
 from evidence.claims.ledger import read_claims
 from evidence.claims.page import HEADS, page, row_of, summary
 from evidence.claims.select import load
-from evidence.claims.verdicts import judge_claim
+from evidence.claims.verdicts import judge_all
 from evidence.csv_files import write_csv
 from evidence.runs.run import ReadError
 from scripts.options import command, parse, results
@@ -40,13 +40,17 @@ def main(words: Sequence[str]) -> int:
     }
     values = parse(words, options={**options, "paper": "results/paper.csv"})
     records = load(Path(values["records"]), Path(values["paper"]))
-    claims = [claim for claim in read_claims(Path(values["claims"])) if values["claim"] in claim["id"]]
-    if not claims:
+    claims = list(read_claims(Path(values["claims"])))
+    judged = zip(claims, judge_all(records, claims), strict=True)  # of all: one claim's q depends on the others
+    rows = [row_of(claim, finding) for claim, finding in judged if values["claim"] in claim["id"]]
+    if not rows:
         raise ReadError(f"claim={values['claim']} fits no id in {values['claims']}")
-    rows = [row_of(claim, judge_claim(records, claim)) for claim in claims]
     if values["claim"]:
         for row in rows:
-            print(f"{row[0]}: {row[-1]}\n  {row[3]}\n  published {row[7] or '–'}; ours {row[8] or '–'}; {row[4]}")
+            told = dict(zip(HEADS, row, strict=True))
+            print(f"{told['id']}: {told['verdict']}" + (f" ({told['size']})" if told["size"] else ""))
+            print(f"  {told['claim']}\n  published {told['published'] or '–'}; ours {told['ours'] or '–'}")
+            print(f"  {told['command']}")
         return 0
     out = Path(values["out"])
     write_csv(out / "claims.csv", HEADS, rows)

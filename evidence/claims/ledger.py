@@ -17,7 +17,8 @@ class Rule(TypedDict, total=False):
     """How a claim is judged: by `kind`, or by the file of results that `checks`, `numbers` or `overhead` names."""
 
     kind: str  # a name of `verdicts.BY_RUNS`
-    score: str | list[str]  # of several, the first that a run has counts
+    score: str | list[str]  # of several, the first that a run has counts; of a curve its last value
+    to_score: str  # the score of `to`, where it is another one (ratio)
     of: Any  # words of the command whose runs the claim is about; of `overhead` the name of an optimizer
     to: Any  # the same of the runs that they are compared with
     mini: dict[str, Any]  # further words at this scale; words under `of` and `to` are for that side alone
@@ -25,7 +26,7 @@ class Rule(TypedDict, total=False):
     scales: list[str]
     expect: str  # "higher", "lower" or "equal" (within `margin`)
     margin: float
-    at_least: float  # bound of a ratio or a value
+    at_least: float  # bound of a ratio or a value; ours, as the margin is, since the papers print none
     at_most: float
     best_over: str  # the key over whose recorded values each side is searched
     holds: str  # "at any scale": a claim about a mechanism, which a small run tests as well as a large one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence.claims.ledger import Rule
+from evidence.metrics import METRICS
 from evidence.paper import PaperNumber, read_paper
 from evidence.records.row import ResultRow
 from evidence.records.store import read_rows
@@ -57,11 +59,26 @@ def select(records: Records, words: Mapping[str, Any]) -> list[ResultRow]:
     return list(latest.values())
 
 
+def value_of(row: ResultRow, name: str) -> float | None:
+    """Return a run's metric or score, or of a curve such as lr/std/conv1.weight the last value."""
+    value = row.value(name)
+    if value is None:
+        value = next((v for v in reversed(row.series(name)[2]) if math.isfinite(v)), None)
+    return value
+
+
+def score_key(row: ResultRow, scores: Sequence[str]) -> str:
+    """Return the key of the first of these scores that a run has, as it stands in its record; "" for none."""
+    name = next((name for name in scores if value_of(row, name) is not None), "")
+    keys = METRICS[name].scores if name in METRICS else (name,)
+    return next((key for key in keys if key in row.scores), "")
+
+
 def by_seed(rows: Sequence[ResultRow], scores: Sequence[str]) -> dict[int | None, float]:
     """Return seed -> the first of these scores that a run has, of the runs that finished and have one."""
     values = {}
     for row in rows:
-        value = next((v for name in scores if (v := row.value(name)) is not None), None) if row.finished else None
+        value = next((v for name in scores if (v := value_of(row, name)) is not None), None) if row.finished else None
         if value is not None:
             values[row.seed] = value
     return values

@@ -23,6 +23,7 @@ DRAWN = (
 )  # fmt: skip
 PROBES = ("train/", "lr", "norm/", "effective_step/", "cosine/", "margin/", "projected/", "variant/", "oscillation/")
 POINTS, SCORE_POINTS, SCORES = 48, 200, 12  # of a curve; of a score's curve; scores a run keeps a curve of
+COUNTED = ("val_examples", "test_examples")  # entries of a record's `data`
 NOT_CONFIGURED = ("optimizer", "scale", "data set")  # what `Run.setting` adds to the configuration
 Curve = tuple[Sequence[int], Sequence[float], Sequence[float | None]]  # steps, epochs, values
 
@@ -69,6 +70,8 @@ class ResultRow:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)  # the setting, flat
     overrides: Mapping[str, str] | None = None  # words that no column states; None in older records
     diverged_at: int | None = None  # the step whose loss was not finite
+    examples: Mapping[str, int] = field(default_factory=dict)  # split -> examples; empty in older records
+    platform: Mapping[str, Any] = field(default_factory=dict)  # what decides rounding; empty in older records
 
     @property
     def key(self) -> tuple[str, str]:
@@ -217,7 +220,8 @@ def result_row(run: Run, *, figures: Sequence[str] = ()) -> ResultRow:
         measures={k: _ten_digits(v) for k, v in measured.items() if v is not None and math.isfinite(v)},
         config={key: value for key, value in setting.items() if key not in NOT_CONFIGURED},
         overrides={k: v for k, _, v in argv if _is_kept(k)} if argv else None,
-        diverged_at=run.record.get("diverged_at"),
+        diverged_at=run.record.get("diverged_at"), platform=dict(run.section("hardware").get("platform") or {}),
+        examples={k.removesuffix("_examples"): v for k, v in run.section("data").items() if k in COUNTED and v},
         **{key: None if value is None else _ten_digits(value) for key, value in numbers.items()},
     )  # fmt: skip
 
@@ -246,8 +250,10 @@ def as_run(row: ResultRow, root: Path) -> Run:
     record: dict[str, Any] = {
         "experiment": row.experiment, "name": row.name, "status": "finished" if row.finished else "failed",
         "opt_name": row.opt_name, "seed": row.seed, "scale": row.scale, "config": config,
-        "config_hash": row.config_hash, "command": row.command, "data": {"name": row.data},
-        "git": {"commit": row.commit_hash, "dirty": row.dirty}, "hardware": {"machine": row.machine},
+        "config_hash": row.config_hash, "command": row.command,
+        "data": {"name": row.data, **{f"{split}_examples": count for split, count in row.examples.items()}},
+        "git": {"commit": row.commit_hash, "dirty": row.dirty},
+        "hardware": {"machine": row.machine, **({"platform": dict(row.platform)} if row.platform else {})},
         "versions": {"torch": row.torch or "unknown"}, "ended": row.date, "epochs": row.epochs_done,
         "steps": row.steps, "wall_time_s": row.wall_time_s, "best": {"score": row.best, "epoch": row.best_epoch},
         "scores": dict(row.scores), "measures": dict(row.measures),

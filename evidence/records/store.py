@@ -35,6 +35,8 @@ class CurveEntry(TypedDict, total=False):
     name: str
     diverged_at: int
     overrides: dict[str, str]
+    examples: dict[str, int]
+    platform: dict[str, Any]
     measures: dict[str, float]
     curves: dict[str, Curve]
 
@@ -74,6 +76,7 @@ def read_rows(records: Path) -> list[ResultRow]:
         entry = curves.get(row.key, CurveEntry())
         row = replace(row, config=settings.get(row.setting_key, {}), overrides=entry.get("overrides"))
         measures, kept = entry.get("measures", {}), entry.get("curves", {})
+        row = replace(row, examples=entry.get("examples", {}), platform=entry.get("platform", {}))
         rows.append(replace(row, measures=measures, curves=kept, diverged_at=entry.get("diverged_at")))
     return rows
 
@@ -103,6 +106,10 @@ def _curve_entry(row: ResultRow) -> CurveEntry:
         entry["diverged_at"] = row.diverged_at
     if row.overrides is not None:
         entry["overrides"] = dict(row.overrides)
+    if row.examples:
+        entry["examples"] = dict(row.examples)
+    if row.platform:
+        entry["platform"] = dict(row.platform)
     return {**entry, "measures": dict(row.measures), "curves": dict(row.curves)}
 
 

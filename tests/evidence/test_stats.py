@@ -58,3 +58,28 @@ def test_means_are_written_with_their_deviation():
     assert seeds.mean_text([1.0, None, 2.0]) == "1.50 ± 0.71"
     assert seeds.mean_text([1.0], ".3f") == "1.000"
     assert seeds.mean_text([None]) == "–"
+
+
+def test_examples_and_seeds_add_their_squared_margins_and_never_narrow_an_interval():
+    ours, theirs = {0: 71.0, 1: 73.0, 2: 72.5}, {0: 70.0, 1: 71.0, 2: 71.5}
+    alone, both = seeds.paired(ours, theirs), seeds.paired(ours, theirs, sampling=2.0)
+    examples = seeds.paired({0: 71.0, 1: 72.0}, {0: 70.0, 1: 71.0}, sampling=2.0)  # seeds without spread
+    assert examples.detectable == pytest.approx(1.959964 * 2)
+    assert both.detectable == pytest.approx(math.hypot(alone.detectable, examples.detectable))
+    assert seeds.sampling_error(0.5, 0.5, 200) == pytest.approx(0.05)
+
+
+def test_p_values_are_those_of_the_interval_and_of_scipy():
+    ours, theirs = {0: 71.0, 1: 73.0, 2: 72.5}, {0: 70.0, 1: 71.0, 2: 71.5}
+    expected = stats.ttest_rel(list(ours.values()), list(theirs.values())).pvalue
+    assert seeds.paired(ours, theirs).p_value() == pytest.approx(expected)
+    diff = seeds.paired(ours, theirs, sampling=1.0)
+    edge = seeds.half_width(3, diff.error, 1.0, p=diff.p_value())
+    assert edge == pytest.approx(abs(diff.mean))
+    assert diff.p_value(margin=abs(diff.mean)) == 1.0
+    assert seeds.paired({0: 1.0}, {0: 0.0}, sampling=1.0).p_value() is None
+
+
+def test_false_discovery_rates_are_benjamini_and_hochbergs():
+    assert seeds.false_discovery_rates([0.01, 0.02, 0.03, 0.5]) == pytest.approx([0.04, 0.04, 0.04, 0.5])
+    assert seeds.false_discovery_rates([]) == []
