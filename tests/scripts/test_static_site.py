@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from evidence.claims.page import HEADS as CLAIM_HEADS
 from evidence.records.row import result_row
 from evidence.runs import run as runs
 from evidence.site import pages, run_data
@@ -45,9 +46,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Path]
     (make_run(root / "runs", "sgd", seed=9, folder="no-metrics") / "metrics.jsonl").unlink()
     (root / "runs" / "imagenet-resnet18" / "empty").mkdir()
     (root / "tables").mkdir()
-    heads = ["id", "paper", "where", "claim", "command", "scale", "data", "published", "ours", "runs", "verdict"]
+    claim = ["a", "AdamP", "T1", "effect", EVIL, *" " * (len(CLAIM_HEADS) - 6), "not run"]
     for name, rows in (
-        ("claims", [heads, ["a", "AdamP", "T1", EVIL, *"      ", "not run"], ["b", *heads[1:10], "reproduced"]]),
+        ("claims", [CLAIM_HEADS, claim, ["b", *CLAIM_HEADS[1:-1], "reproduced"]]),
         ("table-1", [["setting", EVIL], ["sgd", "70.00 ± 0.10"]]),
     ):  # fmt: skip
         with (root / "tables" / f"{name}.csv").open("w", newline="") as file:
