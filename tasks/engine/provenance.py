@@ -15,8 +15,20 @@ from pathlib import Path
 import torch
 
 import adamp
-from tasks.engine.record_schema import GitState, Hardware
+from tasks.engine.record_schema import GitState, Hardware, Platform
 
+# Instruction sets by which the kernels of torch, oneDNN and MKL are chosen
+FLAGS = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
+    "amx_bf16", "amx_int8", "asimd", "sve",
+)  # fmt: skip
+# Variables that change kernels or threads; no other variable is recorded, since some hold secrets
+VARIABLES = (
+    "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_SCHEDULE", "GOMP_CPU_AFFINITY", "KMP_AFFINITY",
+    "MKL_NUM_THREADS", "MKL_DYNAMIC", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE",
+    "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE",
+)  # fmt: skip
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "pillow")
 
 
@@ -61,19 +73,42 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _processor() -> dict[str, str]:
+    """Return the entries of the first processor in /proc/cpuinfo; nothing where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def numerics_platform() -> Platform:
+    """Return what decides the rounding of this process on CPUs: processor, dispatch, threads, variables by name."""
+    facts = _processor()
+    model = [facts.get("model name") or platform.processor() or platform.machine()]
+    model += [f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping") if key in facts]
+    flags = {*facts.get("flags", "").split(), *facts.get("Features", "").split()}
+    built = (line.strip(" -") for line in torch.__config__.show().splitlines())
+    named = ("Intel(R) oneAPI Math", "Intel(R) Math", "Intel(R) MKL", "OpenMP", "LAPACK", "CPU capability")
+    return {
+        "processor": ", ".join(model), "flags": [flag for flag in FLAGS if flag in flags],
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "libraries": [line for line in built if line.startswith(named)],
+        "threads": torch.get_num_threads(), "interop_threads": torch.get_num_interop_threads(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }  # fmt: skip
+
+
 def hardware(processes: int) -> Hardware:
     """Return CPU, usable cores, memory, GPUs and processes of a run, and one short line of it all."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    cpu = _processor().get("model name") or platform.processor() or platform.machine()
     cores = usable_cores()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{cores} cores {cpu}, " + (f"{len(gpus)} x {gpus[0]}" if gpus else "no GPU")
     return {
         "machine": machine, "cpu": cpu, "cores": cores, "gpus": gpus, "memory_gib": round(memory, 1),
-        "processes": processes,
+        "processes": processes, "platform": numerics_platform(),
     }  # fmt: skip
 
 

@@ -13,6 +13,18 @@ class GitState(TypedDict):
     dirty: bool | None
 
 
+class Platform(TypedDict):
+    """What decides the rounding of a run on CPUs: two runs alike in all of it repeat bit for bit."""
+
+    processor: str
+    flags: list[str]
+    capability: str
+    libraries: list[str]
+    threads: int
+    interop_threads: int
+    environment: dict[str, str]
+
+
 class Hardware(TypedDict):
     """The machine of a run, its memory in GiB."""
 
@@ -22,6 +34,7 @@ class Hardware(TypedDict):
     gpus: list[str]
     memory_gib: float
     processes: int
+    platform: Platform
 
 
 class ModelFacts(TypedDict):
