@@ -22,6 +22,7 @@ ROW = ResultRow(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tiny_cell_repeats_bit_for_bit_where_it_was_made(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     more = ["train.epochs=2", "train.probe_every=0"]
