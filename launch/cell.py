@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from evidence.runs import progress
 from launch.compose import plan
@@ -95,14 +95,14 @@ def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> La
     """
     assert launcher.hydra_context is not None
     assert launcher.config is not None
-    loader, before = launcher.hydra_context.config_loader, HydraConfig.instance().cfg
+    before = HydraConfig.instance().cfg
     cells: dict[Path, Cell] = {}
     pages: list[ComparisonPage | None] = []
     done = 0
     try:
+        composed: dict[tuple[str, ...], DictConfig] = {}
         for place, overrides in enumerate(job_overrides):
-            cfg = loader.load_sweep_config(launcher.config, list(overrides))
-            HydraConfig.instance().set_config(cfg)
+            cfg = _composed_once(launcher, overrides, composed)
             planned = plan(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), list(overrides))
             pages.append(ComparisonPage.of(cfg) if planned.write_report is not None else None)
             if planned.finished() is None:
@@ -116,6 +116,32 @@ def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> La
     if done:
         print(f"{done} of {len(job_overrides)} cells were finished before", flush=True)
     return Launch(job_overrides, pages, list(cells.values()))
+
+
+def _composed_once(
+    launcher: Launcher, overrides: Sequence[str], composed: dict[tuple[str, ...], DictConfig]
+) -> DictConfig:
+    """Return a cell's configuration; of cells that differ in their seed alone the first is composed, which takes long.
+
+    Args:
+        launcher: Knows how to compose.
+        overrides: Of the cell.
+        composed: Overrides without the seed -> configuration; added to.
+    """
+    assert launcher.hydra_context is not None
+    assert launcher.config is not None
+    seeds = [word.partition("=")[2] for word in overrides if word.startswith("train.seed=")]
+    others = tuple(word for word in overrides if not word.startswith("train.seed="))
+    is_plain = len(seeds) == 1 and seeds[0].isdecimal()
+    if is_plain and others in composed:
+        cfg = composed[others]
+        cfg.train.seed = int(seeds[0])
+    else:
+        cfg = launcher.hydra_context.config_loader.load_sweep_config(launcher.config, list(overrides))
+        if is_plain:
+            composed[others] = cfg
+    HydraConfig.instance().set_config(cfg)
+    return cfg
 
 
 def returned(outcome: RunOutcome, overrides: Sequence[str]) -> JobReturn:

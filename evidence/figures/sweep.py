@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from evidence.figures import score_curves
+from evidence.figures import contrast, score_curves
 from evidence.figures.curves import over_seeds
 from evidence.figures.style import LINES, Drawn, canvas, colour, drawable, plain, save, setting_colours, tame
 from evidence.tables.build import SweepRows
@@ -36,6 +36,8 @@ CAPTION = (
 def draw_figure(data: SweepRows, folder: Path) -> list[str]:
     """Draw the figure that a sweep asks for, and return what to print: paths, and what the curves say."""
     spec = data.spec.get("figure")
+    if spec and data.rows and spec.get("pairs"):
+        return [str(f.svg) for f in contrast.draw(data.rows, spec, folder, stem=data.sweep, title=data.title)]
     if spec and data.rows:
         drawn = score_curves.draw_all(data.rows, spec, folder, stem=data.sweep, title=data.title)
         return [line for figure, sentences in drawn for line in (str(figure.svg), *sentences)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evidence import sweeps
+from evidence import contrasts, sweeps
 from evidence.paper import PaperNumber
 from evidence.records.row import ResultRow
 from evidence.records.store import add, read_rows
@@ -74,7 +74,10 @@ def write_table(data: SweepRows, paper: Sequence[PaperNumber], folder: Path) -> 
     spec, note = data.spec.get("table"), str(data.spec.get("note", "")).rstrip()
     if not spec:
         return
-    if data.rows:
+    if data.rows and spec.get("pairs"):
+        pairs = [(ours, theirs) for ours, theirs in spec["pairs"]]
+        page, notes = contrasts.tabulate(contrasts.contrasts(data.rows, pairs)), [contrasts.NOTE, *filter(None, [note])]
+    elif data.rows:
         page, notes = by_setting.tabulate(data.rows, spec, paper), [note]
     else:
         page, notes = cells.tabulate(data.cells, spec, paper), [cells.NOTE, *filter(None, [note])]
