@@ -18,7 +18,7 @@ TOOLS       := $(filter-out $(EXPERIMENTS) $(SWEEPS),$(subst _,-,$(patsubst benc
 ALIASES     := benchmark benchmark-gpu
 
 # What was typed as key=value goes on to the program letter by letter, but for what is meant for make itself.
-KEYS = $(filter-out GPUS PYTHON VENV,$(foreach word,$(MAKEOVERRIDES),$(firstword $(subst =, ,$(word)))))
+KEYS = $(filter-out GPUS PYTHON VENV part,$(foreach word,$(MAKEOVERRIDES),$(firstword $(subst =, ,$(word)))))
 ARGS = $(foreach _key,$(KEYS),$(if $(filter command,$(firstword $(origin $(_key)))),'$(_key)=$(subst ','\'',$(value $(_key)))'))
 
 TARGETS := help setup mini data docs slurm test test-slow test-gpu check clean $(ALIASES) $(TOOLS) $(EXPERIMENTS) $(SWEEPS)
@@ -64,9 +64,11 @@ $(READY): requirements.lock pyproject.toml
 $(EXPERIMENTS): $(READY)
 	@$(PY) -m scripts.train experiment=$@ gpus=$(GPUS) $(ARGS)
 
+# `make projection-effect part=conv` is the sweep projection-effect-conv.
+PART = $(if $(part),-$(part))
 $(SWEEPS): $(READY)
-	@$(PY) -m scripts.train sweep=$@ gpus=$(GPUS) hydra.mode=MULTIRUN $(ARGS)
-	@if test -f scripts/$(subst -,_,$@).py; then $(PY) -m scripts.$(subst -,_,$@); else $(PY) -m scripts.sweep $@ $(ARGS); fi
+	@$(PY) -m scripts.train sweep=$@$(PART) gpus=$(GPUS) hydra.mode=MULTIRUN $(ARGS)
+	@if test -f scripts/$(subst -,_,$@).py; then $(PY) -m scripts.$(subst -,_,$@); else $(PY) -m scripts.sweep $@$(PART) $(ARGS); fi
 
 # Sweeps that share runs stand in one half, in this order, so that no run is made twice at once.
 MINI_A := table-1 figure-f1 figure-f2 figure-f3 figure-f4 table-b1 table-2 table-d4

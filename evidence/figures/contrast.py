@@ -151,6 +151,7 @@ def _difference(axis: Axes, by_cell: Cells, pair: tuple[str, str], rate: float, 
         k = behind[-1]
         share = -means[k] / (means[k + 1] - means[k])
         crossing = points[k][0] + (points[k + 1][0] - points[k][0]) * share
+        written.append((label, "crossing", "", "ahead from step", round(crossing), "", 0))
         axis.axvline(crossing, color=colour(pair[0]), linestyle=":", linewidth=1)
         label += f": ahead from step {crossing:.0f}"
     axis.plot([t for t, _ in points], means, color=colour(pair[0]), label=plain(label))
