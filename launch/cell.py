@@ -103,7 +103,7 @@ def unfinished(launcher: Launcher, job_overrides: Sequence[Sequence[str]]) -> La
         composed: dict[tuple[str, ...], DictConfig] = {}
         for place, overrides in enumerate(job_overrides):
             cfg = _composed_once(launcher, overrides, composed)
-            planned = plan(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), list(overrides))
+            planned = plan(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), list(overrides))
             pages.append(ComparisonPage.of(cfg) if planned.write_report is not None else None)
             if planned.finished() is None:
                 check_data_root(cfg)
