@@ -86,7 +86,7 @@ def settings(sweep: str, scale: str) -> list[Cell]:
 def numbers_of_sweep(sweep: str, paper: Sequence[PaperNumber]) -> list[PaperNumber]:
     """Return the published numbers beside which a sweep's table at full scale puts one of ours."""
     spec = (sweeps.read(sweep).get("sweep") or {}).get("table")
-    if not spec:
+    if not spec or "paper" not in spec:
         return []
     candidates = look_up(paper, paper=spec["paper"], table=str(spec["table"]))
     cells = settings(sweep, "full")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from adamp.probes import predicted_cap
 from evidence.contrasts import by_seed, cells
 from evidence.figures.style import Drawn, canvas, colour, plain, save
 from evidence.records.row import ResultRow
@@ -120,6 +119,8 @@ def _mean_curve(runs: Sequence[ResultRow], metric: str) -> tuple[list[int], list
 
 def _caps(axis: Axes, by_cell: Cells, momentum: float, written: list[tuple[Any, ...]]) -> None:
     """Draw the predicted caps of SGD and of projected SGD, as means between the logged steps as the measured ones."""
+    from adamp.probes import predicted_cap  # torch takes a second, which other figures need not spend
+
     run = next(iter(by_cell.values()))[0]
     steps, _, _ = run.series("norm/mean")
     schedule = [0.5 * (1 + np.cos(np.pi * step / steps[-1])) for step in range(steps[-1])]
