@@ -5,7 +5,7 @@ Hydra executes this file at each start, so it holds names alone; what they do st
 
 from importlib.util import find_spec
 
-from launch import grid, local, on_ray
+from launch import grid, local, many, on_ray
 
 
 class GridSweeper(grid.GridSweeper):  # noqa: D101
@@ -13,6 +13,10 @@ class GridSweeper(grid.GridSweeper):  # noqa: D101
 
 
 class LocalLauncher(local.LocalLauncher):  # noqa: D101
+    pass
+
+
+class ManyLauncher(many.ManyLauncher):  # noqa: D101
     pass
 
 

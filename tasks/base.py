@@ -68,6 +68,23 @@ class Update:
     lr_scale: float = 1.0
 
 
+@dataclass
+class ManyUpdate:
+    """One optimizer step of each of several networks that are trained at once: `Update` with one row per network.
+
+    Attributes:
+        losses: (number of networks,), each the mean over the batch of that network alone.
+        network: Key of `Task.networks` whose optimizers step.
+        log: Name -> (number of networks,) to log beside the losses.
+        lr_scale: As in `Update`, for all networks.
+    """
+
+    losses: Tensor
+    network: str = "model"
+    log: Mapping[str, Tensor] = field(default_factory=dict)
+    lr_scale: float = 1.0
+
+
 def own_rows(rows: Tensor) -> Tensor:
     """Return the rows as they are: all there are in a run of one process."""
     return rows
@@ -136,6 +153,21 @@ class Task(ABC):
         Each update is computed in an autocast region of its own, which keeps the first cast of every weight: a task
         that changes weights itself between two forward passes of one update calls `torch.clear_autocast_cache()`.
         """
+
+    def many_updates(
+        self, nets: Mapping[str, nn.Module], batch: Batch, contexts: Sequence[StepContext]
+    ) -> Iterator[ManyUpdate] | None:
+        """Yield what `updates` would for each of several networks, all at once, or return None: one by one.
+
+        Only worth writing where the losses of many small networks cost as much time as the networks.
+
+        Args:
+            nets: Role -> all networks side by side: outputs are (B, number of networks * features of one network), the
+                features of each network next to each other.
+            batch: As for `updates`; all networks see the same.
+            contexts: One per network.
+        """
+        return None
 
     @abstractmethod
     def predict(self, nets: Mapping[str, nn.Module], batch: Batch, state: LoopState) -> Record:

@@ -52,7 +52,7 @@ class Checkpoints:
             "carry": map_tensors(Tensor.cpu, [dict(loop_state) for loop_state in state.loop_states]),
             "meter": state.meter.state_dict(),
             # Running statistics differ between processes; a task may read them in training (an attack in eval mode).
-            "buffers": {role: {k: v.cpu() for k, v in net.named_buffers()} for role, net in _networks(state).items()},
+            "buffers": {role: _own(dict(net.named_buffers()), cpu=True) for role, net in _networks(state).items()},
         }
         contents: checkpoint.Contents = {
             **self._weights(state),
@@ -76,7 +76,7 @@ class Checkpoints:
         return {
             "run": self.run,
             "step": state.progress.step,
-            "networks": {role: net.state_dict() for role, net in state.modules.items()},
+            "networks": {role: _own(net.state_dict()) for role, net in state.modules.items()},
             "averages": {role: net.state_dict() for role, net in state.averages.items()},
             "best": vars(state.best).copy(),
             "scores": dict(state.scores),
@@ -188,6 +188,12 @@ def _process_state(contents: checkpoint.Contents, world: World) -> Mapping[str, 
 def _networks(state: TrainState) -> dict[str, nn.Module]:
     """Return the networks and, as "<role>_ema", their moving averages."""
     return {**state.modules, **{f"{role}_ema": average.module for role, average in state.averages.items()}}
+
+
+def _own(tensors: Mapping[str, Tensor], *, cpu: bool = False) -> dict[str, Tensor]:
+    """Return tensors, parts of larger ones copied: torch saves the whole storage of a part."""
+    moved = {name: tensor.cpu() if cpu else tensor for name, tensor in tensors.items()}
+    return {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in moved.items()}
 
 
 def _loop_states(process: Mapping[str, Any]) -> list[LoopState]:

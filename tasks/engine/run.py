@@ -66,14 +66,14 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
     task = spec.make_task()
     convert_networks(task.networks, spec.normalise, eps=spec.normalise_eps)
     recorded = record.entries.get("model") if record is not None else None
-    scale_invariant, marks = _scale_invariant(spec, task, world, recorded=recorded and recorded["scale_invariant"])
-    facts = world.run_on_rank0(lambda: _data_facts(task, record))
+    scale_invariant, marks = scale_invariant_names(spec, task, world, recorded=recorded and recorded["scale_invariant"])
+    facts = world.run_on_rank0(lambda: data_facts(task, record))
     if record is not None and facts is not None:
         rounding = rounding_facts(spec.train, world.device)
-        record.update(data=facts, model=_model_facts(task, scale_invariant), monitor=task.monitor, numerics=rounding)
+        record.update(data=facts, model=model_facts(task, scale_invariant), monitor=task.monitor, numerics=rounding)
     loggers: Sequence[RunLogger] = spec.make_loggers() if record is not None else ()
     trainer = Trainer(
-        task, spec.make_phases(), spec.train, _rules(spec, task, scale_invariant, marks), spec.folder, world,
+        task, spec.make_phases(), spec.train, parameter_rules(spec, task, scale_invariant, marks), spec.folder, world,
         name=f"{spec.experiment}/{spec.name}", record=record, loggers=loggers, probed=scale_invariant,
     )  # fmt: skip
     if record is not None:
@@ -85,15 +85,15 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
             scores = trainer.fit()
     except BaseException as error:
         if record is not None:
-            _record_outcome(spec, record, loggers, trainer, error)
+            record_outcome(spec, record, loggers, trainer, error)
         raise
     if record is not None:
-        _record_outcome(spec, record, loggers, trainer, None)
+        record_outcome(spec, record, loggers, trainer, None)
         spec.print_summary(record.entries, "finished")
     return scores
 
 
-def _data_facts(task: Task, record: RunRecord | None) -> dict[str, Any]:
+def data_facts(task: Task, record: RunRecord | None) -> dict[str, Any]:
     """Return the facts about the data, once they are those that the run began with."""
     facts = task.describe()
     if record is not None:
@@ -101,7 +101,7 @@ def _data_facts(task: Task, record: RunRecord | None) -> dict[str, Any]:
     return facts
 
 
-def _record_outcome(
+def record_outcome(
     spec: RunSpec, record: RunRecord, loggers: Sequence[RunLogger], trainer: Trainer, error: BaseException | None
 ) -> None:
     """Record the final status, write the report and close the loggers."""
@@ -125,7 +125,7 @@ def _record_outcome(
         logger.finish(record.entries, spec.folder)
 
 
-def _scale_invariant(spec: RunSpec, task: Task, world: World, *, recorded: Names | None) -> tuple[Names, Marks]:
+def scale_invariant_names(spec: RunSpec, task: Task, world: World, *, recorded: Names | None) -> tuple[Names, Marks]:
     """Return network role -> names of its scale-invariant parameters, and their marks.
 
     Both are found by rescaling. The names of a record are kept, and their marks are found only if overrides need them.
@@ -140,7 +140,7 @@ def _scale_invariant(spec: RunSpec, task: Task, world: World, *, recorded: Names
     return dict(names), marks
 
 
-def _rules(spec: RunSpec, task: Task, scale_invariant: Names, marks: Marks) -> Sequence[Rule]:
+def parameter_rules(spec: RunSpec, task: Task, scale_invariant: Names, marks: Marks) -> Sequence[Rule]:
     """Return the parameter rules, overrides by property included."""
     if not spec.overrides_by_property:
         return spec.rules
@@ -149,7 +149,7 @@ def _rules(spec: RunSpec, task: Task, scale_invariant: Names, marks: Marks) -> S
     )
 
 
-def _model_facts(task: Task, scale_invariant: Names) -> ModelFacts:
+def model_facts(task: Task, scale_invariant: Names) -> ModelFacts:
     sizes = {role: {n: p.numel() for n, p in net.named_parameters()} for role, net in task.networks.items()}
     total = sum(sum(named.values()) for named in sizes.values())
     share = None

@@ -67,6 +67,7 @@ class Trainer:
         loggers: Further loggers, on process 0.
         probed: Network role -> names of the parameters whose norms are probed; a role left out probes every weight
             with more than one dimension.
+        networks: Trained instead of `task.networks`, which several trainers may share.
 
     Attributes:
         state: What decides the next step, and what a checkpoint holds.
@@ -85,12 +86,14 @@ class Trainer:
     record: RunRecord | None = None
     loggers: Sequence[RunLogger] = ()
     probed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    networks: Mapping[str, nn.Module] | None = None
 
     def __post_init__(self) -> None:
         """Place the networks and check what can be checked before the first step."""
         check_division(self.train, self.world.size)
-        check_rules(self.task.networks, self.rules)
-        self.state = TrainState.initial(self.task.networks, self.train, self.world)
+        networks = self.networks or self.task.networks
+        check_rules(networks, self.rules)
+        self.state = TrainState.initial(networks, self.train, self.world)
         self.wrapped_modules: dict[str, nn.Module] = {}
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.name, self.world, restart=self.train.restart)
         self.notices: dict[str, int] | None = None
