@@ -75,7 +75,9 @@ class ManyLauncher(BasicLauncher):
         on_gpu = self.device != "cpu" and bool(visible_gpus())
         jobs = (1 if on_gpu else usable_cores()) if self.jobs == "auto" else int(self.jobs)
         if groups:
-            print(f"{len(launch.cells)} networks in {len(groups)} groups, {min(jobs, len(groups))} at a time", flush=True)
+            print(
+                f"{len(launch.cells)} networks in {len(groups)} groups, {min(jobs, len(groups))} at a time", flush=True
+            )
         if jobs == 1 or len(groups) <= 1 or on_gpu:
             codes: dict[int, int] = {}
             for group in groups:

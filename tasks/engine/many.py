@@ -1,8 +1,8 @@
 """Many runs in one process: runs that differ in their optimizers alone are trained at once, on the same batches.
 
 Each run keeps all that is its own: the optimizer object, its schedule and parameter rules, probes, checkpoints and the
-files of its record, which are those of the run alone. Only the forward and backward passes are shared, by a wide network
-(`tasks.engine.wide`).
+files of its record, which are those of the run alone. Only the forward and backward passes are shared, by a wide
+network (`tasks.engine.wide`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tasks.engine.run_spec import RunSpec
 from tasks.engine.signals import NOTHING, SAVE, STOP, listen
 from tasks.engine.train_state import Best, Progress
 from tasks.engine.trainer import Trainer
-from tasks.engine.wide import WideNetwork, parts_of_batch
+from tasks.engine.wide import Part, SharedForward, WideNetwork
 
 # What runs of one process may differ in; everything else decides data, order or network
 OWN_KEYS = ("opt", "opt_name", "schedule", "opt_groups", "marks", "recipe", "tag")
@@ -92,7 +92,7 @@ class Member(Trainer):
             (folder / "last.previous.pt").replace(folder / "last.pt")
 
     def begin(self) -> None:
-        """Restore state and files from the folder's last checkpoint, make optimizer and probes; or write a first line."""
+        """Restore state and files from the last checkpoint, and make optimizer and probes; or write a first line."""
         contents, _ = self._resume()
         if not self.is_done:
             self._enter(self.phase, contents)
@@ -254,7 +254,9 @@ class ManyTrainer:
 
     def _resume(self) -> None:
         saved = {index: member.saved_position() for index, member in self.active.items()}
-        steps = [position["step"] if position else 0 for position in saved.values() if not (position and position["phase"])]
+        steps = [
+            position["step"] if position else 0 for position in saved.values() if not (position and position["phase"])
+        ]
         for index, member in list(self.active.items()):
             position = saved[index]
             if not (position and position["phase"]) and position and position["step"] > min(steps):
@@ -320,7 +322,7 @@ class ManyTrainer:
         for update in self._updates(to_device(batch, self.world.device, channels_last=False)):
             for network in self.wide.values():
                 network.zero_grad()
-            update.losses.sum().backward()
+            torch.autograd.backward(update.losses.sum())
             prefix = "" if update.network == "model" else f"{update.network}_"
             self.losses.note(update.losses, step)
             self.losses.add(f"train/{prefix}loss", update.losses, self.active)
@@ -342,7 +344,7 @@ class ManyTrainer:
             yield from at_once
             return
         # One network after another, in step: the first computes the outputs of all
-        nets = parts_of_batch(self.modules, self.count)
+        shared, nets = self._parts()
         streams = [self.task.updates(parts, batch, context) for parts, context in zip(nets, contexts, strict=True)]
         for updates in zip(*streams, strict=True):
             first = updates[0]
@@ -350,6 +352,16 @@ class ManyTrainer:
                 torch.stack([update.loss for update in updates]), first.network,
                 {name: torch.stack([update.log[name] for update in updates]) for name in first.log}, first.lr_scale,
             )  # fmt: skip
+            for forward in shared:
+                forward.forget()
+
+    def _parts(self) -> tuple[list[SharedForward], list[dict[str, nn.Module]]]:
+        """Return shared forward passes and, for each network, role -> what stands for it."""
+        shared = {role: SharedForward(module, self.count) for role, module in self.modules.items()}
+        nets: list[dict[str, nn.Module]] = [
+            {role: Part(forward, index) for role, forward in shared.items()} for index in range(self.count)
+        ]
+        return list(shared.values()), nets
 
     # ---------------------------------------------------------------------------------------------- scores, lines
 
@@ -368,7 +380,7 @@ class ManyTrainer:
                 states: dict[int, dict[str, Any]] = {index: {} for index in self.active}
                 with torch.no_grad():
                     for batch in read_batches(batches):
-                        nets = parts_of_batch(self.modules, self.count)
+                        _, nets = self._parts()
                         placed = to_device(batch, device, channels_last=False)
                         for index in self.active:
                             records[index].append(self.task.predict(nets[index], placed, states[index]))
@@ -448,6 +460,11 @@ def _run_many(specs: Sequence[RunSpec], records: Sequence[RunRecord], world: Any
     train, seconds = specs[0].train, time.monotonic()
     seed_generators(train.seed)
     task = specs[0].make_task()
+    if task.test_batches(world.shard()):
+        raise InputError(
+            "many networks at once: the task scores a split with the best weights, which only runs alone keep; use "
+            "launcher=local"
+        )
     convert_networks(task.networks, specs[0].normalise, eps=specs[0].normalise_eps)
     names, marks = scale_invariant_names(specs[0], task, world, recorded=None)
     wide = {role: WideNetwork(net.to(world.device), len(specs)) for role, net in task.networks.items()}
@@ -465,9 +482,18 @@ def _run_many(specs: Sequence[RunSpec], records: Sequence[RunRecord], world: Any
         networks = {role: network.members[index] for role, network in wide.items()}
         members.append(
             Member(
-                task, spec.make_phases(), spec.train, parameter_rules(spec, task, names, marks), spec.folder, world,
-                name=f"{spec.experiment}/{spec.name}", record=record, loggers=loggers, probed=names, networks=networks,
-            )  # fmt: skip
+                task,
+                spec.make_phases(),
+                spec.train,
+                parameter_rules(spec, task, names, marks),
+                spec.folder,
+                world,
+                name=f"{spec.experiment}/{spec.name}",
+                record=record,
+                loggers=loggers,
+                probed=names,
+                networks=networks,
+            )
         )
     facts = records[0].entries["data"]
     print(

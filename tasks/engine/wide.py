@@ -11,7 +11,7 @@ Notation: `K` networks, `B` examples.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,9 +85,10 @@ def _rows(parameter: Tensor, count: int) -> nn.Parameter:
 
 def _wide_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, count: int) -> nn.Module:
     wide = type(layer)(
-        layer.num_features * count, layer.eps, layer.momentum, layer.affine, layer.track_running_stats,
-        device=layer.weight.device if layer.affine else None,
+        layer.num_features * count, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
     )  # fmt: skip
+    if (like := next(iter((*layer.parameters(), *layer.buffers())), None)) is not None:
+        wide.to(like.device, like.dtype)
     for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
         if value.dim():  # num_batches_tracked is one number for all networks
             getattr(wide, name).data.copy_(value.detach().repeat(count))
@@ -115,7 +116,7 @@ def widen(network: nn.Module, count: int) -> nn.Module:
             continue
         if type(module) in WIDENED:
             wide.set_submodule(name, WIDENED[type(module)](module, count))
-        elif not isinstance(module, CHANNEL_WISE) and (
+        elif not _is_channel_wise(module) and (
             not list(module.children()) or list(module.parameters(recurse=False)) or list(module.buffers(recurse=False))
         ):
             raise InputError(
@@ -123,6 +124,10 @@ def widen(network: nn.Module, count: int) -> nn.Module:
                 "be computed for many networks; use launcher=local"
             )
     return wide
+
+
+def _is_channel_wise(module: nn.Module) -> bool:
+    return isinstance(module, CHANNEL_WISE) or (isinstance(module, nn.Dropout) and module.p == 0)
 
 
 def _ancestors(root: nn.Module, name: str) -> list[nn.Module]:
@@ -211,11 +216,44 @@ def part_of(outputs: Any, index: int, count: int) -> Any:
     return map_tensors(part, outputs)
 
 
-class Parts(nn.Module):
-    """Stands for one network of many: the first that is asked computes all, the others take their part.
+class SharedForward:
+    """The forward passes of a wide network between two steps: a pass with the same inputs is made once.
 
     Args:
-        shared: Common to the parts of one batch.
+        module: The wide network.
+        count: K.
+    """
+
+    def __init__(self, module: nn.Module, count: int) -> None:
+        self.module, self.count = module, count
+        self._passes: list[tuple[bool, tuple[Any, ...], Any]] = []
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Return the wide outputs."""
+        with_grad = torch.is_grad_enabled()
+        for had_grad, known, outputs in self._passes:
+            if had_grad == with_grad and len(known) == len(inputs) and all(map(_is_same, known, inputs)):
+                return outputs
+        outputs = self.module(*inputs)
+        self._passes.append((with_grad, inputs, outputs))
+        return outputs
+
+    def forget(self) -> None:
+        """Drop the passes: the weights have changed."""
+        self._passes.clear()
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or torch.equal(one, other)
+    return one is other or (not isinstance(one, Tensor) and bool(one == other))
+
+
+class Part(nn.Module):
+    """Stands for one of K networks: the first that is asked computes all, the others take their part of the outputs.
+
+    Args:
+        shared: Common to the networks.
         index: Of the network.
     """
 
@@ -226,37 +264,3 @@ class Parts(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """Return the outputs of this network."""
         return part_of(self._shared(*inputs), self._index, self._shared.count)
-
-
-class SharedForward:
-    """One batch's forward passes of a wide network; a pass with the same inputs is made once.
-
-    Args:
-        module: The wide network.
-        count: K.
-    """
-
-    def __init__(self, module: nn.Module, count: int) -> None:
-        self.module, self.count = module, count
-        self._passes: list[tuple[tuple[Any, ...], Any]] = []
-
-    def __call__(self, *inputs: Any) -> Any:
-        """Return the wide outputs."""
-        for known, outputs in self._passes:
-            if len(known) == len(inputs) and all(_same(a, b) for a, b in zip(known, inputs, strict=True)):
-                return outputs
-        outputs = self.module(*inputs)
-        self._passes.append((inputs, outputs))
-        return outputs
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.shape == other.shape and bool((one == other).all()))
-    return one is other or (not isinstance(one, Tensor) and bool(one == other))
-
-
-def parts_of_batch(modules: Mapping[str, nn.Module], count: int) -> list[dict[str, nn.Module]]:
-    """Return, for each of K networks, role -> what stands for it during one batch."""
-    shared = {role: SharedForward(module, count) for role, module in modules.items()}
-    return [{role: Parts(forward, index) for role, forward in shared.items()} for index in range(count)]

@@ -5,9 +5,9 @@ Shapes: N pictures, C channels, S side in pixels after averaging.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,9 @@ from torchvision import datasets
 from tasks.base import InputError
 from tasks.data.cache import cache_folder
 from tasks.data.cifar import CLASSES, Cifar10
-from tasks.data.fashion_mnist import COUNTS, FashionMnist
+from tasks.data.fashion_mnist import FashionMnist
 from tasks.data.identity import data_digest
 from tasks.data.images import Split
-
-CIFAR10_COUNTS = {"train": 50_000, "test": 10_000}
 
 
 class AveragedImages:
@@ -89,8 +87,7 @@ class AveragedFashionMnist(AveragedImages):
     def __init__(self, name: str | None = None, root: str | None = None, *, factor: int = 2) -> None:
         if name is None:
             whole = root is None and (cache_folder() / "fashion_mnist" / "manifest.json").is_file()
-            embedded = next(key for key in COUNTS if key != "fashion_mnist")
-            name = "fashion_mnist" if whole else embedded
+            name = "fashion_mnist" if whole else "fashion_mnist_20k"
         source = FashionMnist(name, root)
         super().__init__(source.name, _parts(source), factor=factor, licence=source.licence)
 
@@ -134,14 +131,8 @@ class AveragedFolder(AveragedImages):
 def _parts(source: FashionMnist | Cifar10) -> dict[Split, tuple[Tensor, Tensor]]:
     """Return split -> pictures and labels of a set that holds its pictures in memory."""
     parts: list[Any] = list(source.identity())
-    splits: tuple[Literal["train"], Literal["val"]] = ("train", "val")
-    return {
-        split: (parts[2 * i], torch.as_tensor(_whole_numbers(parts[2 * i + 1]))) for i, split in enumerate(splits)
-    }
-
-
-def _whole_numbers(labels: Iterable[Any]) -> list[int]:
-    return [int(label) for label in labels]
+    splits: tuple[Split, Split] = ("train", "val")
+    return {split: (parts[2 * i], torch.tensor(parts[2 * i + 1])) for i, split in enumerate(splits)}
 
 
 def _read_folder(folder: Path) -> tuple[Tensor, Tensor]:

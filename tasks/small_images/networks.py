@@ -9,27 +9,27 @@ from torch import nn
 from tasks.base import InputError
 
 
-def mlp(shape: tuple[int, int, int], num_classes: int, *, hidden: int = 32, layers: int = 2) -> nn.Sequential:
+def mlp(shape: tuple[int, int, int], num_classes: int, *, width: int = 32, layers: int = 2) -> nn.Sequential:
     """Return hidden layers of a linear map without bias, batch norm and ReLU, and a linear output with bias.
 
     Args:
         shape: Of a picture, (C, S, S).
         num_classes: Outputs.
-        hidden: Units of each hidden layer.
+        width: Units of each hidden layer.
         layers: Hidden layers.
 
     Raises:
         InputError: A size is below 1.
     """
-    _check(hidden=hidden, layers=layers)
+    _check(width=width, layers=layers)
     parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    width = shape[0] * shape[1] * shape[2]
+    inputs = shape[0] * shape[1] * shape[2]
     for number in range(1, layers + 1):
-        parts[f"linear{number}"] = nn.Linear(width, hidden, bias=False)
-        parts[f"norm{number}"] = nn.BatchNorm1d(hidden)
+        parts[f"linear{number}"] = nn.Linear(inputs, width, bias=False)
+        parts[f"norm{number}"] = nn.BatchNorm1d(width)
         parts[f"relu{number}"] = nn.ReLU()
-        width = hidden
-    parts["output"] = nn.Linear(width, num_classes)
+        inputs = width
+    parts["output"] = nn.Linear(inputs, num_classes)
     return nn.Sequential(parts)
 
 
