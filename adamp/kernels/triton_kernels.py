@@ -13,8 +13,8 @@ from adamp.kernels.triton_tiles import (
     DECAY,
     DECISION,
     FIRST_SLOT,
-    FIRST_STATE,
     IS_EXAMINED,
+    ITEM_ROWS,
     LAYER,
     LAYER_COEFFICIENT,
     LAYOUT_COLUMNS,
@@ -24,13 +24,11 @@ from adamp.kernels.triton_tiles import (
     POINTER_COLUMNS,
     ROW_LENGTH,
     SCALAR_COLUMNS,
-    SECOND_STATE,
     SKIP,
     STEP_COUNT,
     STEP_SIZE,
-    WEIGHT,
     Rule,
-    address,
+    addresses,
     by_tile,
     dtypes,
     gradient,
@@ -41,6 +39,7 @@ from adamp.kernels.triton_tiles import (
     radial_coefficient,
     scalar,
     span,
+    threshold,
     window,
 )
 
@@ -50,30 +49,61 @@ __all__ = ["Rule", "apply_update", "coefficients", "decide", "dtypes", "radial_s
 @triton.jit
 def _row_sums(
     pointers, layout, tensor, index, arguments, rule: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, FITS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    sums, grad_scale, num_slots = arguments
-    rows, exists, length, column, stop, slots, _ = span(layout, tensor, index, ROWS, ALIGNED)
-    wg = tl.zeros([ROWS, COLS], rule.real)
-    ww = tl.zeros([ROWS, COLS], rule.real)
-    gg = tl.zeros([ROWS, COLS], rule.real)
-    while column < stop:
-        offsets, mask = window(rows, exists, length, column, stop, COLS, ALIGNED)
-        w = load(pointers, tensor, WEIGHT, offsets, mask, rule, ALIGNED)
-        g = gradient(pointers, tensor, offsets, mask, grad_scale, rule, ALIGNED)
-        wg += w * g
-        ww += w * w
-        gg += g * g
-        column += COLS
-    tl.store(sums + slots, tl.sum(wg, 1)[:, None], mask=exists)
-    tl.store(sums + num_slots + slots, tl.sum(ww, 1)[:, None], mask=exists)
-    tl.store(sums + 2 * num_slots + slots, tl.sum(gg, 1)[:, None], mask=exists)
+    sums, grad_scale, num_slots, delta, eps = arguments
+    _, entry, rows, pitch, width, slot, _ = span(layout, tensor, index, ALIGNED)
+    tensors = addresses(pointers, tensor, entry, rule, ALIGNED)
+    all_wg = tl.zeros([ROWS], rule.real)
+    all_ww = tl.zeros([ROWS], rule.real)
+    all_gg = tl.zeros([ROWS], rule.real)
+    not_below = tl.zeros([ROWS], tl.int32)
+    limit = threshold(delta, tl.load(layout + tensor * LAYOUT_COLUMNS + ROW_LENGTH), rule)
+    row = rows * 0
+    while row < rows:
+        wg = tl.zeros([ROWS, COLS], rule.real)
+        ww = tl.zeros([ROWS, COLS], rule.real)
+        gg = tl.zeros([ROWS, COLS], rule.real)
+        if FITS:
+            offsets, mask = window(row, rows, pitch, 0, width, ROWS, COLS, ALIGNED)
+            w = load(tensors[0], offsets, mask, rule)
+            g = gradient(tensors[1], offsets, mask, grad_scale, rule)
+            wg, ww, gg = w * g, w * w, g * g
+        else:
+            column = width * 0
+            while column < width:
+                offsets, mask = window(row, rows, pitch, column, width, ROWS, COLS, ALIGNED)
+                w = load(tensors[0], offsets, mask, rule)
+                g = gradient(tensors[1], offsets, mask, grad_scale, rule)
+                wg += w * g
+                ww += w * w
+                gg += g * g
+                column += COLS
+        row_wg, row_ww, row_gg = tl.sum(wg, 1), tl.sum(ww, 1), tl.sum(gg, 1)
+        # Rows that are not below are counted: a maximum over rows would drop NaN.
+        exists = tl.arange(0, ROWS) < rows - row
+        below = is_below(row_wg, row_ww, row_gg, limit, eps)
+        not_below += tl.where(exists, tl.where(below, 0, 1), 0)
+        all_wg += row_wg
+        all_ww += row_ww
+        all_gg += row_gg
+        row += ROWS
+    tl.store(sums + slot, tl.sum(all_wg))
+    tl.store(sums + num_slots + slot, tl.sum(all_ww))
+    tl.store(sums + 2 * num_slots + slot, tl.sum(all_gg))
+    tl.store(sums + 3 * num_slots + slot, tl.sum(not_below).to(rule.real))
 
 
 @triton.jit(do_not_specialize=["num_slots"])
-def row_sums(pointers, layout, items, sums, grad_scale, num_slots, rule: tl.constexpr):
-    """Write w·g, w·w and g·g of each part of each row: 8 bytes of traffic per float32 weight. One program per item."""
-    by_tile(_row_sums, pointers, layout, items, (sums, grad_scale, num_slots), rule)
+def row_sums(
+    pointers, layout, items, sums, grad_scale, num_slots, delta: tl.float64, eps: tl.float64, rule: tl.constexpr
+):  # fmt: skip
+    """Write w·g, w·w, g·g and the rows that fail the test of each item: 8 bytes of traffic per float32 weight.
+
+    Of a part of a split row the three sums count. One program per item.
+    """
+    arguments = (sums, grad_scale, num_slots, delta, scalar(eps, rule.real))
+    by_tile(_row_sums, pointers, layout, items, arguments, rule)
 
 
 @triton.jit
@@ -84,32 +114,38 @@ def _test(layout, sums, num_slots, tensor, delta, eps, rule: tl.constexpr, BLOCK
     length = tl.load(entry + ROW_LENGTH)
     parts = tl.load(entry + PARTS)
     slot = tl.load(entry + FIRST_SLOT)
+    # The items' sums, or those of split rows, which are tested here
+    num_sums = tl.where(parts > 1, num_rows, tl.cdiv(num_rows, tl.load(entry + ITEM_ROWS)))
     all_wg = tl.zeros([BLOCK], rule.real)
     all_ww = tl.zeros([BLOCK], rule.real)
     all_gg = tl.zeros([BLOCK], rule.real)
-    # Rows that are not below are counted: a maximum over rows would drop NaN.
-    not_below = tl.zeros([BLOCK], tl.int32)
-    row = num_rows * 0
-    while row < num_rows:
-        rows = row + tl.arange(0, BLOCK)
-        exists = rows < num_rows
+    not_below = tl.zeros([BLOCK], rule.real)
+    limit = threshold(delta, length, rule)
+    first = num_sums * 0
+    while first < num_sums:
+        indices = first + tl.arange(0, BLOCK)
+        exists = indices < num_sums
         wg = tl.zeros([BLOCK], rule.real)
         ww = tl.zeros([BLOCK], rule.real)
         gg = tl.zeros([BLOCK], rule.real)
         part = parts * 0
         while part < parts:
-            at = sums + slot + part * num_rows + rows
+            at = sums + slot + part * num_rows + indices
             wg += tl.load(at, mask=exists, other=0)
             ww += tl.load(at + num_slots, mask=exists, other=0)
             gg += tl.load(at + 2 * num_slots, mask=exists, other=0)
             part += 1
-        below = is_below(wg, ww, gg, delta, length, eps, rule)
-        not_below += tl.where(exists, tl.where(below, 0, 1), 0)
+        if parts > 1:
+            below = is_below(wg, ww, gg, limit, eps)
+            not_below += tl.where(exists, tl.where(below, 0.0, 1.0), 0.0)
+        else:
+            not_below += tl.load(sums + 3 * num_slots + slot + indices, mask=exists, other=0)
         all_wg += wg
         all_ww += ww
         all_gg += gg
-        row += BLOCK
-    layer = is_below(tl.sum(all_wg), tl.sum(all_ww), tl.sum(all_gg), delta, num_rows * length, eps, rule)
+        first += BLOCK
+    whole_limit = threshold(delta, num_rows * length, rule)
+    layer = is_below(tl.sum(all_wg), tl.sum(all_ww), tl.sum(all_gg), whole_limit, eps)
     return tl.where(tl.sum(not_below) == 0, CHANNEL, tl.where(layer, LAYER, NONE))
 
 
@@ -152,36 +188,52 @@ def decide(
 
 @triton.jit
 def _dot_update(
-    pointers, tensor, rows, exists, length, column, stop, grad_scale, bias, hyper, rule: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, ALIGNED: tl.constexpr,
+    tensors, row, rows, pitch, width, grad_scale, bias, hyper, rule: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, FITS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Return w·u and w·w of the given columns of each row, (ROWS, 1) each."""
+    """Return w·u and w·w of the given columns of a tile's rows, (ROWS, 1) each."""
     wu = tl.zeros([ROWS, COLS], rule.real)
     ww = tl.zeros([ROWS, COLS], rule.real)
-    while column < stop:
-        offsets, mask = window(rows, exists, length, column, stop, COLS, ALIGNED)
-        w, _, _, update = proposal(pointers, tensor, offsets, mask, grad_scale, bias, hyper, rule, ALIGNED)
-        wu += tl.where(mask, w * update, 0)
-        ww += w * w
-        column += COLS
+    if FITS:
+        offsets, mask = window(row, rows, pitch, 0, width, ROWS, COLS, ALIGNED)
+        w, _, _, update = proposal(tensors, offsets, mask, grad_scale, bias, hyper, rule)
+        wu = tl.where(mask, w * update, 0)
+        ww = w * w
+    else:
+        column = width * 0
+        while column < width:
+            offsets, mask = window(row, rows, pitch, column, width, ROWS, COLS, ALIGNED)
+            w, _, _, update = proposal(tensors, offsets, mask, grad_scale, bias, hyper, rule)
+            wu += tl.where(mask, w * update, 0)
+            ww += w * w
+            column += COLS
     return tl.sum(wu, 1)[:, None], tl.sum(ww, 1)[:, None]
 
 
 @triton.jit
 def _radial_sums(
     pointers, layout, tensor, index, arguments, rule: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, FITS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     sums, scalars, grad_scale, num_slots, hyper = arguments
-    rows, exists, length, column, stop, slots, parts = span(layout, tensor, index, ROWS, ALIGNED)
     decision = tl.load(scalars + tensor * SCALAR_COLUMNS + DECISION)
+    parts = tl.load(layout + tensor * LAYOUT_COLUMNS + PARTS)
     if (decision == LAYER) | ((decision == CHANNEL) & (parts > 1)):
+        _, entry, rows, pitch, width, slot, _ = span(layout, tensor, index, ALIGNED)
+        tensors = addresses(pointers, tensor, entry, rule, ALIGNED)
         bias = tl.load(scalars + tensor * SCALAR_COLUMNS + BIAS_CORRECTION).to(rule.real)
-        wu, ww = _dot_update(
-            pointers, tensor, rows, exists, length, column, stop, grad_scale, bias, hyper, rule, ROWS, COLS, ALIGNED
-        )  # fmt: skip
-        tl.store(sums + slots, wu, mask=exists)
-        tl.store(sums + num_slots + slots, ww, mask=exists)
+        all_wu = tl.zeros([ROWS, 1], rule.real)
+        all_ww = tl.zeros([ROWS, 1], rule.real)
+        row = rows * 0
+        while row < rows:
+            wu, ww = _dot_update(
+                tensors, row, rows, pitch, width, grad_scale, bias, hyper, rule, ROWS, COLS, FITS, ALIGNED
+            )  # fmt: skip
+            all_wu += wu
+            all_ww += ww
+            row += ROWS
+        tl.store(sums + slot, tl.sum(all_wu))
+        tl.store(sums + num_slots + slot, tl.sum(all_ww))
 
 
 @triton.jit(do_not_specialize=["num_slots"])
@@ -189,18 +241,18 @@ def radial_sums(
     pointers, layout, items, sums, scalars, grad_scale, num_slots,
     eps: tl.float64, keep1: tl.float64, gain1: tl.float64, keep2: tl.float64, gain2: tl.float64, rule: tl.constexpr,
 ):  # fmt: skip
-    """Write w·u and w·w of rows and tensors that several programs share. One program per item.
+    """Write w·u and w·w of tensors projected as one vector and of split rows: 16 bytes per float32 weight.
 
-    These are tensors projected as one vector and long rows that several programs share, at 16 bytes of traffic per
-    float32 weight; all other programs return at once.
+    One program per item; those of all other tensors return at once. A loop over items in fewer programs would make them
+    spill registers.
     """
-    hyper = hyperparameters(eps, keep1, gain1, keep2, gain2, rule)
-    by_tile(_radial_sums, pointers, layout, items, (sums, scalars, grad_scale, num_slots, hyper), rule)
+    arguments = (sums, scalars, grad_scale, num_slots, hyperparameters(eps, keep1, gain1, keep2, gain2, rule))
+    by_tile(_radial_sums, pointers, layout, items, arguments, rule)
 
 
 @triton.jit(do_not_specialize=["num_slots"])
 def coefficients(layout, sums, scalars, num_slots, eps: tl.float64, rule: tl.constexpr, BLOCK: tl.constexpr):
-    """Add up what `radial_sums` wrote: a coefficient per row (instead of its first w·u) or one of the tensor.
+    """Add up what `radial_sums` wrote: a coefficient per split row (instead of its first w·u) or one of the tensor.
 
     One program per tensor.
     """
@@ -211,75 +263,109 @@ def coefficients(layout, sums, scalars, num_slots, eps: tl.float64, rule: tl.con
     slot = tl.load(entry + FIRST_SLOT)
     decision = tl.load(scalars + tensor * SCALAR_COLUMNS + DECISION)
     if (decision == LAYER) | ((decision == CHANNEL) & (parts > 1)):
+        num_sums = tl.where(parts > 1, num_rows, tl.cdiv(num_rows, tl.load(entry + ITEM_ROWS)))
         clamp = scalar(eps, rule.real)
         all_wu = tl.zeros([BLOCK], rule.real)
         all_ww = tl.zeros([BLOCK], rule.real)
-        row = num_rows * 0
-        while row < num_rows:
-            rows = row + tl.arange(0, BLOCK)
-            exists = rows < num_rows
+        first = num_sums * 0
+        while first < num_sums:
+            indices = first + tl.arange(0, BLOCK)
+            exists = indices < num_sums
             wu = tl.zeros([BLOCK], rule.real)
             ww = tl.zeros([BLOCK], rule.real)
             part = parts * 0
             while part < parts:
-                at = sums + slot + part * num_rows + rows
+                at = sums + slot + part * num_rows + indices
                 wu += tl.load(at, mask=exists, other=0)
                 ww += tl.load(at + num_slots, mask=exists, other=0)
                 part += 1
             if decision == CHANNEL:
-                tl.store(sums + slot + rows, radial_coefficient(wu, ww, clamp), mask=exists)
+                tl.store(sums + slot + indices, radial_coefficient(wu, ww, clamp), mask=exists)
             all_wu += wu
             all_ww += ww
-            row += BLOCK
+            first += BLOCK
         total = radial_coefficient(tl.sum(all_wu), tl.sum(all_ww), clamp)
         tl.store(scalars + tensor * SCALAR_COLUMNS + LAYER_COEFFICIENT, total.to(tl.float64))
 
 
 @triton.jit
+def _write(
+    tensors, offsets, mask, w, first, second, update, coefficient, decision, step_size, decay, rule: tl.constexpr
+):  # fmt: skip
+    """Project a tile's update, step and write weights and states."""
+    weight, _, first_state, second_state, compensation = tensors
+    if decision != NONE:
+        update = update - coefficient * w
+    step = update * step_size
+    if rule.decay:
+        step += w * decay  # rounded once with the step: alone, a small decay would leave w as it is
+    if rule.kahan:
+        step -= load(compensation, offsets, mask, rule)
+        rounded = (w - step).to(rule.stored)
+        lost = (w - rounded.to(rule.real)) - step
+        tl.store(compensation + offsets, lost.to(rule.stored), mask=mask)
+        tl.store(weight + offsets, rounded, mask=mask)
+    else:
+        tl.store(weight + offsets, w - step, mask=mask)
+    if rule.buffer:
+        if rule.project_buffer:
+            first = update
+        tl.store(first_state + offsets, first, mask=mask)
+    if rule.adam:
+        tl.store(second_state + offsets, second, mask=mask)
+
+
+@triton.jit
 def _apply_update(
     pointers, layout, tensor, index, arguments, rule: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, FITS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     sums, scalars, grad_scale, hyper = arguments
-    entry = scalars + tensor * SCALAR_COLUMNS
-    decision = tl.load(entry + DECISION)
+    own_scalars = scalars + tensor * SCALAR_COLUMNS
+    decision = tl.load(own_scalars + DECISION)
     if decision != SKIP:
-        step_size = tl.load(entry + STEP_SIZE).to(rule.real)
-        decay = tl.load(entry + DECAY).to(rule.real)
-        bias = tl.load(entry + BIAS_CORRECTION).to(rule.real)
-        rows, exists, length, column, stop, _, parts = span(layout, tensor, index, ROWS, ALIGNED)
+        step_size = tl.load(own_scalars + STEP_SIZE).to(rule.real)
+        decay = tl.load(own_scalars + DECAY).to(rule.real)
+        bias = tl.load(own_scalars + BIAS_CORRECTION).to(rule.real)
+        first_row, entry, rows, pitch, width, _, parts = span(layout, tensor, index, ALIGNED)
+        tensors = addresses(pointers, tensor, entry, rule, ALIGNED)
         coefficient = tl.zeros([ROWS, 1], rule.real)
         if decision == LAYER:
-            coefficient += tl.load(entry + LAYER_COEFFICIENT).to(rule.real)
-        elif decision == CHANNEL:
-            if parts > 1:
-                slot = tl.load(layout + tensor * LAYOUT_COLUMNS + FIRST_SLOT)
-                coefficient = tl.load(sums + slot + rows, mask=exists, other=0)
-            else:
-                # A whole row at once: its data is still in the cache when the loop below reads it again.
-                wu, ww = _dot_update(
-                    pointers, tensor, rows, exists, length, column, stop, grad_scale, bias, hyper, rule,
-                    ROWS, COLS, ALIGNED,
+            coefficient += tl.load(own_scalars + LAYER_COEFFICIENT).to(rule.real)
+        elif (decision == CHANNEL) & (parts > 1):
+            # A row's coefficient lies in the slot of its first part
+            coefficient += tl.load(sums + tl.load(layout + tensor * LAYOUT_COLUMNS + FIRST_SLOT) + first_row)
+        row = rows * 0
+        while row < rows:
+            if FITS:
+                # Whole rows: all stays in registers between the row's inner products and its update
+                offsets, mask = window(row, rows, pitch, 0, width, ROWS, COLS, ALIGNED)
+                w, first, second, update = proposal(tensors, offsets, mask, grad_scale, bias, hyper, rule)
+                if decision == CHANNEL:
+                    wu = tl.sum(tl.where(mask, w * update, 0), 1)[:, None]
+                    coefficient = radial_coefficient(wu, tl.sum(w * w, 1)[:, None], hyper[0])
+                _write(
+                    tensors, offsets, mask, w, first, second, update, coefficient, decision, step_size, decay,
+                    rule,
                 )  # fmt: skip
-                coefficient = radial_coefficient(wu, ww, hyper[0])
-        while column < stop:
-            offsets, mask = window(rows, exists, length, column, stop, COLS, ALIGNED)
-            w, first, second, update = proposal(
-                pointers, tensor, offsets, mask, grad_scale, bias, hyper, rule, ALIGNED
-            )  # fmt: skip
-            if decision != NONE:
-                update = update - coefficient * w
-            step = update * step_size
-            if rule.decay:
-                step += w * decay  # rounded once with the step: alone, a small decay would leave w as it is
-            tl.store(address(pointers, tensor, WEIGHT, rule, ALIGNED) + offsets, w - step, mask=mask)
-            if rule.buffer:
-                if rule.project_buffer:
-                    first = update
-                tl.store(address(pointers, tensor, FIRST_STATE, rule, ALIGNED) + offsets, first, mask=mask)
-            if rule.adam:
-                tl.store(address(pointers, tensor, SECOND_STATE, rule, ALIGNED) + offsets, second, mask=mask)
-            column += COLS
+            else:
+                if (decision == CHANNEL) & (parts == 1):
+                    # A whole row at once: its data is still in the cache when the loop below reads it again.
+                    wu, ww = _dot_update(
+                        tensors, row, rows, pitch, width, grad_scale, bias, hyper, rule,
+                        ROWS, COLS, FITS, ALIGNED,
+                    )  # fmt: skip
+                    coefficient = radial_coefficient(wu, ww, hyper[0])
+                column = width * 0
+                while column < width:
+                    offsets, mask = window(row, rows, pitch, column, width, ROWS, COLS, ALIGNED)
+                    w, first, second, update = proposal(tensors, offsets, mask, grad_scale, bias, hyper, rule)
+                    _write(
+                        tensors, offsets, mask, w, first, second, update, coefficient, decision, step_size,
+                        decay, rule,
+                    )  # fmt: skip
+                    column += COLS
+            row += ROWS
 
 
 @triton.jit

@@ -31,7 +31,7 @@ from adamp.kernels.triton_tables import Examined, locate
 PLAIN = (Tensor, Parameter)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST_VERSION = (3, 6)  # the Triton of torch 2.11, the oldest one tested
-BLOCK = 1024  # rows that one program adds up at a time
+BLOCK = 256  # sums that one program adds up at a time
 
 
 @functools.cache
@@ -123,9 +123,9 @@ def _to_device(device: torch.device, value: Tensor | None) -> Tensor | None:
     return None if value is None else value.to(device, non_blocking=True)
 
 
-def _launch(kernel: Any, grid: int, *args: Any) -> None:
+def _launch(kernel: Any, grid: int, *args: Any, num_warps: int) -> None:
     if grid > 0:
-        kernel[(grid,)](*args)
+        kernel[(grid,)](*args, num_warps=num_warps)
 
 
 def _step(
@@ -143,36 +143,39 @@ def _step(
     assert kernels is not None
     stored, real = kernels.dtypes(dtype)
     mode, eps = options["scale_invariant"], options["eps"]
-    flags = {"nesterov": options["nesterov"], "maximize": options["maximize"], **flags}
+    flags = {"nesterov": options["nesterov"], "maximize": options["maximize"], "kahan": columns[4] is not None, **flags}
     rule = kernels.Rule(stored, real, auto=mode == "auto", decay=hyper.weight_decay > 0, **flags)
     lr = options["lr"]
     lr, lr_tensor = (0.0, lr) if isinstance(lr, Tensor) else (lr, None)
     if lr_tensor is not None and lr_tensor.device.type == "cpu" and device.type != "cpu":
         lr, lr_tensor = lr_tensor.item(), None  # on the host already: no synchronisation
     lr_tensor, scale, infinite = (_to_device(device, x) for x in (lr_tensor, grad_scale, found_inf))
+    launch = functools.partial(_launch, num_warps=8 if dtype == torch.float64 else 4)  # float64: 2 entries a thread
     numbers = (eps, hyper.keep[0], hyper.gain[0], hyper.keep[1], hyper.gain[1])
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in hyper.betas)
 
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         matrices: Examined = "none" if mode is False else "tensors" if mode == "tensor" else "rows"
-        tables, pointers = locate(params, columns, examined=matrices)
+        tables, pointers = locate(params, columns, examined=matrices, capturable=options.get("capturable", False))
         layout, items, sums, scalars = tables.layout, tables.items, tables.sums, tables.scalars
         slots, examined = sums.shape[1], tables.num_examined
         # Scale-invariance test (eq. 11)
         if rule.auto:
-            _launch(kernels.row_sums, examined, pointers, layout, items, sums, scale, slots, rule)
-        _launch(
+            launch(
+                kernels.row_sums, examined, pointers, layout, items, sums, scale, slots, options["delta"], eps, rule
+            )  # fmt: skip
+        launch(
             kernels.decide, len(params), pointers, layout, sums, scalars, lr_tensor, infinite, slots,
             lr, hyper.weight_decay, options["wd_ratio"], options["delta"], eps, *logs, rule, BLOCK,
         )  # fmt: skip
         # Radial part of rows and tensors that several programs share (eq. 10)
         if examined and (rule.auto or tables.shared):
-            _launch(
+            launch(
                 kernels.radial_sums, examined, pointers, layout, items, sums, scalars, scale, slots, *numbers, rule
             )  # fmt: skip
-            _launch(kernels.coefficients, len(params), layout, sums, scalars, slots, eps, rule, BLOCK)
+            launch(kernels.coefficients, len(params), layout, sums, scalars, slots, eps, rule, BLOCK)
         # Projection, decay and step
-        _launch(kernels.apply_update, tables.num_items, pointers, layout, items, sums, scalars, scale, *numbers, rule)
+        launch(kernels.apply_update, tables.num_items, pointers, layout, items, sums, scalars, scale, *numbers, rule)
 
 
 def _by_device_and_dtype(
@@ -194,6 +197,7 @@ def adamp(
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
     *,
+    compensations: Sequence[Tensor] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[AdamPOptions],
@@ -206,6 +210,7 @@ def adamp(
         exp_avgs: The first moments.
         exp_avg_sqs: The second moments.
         steps: Float32 0-d tensors on the weights' device, the numbers of steps so far; incremented in place.
+        compensations: What rounding has taken from the weights, like these; None to lose it.
         grad_scale: The factor of the gradients, one float32.
         found_inf: One float32; unless it is 0 nothing changes and no step is counted.
         **options: The optimizer's options; `lr` is a float, or a 0-d tensor, which is read on its device.
@@ -213,7 +218,7 @@ def adamp(
     betas = options["betas"]
     hyper = _Hyper(options["weight_decay"], keep=betas, gain=(1 - betas[0], 1 - betas[1]), betas=betas)
     flags = {"adam": True, "buffer": True, "project_buffer": False}
-    for group, columns in _by_device_and_dtype(params, (params, grads, exp_avgs, exp_avg_sqs, steps)):
+    for group, columns in _by_device_and_dtype(params, (params, grads, exp_avgs, exp_avg_sqs, compensations, steps)):
         _step(group, columns, hyper, options, flags=flags, grad_scale=grad_scale, found_inf=found_inf)
 
 
@@ -222,6 +227,7 @@ def sgdp(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor] | None,
     *,
+    compensations: Sequence[Tensor] | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[SGDPOptions],
@@ -232,6 +238,7 @@ def sgdp(
         params: The weights; `supports` accepts each with its gradient and buffer.
         grads: The gradients as backward left them, times `grad_scale`.
         momentum_buffers: The momentum buffers; None at momentum 0.
+        compensations: What rounding has taken from the weights, like these; None to lose it.
         grad_scale: The factor of the gradients, one float32.
         found_inf: One float32; unless it is 0 nothing changes.
         **options: The optimizer's options; `lr` is a float, or a 0-d tensor, which is read on its device.
@@ -242,5 +249,5 @@ def sgdp(
     buffers = momentum_buffers if momentum != 0 else None
     project_buffer = options["project_buffer"] and not options["nesterov"]
     flags = {"adam": False, "buffer": buffers is not None, "project_buffer": project_buffer}
-    for group, columns in _by_device_and_dtype(params, (params, grads, buffers, None, None)):
+    for group, columns in _by_device_and_dtype(params, (params, grads, buffers, None, compensations, None)):
         _step(group, columns, hyper, options, flags=flags, grad_scale=grad_scale, found_inf=found_inf)

@@ -1,11 +1,13 @@
 """Address and work tables of the Triton kernels, cached between steps.
 
-They are sent again only when a tensor has moved, from pinned memory, without synchronisation. Tables of a captured
-step are kept until the process ends, since the end of its graph cannot be observed: some kilobytes of tables and sums.
+There are tables for each of the `MAX_SETS` last lists that begin with the same tensor, as parameters without a gradient
+come and go. Addresses are sent again only when a tensor has moved, from pinned memory, without synchronisation. The end
+of a CUDA graph cannot be observed: tables of captured steps live as long as the first of their parameters.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,9 +17,13 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 MAX_WIDTH = 8192  # columns of a row in one item; longer rows are split
-TILE_ROWS = (64, 8, 1)  # rows of an item, by tile
+TILE_ROWS = (8, 4, 1, 1)  # rows of a tile, see `adamp.kernels.triton_tiles.by_tile`
+TILE_COLUMNS = (16, 128, 512)  # longest rows of the tiles that take whole rows; the last one takes longer rows in parts
+ITEM_ENTRIES = 4096  # entries of an item at least: a program first reads tables, which takes as long as some tiles
+MAX_ITEMS = 1024  # items of a tensor of many short rows; their sums are added up by one program
+MAX_SETS = 8  # lists of tensors whose tables are kept
+MAX_CAPTURES = 8  # captures between two eager steps
 Examined = Literal["rows", "tensors", "none"]  # what is projected of the matrices: each row, or each as one row
-CAPTURES = 8  # captures with moved gradients between two eager steps
 
 
 @dataclass
@@ -26,16 +32,18 @@ class Tables:
 
     Attributes:
         shapes: Shapes of the tensors, for which all else was built.
-        layout: (T, 7) int64, items: (I, 2) int32, see `adamp.kernels.triton_tiles`; examined tensors come first.
+        row_lengths: (T,) int64 on the CPU.
+        layout: (T, 8) int64, items: (I, 2) int32, see `adamp.kernels.triton_tiles`; examined tensors come first.
         num_examined: Items of examined tensors.
         shared: Whether a row of an examined tensor is split.
-        sums: (3, slots), scalars: (T, 5): scratch.
-        addresses: The contents of `pointers` (T, 6).
-        spare: Pinned and device memory for tables of a capture, which can allocate neither.
-        captured: Addresses and tables of captures since the last eager step.
+        sums: (4, slots), scalars: (T, 5): scratch.
+        stream: The CUDA stream on which these were allocated.
+        addresses: The contents of `pointers` (T, 7), allocated on `pointers_stream`.
+        spare: Pinned and device memory for tables of captures, which can allocate neither, and how many are used.
     """
 
-    shapes: tuple[torch.Size, ...]
+    shapes: list[torch.Size]
+    row_lengths: Tensor
     layout: Tensor
     items: Tensor
     num_examined: int
@@ -43,113 +51,154 @@ class Tables:
     shared: bool
     sums: Tensor
     scalars: Tensor
-    addresses: tuple[int, ...] = ()
+    stream: Any
+    addresses: list[int] = field(default_factory=list)
     pointers: Tensor | None = None
+    pointers_stream: Any = None
     spare: tuple[Tensor, Tensor] | None = None
-    captured: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=list)
+    num_captured: int = 0
+    kept_for_graphs: list[Any] = field(default_factory=list)
 
 
-_cache: Any = WeakTensorKeyDictionary()  # first parameter -> what is examined -> tables
-_kept_for_graphs: list[Any] = []  # what captured graphs use
+Sets = OrderedDict[tuple[Any, ...], Tables]
+_cache: Any = WeakTensorKeyDictionary()  # first parameter -> (what is examined, identities of the list) -> tables
 
 
-def _upload(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _current_stream(device: torch.device) -> Any:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _upload(values: Tensor, device: torch.device) -> Tensor:
     """Send a table asynchronously; the allocator of pinned memory keeps the source until it has been copied."""
-    if device.type == "cpu":
-        return torch.tensor(values, dtype=dtype)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
-def _build_tables(
-    shapes: tuple[torch.Size, ...], *, examined: Examined, real: torch.dtype, device: torch.device
-) -> Tables:
+def _allocate_spare(count: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    source = torch.empty(MAX_CAPTURES, count, columns, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return source, torch.empty_like(source, device=device)
+
+
+def _build_tables(shapes: list[torch.Size], *, examined: Examined, real: torch.dtype, device: torch.device) -> Tables:
     """Divide the tensors into items."""
     layout: list[list[int]] = []
-    examined_items: list[tuple[int, int]] = []
-    other_items: list[tuple[int, int]] = []
+    counts: list[int] = []
     num_slots, shared = 0, False
-    for tensor, shape in enumerate(shapes):
+    for shape in shapes:
         numel, is_examined = shape.numel(), examined != "none" and len(shape) > 1
-        rows = _num_rows(shape, examined)
+        rows = shape[0] if is_examined and examined == "rows" else 1
         length = numel // max(rows, 1)
-        tile = 0 if length <= 16 else 1 if length <= 512 else 2
+        tile = sum(length > columns for columns in TILE_COLUMNS)
+        # Long rows are split; of short ones an item has several
         parts = max(1, -(-length // MAX_WIDTH))
         width = -(-length // (16 * parts)) * 16 if parts > 1 else length
-        layout.append([rows, length, tile, parts, width, num_slots, int(is_examined)])
-        num_items = -(-rows // TILE_ROWS[tile]) * parts if numel else 0
-        (examined_items if is_examined else other_items).extend((tensor, index) for index in range(num_items))
+        entries = max(ITEM_ENTRIES, -(-numel // MAX_ITEMS))
+        step = TILE_ROWS[tile]
+        item_rows = 1 if parts > 1 else -(-entries // (max(length, 1) * step)) * step
+        num_items = -(-rows // item_rows) * parts if numel else 0
+        layout.append([rows, length, tile, parts, width, num_slots, int(is_examined), item_rows])
+        counts.append(num_items)
         if is_examined:
-            num_slots += rows * parts
+            num_slots += rows * parts if parts > 1 else num_items
             shared |= parts > 1
+    table = torch.tensor(layout, dtype=torch.int64).view(len(shapes), 8)
+    # Items of examined tensors first
+    order = torch.argsort(table[:, 6], descending=True, stable=True)
+    per_tensor = torch.tensor(counts, dtype=torch.int64)[order]
+    tensors = torch.repeat_interleave(order, per_tensor)
+    first = torch.repeat_interleave(per_tensor.cumsum(0) - per_tensor, per_tensor)
+    items = torch.stack([tensors, torch.arange(len(tensors)) - first], dim=1).int()
     return Tables(
         shapes,
-        layout=_upload(layout, torch.int64, device),
-        items=_upload(examined_items + other_items or [(0, 0)], torch.int32, device),
-        num_examined=len(examined_items),
-        num_items=len(examined_items) + len(other_items),
+        row_lengths=table[:, 1].contiguous(),
+        layout=_upload(table, device),
+        items=_upload(items if len(items) else torch.zeros(1, 2, dtype=torch.int32), device),
+        num_examined=sum(count for count, row in zip(counts, layout, strict=True) if row[6]),
+        num_items=sum(counts),
         shared=shared,
-        sums=torch.empty(3, max(num_slots, 1), dtype=real, device=device),
+        sums=torch.empty(4, max(num_slots, 1), dtype=real, device=device),
         scalars=torch.empty(len(shapes), 5, dtype=torch.float64, device=device),
+        stream=_current_stream(device),
     )
 
 
-def _num_rows(shape: torch.Size, examined: Examined) -> int:
-    return shape[0] if examined == "rows" and len(shape) > 1 else 1
-
-
-def _pointer_rows(params: Sequence[Tensor], addresses: tuple[int, ...], *, examined: Examined) -> list[list[int]]:
-    count, table = len(params), []
-    for i, param in enumerate(params):
-        row = list(addresses[i::count])
-        length = param.numel() // max(_num_rows(param.shape, examined), 1)
-        # Aligned for loads of 16 bytes: all tensors begin at a multiple of 16, and so does each row.
-        aligned = length % 16 == 0 and all(address % 16 == 0 for address in row[:4])
-        table.append([*row, int(aligned)])
-    return table
+def _pointer_table(addresses: list[int], row_lengths: Tensor) -> Tensor:
+    """Return the addresses, one row per tensor, and whether its rows are aligned for loads of 16 bytes."""
+    columns = torch.tensor(addresses, dtype=torch.int64).view(-1, len(row_lengths))
+    # All tensors begin at a multiple of 16 bytes, and so does each row
+    aligned = (columns[:-1] % 16 == 0).all(0) & (row_lengths % 16 == 0)
+    return torch.cat([columns, aligned[None].long()]).t().contiguous()
 
 
 def locate(
-    params: Sequence[Tensor], columns: Sequence[Sequence[Tensor] | None], *, examined: Examined
+    params: Sequence[Tensor],
+    columns: Sequence[Sequence[Tensor] | None],
+    *,
+    examined: Examined,
+    capturable: bool = False,
 ) -> tuple[Tables, Tensor]:
-    """Return the tables of a list of tensors and its pointers, those of the last step if nothing has moved."""
+    """Return the tables of a list of tensors and its pointers, those of the last step if nothing has moved.
+
+    Args:
+        params: The parameters.
+        columns: Lists of tensors whose addresses the kernels need, in their order, or None for zeros.
+        examined: What is projected.
+        capturable: Whether later steps may be captured.
+    """
     device, count = params[0].device, len(params)
-    shapes = tuple(param.shape for param in params)
-    addresses = tuple(
-        address for column in columns for address in ([x.data_ptr() for x in column] if column else [0] * count)
-    )
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    tables = _cache.setdefault(params[0], {}).get(examined)
+    shapes = [param.shape for param in params]
+    addresses: list[int] = []
+    for column in columns:
+        addresses += [x.data_ptr() for x in column] if column else [0] * count
+    capturing, stream = _is_capturing(device), _current_stream(device)
+
+    # The tables of this list, and those of the other lists used last
+    sets: Sets = _cache.setdefault(params[0], OrderedDict())
+    key = (examined, *map(id, params))
+    tables = sets.get(key)
     if tables is None or tables.shapes != shapes:
         if capturing:
             raise RuntimeError("capturing a step in a CUDA graph needs one step with the same parameters before it")
         real = torch.promote_types(params[0].dtype, torch.float32)
-        tables = _build_tables(shapes, examined=examined, real=real, device=device)
-        _cache[params[0]][examined] = tables
+        tables = sets[key] = _build_tables(shapes, examined=examined, real=real, device=device)
+        for oldest in [k for k, old in sets.items() if not old.kept_for_graphs][:-MAX_SETS]:
+            del sets[oldest]
+    sets.move_to_end(key)
     if capturing:
-        return tables, _pointers_for_capture(tables, params, addresses, examined=examined)
+        return tables, _pointers_for_capture(tables, addresses)
     if tables.pointers is None or tables.addresses != addresses:
-        rows = _pointer_rows(params, addresses, examined=examined)
-        tables.pointers, tables.addresses = _upload(rows, torch.int64, device), addresses
-    if device.type == "cuda" and (tables.spare is None or tables.captured):
-        spare = torch.empty(CAPTURES, count, 6, dtype=torch.int64, pin_memory=True)
-        tables.spare, tables.captured = (spare, torch.empty_like(spare, device=device)), []
+        tables.pointers = _upload(_pointer_table(addresses, tables.row_lengths), device)
+        tables.addresses, tables.pointers_stream = addresses, stream
+    if capturable and (tables.spare is None or tables.num_captured):
+        tables.spare, tables.num_captured = _allocate_spare(count, len(columns) + 1, device), 0
+    # A table may be freed while a step on another stream still reads it
+    if stream != tables.stream:
+        for x in (tables.layout, tables.items, tables.sums, tables.scalars):
+            x.record_stream(stream)
+    if stream != tables.pointers_stream:
+        tables.pointers.record_stream(stream)
     return tables, tables.pointers
 
 
-def _pointers_for_capture(
-    tables: Tables, params: Sequence[Tensor], addresses: tuple[int, ...], *, examined: Examined
-) -> Tensor:
-    """Return pointers that live as long as the graph, which a later eager step does not replace."""
-    for captured_addresses, pointers in [*tables.captured, (tables.addresses, tables.pointers)]:
-        if captured_addresses == addresses and pointers is not None:
-            _kept_for_graphs.append((tables, pointers))
-            return pointers
-    number = len(tables.captured)
-    if tables.spare is None or number == CAPTURES:
-        raise RuntimeError(f"after {CAPTURES} captures with moved gradients a step outside of a capture is needed")
-    source, target = (x[number] for x in tables.spare)
-    source.copy_(torch.tensor(_pointer_rows(params, addresses, examined=examined)))
+def _pointers_for_capture(tables: Tables, addresses: list[int]) -> Tensor:
+    """Return pointers that live as long as the graph, which a later eager step does not replace.
+
+    Each capture fills a table of its own: one that another graph fills would be empty until that has been replayed.
+    """
+    if tables.pointers is not None and tables.addresses == addresses:
+        tables.kept_for_graphs.append(tables.pointers)
+        return tables.pointers
+    if tables.spare is None or tables.num_captured == MAX_CAPTURES:
+        raise RuntimeError(
+            f"a step in a CUDA graph needs a step with capturable=True before it, and one after each {MAX_CAPTURES} "
+            "captures with moved gradients"
+        )
+    source, target = (x[tables.num_captured] for x in tables.spare)
+    source.copy_(_pointer_table(addresses, tables.row_lengths))
     target.copy_(source, non_blocking=True)  # part of the graph: replayed with it
-    tables.captured.append((addresses, target))
-    _kept_for_graphs.append((tables, tables.spare))
+    tables.num_captured += 1
+    tables.kept_for_graphs.append(tables.spare)
     return target

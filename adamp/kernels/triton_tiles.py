@@ -5,17 +5,19 @@ Notation: `R` rows of a tensor, `C` entries per row, `T` tensors of one launch, 
 order, R dense rows of C entries. Tensors that are never projected (vectors, scalars, `scale_invariant=False`) are one
 row of all their entries. One program processes one item: a block of whole rows or one part of a long row.
 
-    pointers (T, 6) int64     addresses of weight, gradient, first state, second state, step; 1 if all are aligned
-    layout   (T, 7) int64     R, C, tile, parts of a row, columns per part, first slot, 1 if examined
+    pointers (T, 7) int64     addresses of weight, gradient, first state, second state, compensation, step; 1 if all
+                              are aligned
+    layout   (T, 8) int64     R, C, tile, parts of a row, columns per part, first slot, 1 if examined, rows of an item
     items    (I, 2) int32     tensor, index of the item within it
     scalars  (T, 5) float64   decision, step size, decay, sqrt of the second bias correction, layer coefficient
-    sums     (3, slots)       w·g, w·w, g·g of each part of each row; later w·u, w·w; last the rows' coefficients
+    sums     (4, slots)       w·g, w·w, g·g, rows not below the threshold; later w·u, w·w; last the rows' coefficients
 
-The columns are named by the constants below.
+The columns are named by the constants below. A tile is 512 entries, 4 a thread, or 256 of tensors that are not aligned
+and need an address per entry: with twice as many some registers spill, and half as many programs run side by side.
 
-A slot belongs to one part of one row: nothing is added atomically, partial sums are added in the order of the table,
-and a step gives the same bits each time. Loops are `while` loops, since numpy 2.4 and later break a `range` whose bound
-is known at run time in Triton's interpreter.
+A slot belongs to one item, or of split rows to one part of one row: nothing is added atomically, partial sums are added
+in the order of the table, and a step gives the same bits each time. Loops are `while` loops, since numpy 2.4 and later
+break a `range` whose bound is known at run time in Triton's interpreter.
 
 No `from __future__ import annotations` in the files of kernels: Triton reads the annotations.
 """
@@ -36,9 +38,10 @@ WEIGHT = tl.constexpr(0)
 GRAD = tl.constexpr(1)
 FIRST_STATE = tl.constexpr(2)
 SECOND_STATE = tl.constexpr(3)
-STEP_COUNT = tl.constexpr(4)
-IS_ALIGNED = tl.constexpr(5)
-POINTER_COLUMNS = tl.constexpr(6)
+COMPENSATION = tl.constexpr(4)
+STEP_COUNT = tl.constexpr(5)
+IS_ALIGNED = tl.constexpr(6)
+POINTER_COLUMNS = tl.constexpr(7)
 # Columns of `layout`
 NUM_ROWS = tl.constexpr(0)
 ROW_LENGTH = tl.constexpr(1)
@@ -47,7 +50,8 @@ PARTS = tl.constexpr(3)
 PART_WIDTH = tl.constexpr(4)
 FIRST_SLOT = tl.constexpr(5)
 IS_EXAMINED = tl.constexpr(6)
-LAYOUT_COLUMNS = tl.constexpr(7)
+ITEM_ROWS = tl.constexpr(7)
+LAYOUT_COLUMNS = tl.constexpr(8)
 # Columns of `scalars`
 DECISION = tl.constexpr(0)
 STEP_SIZE = tl.constexpr(1)
@@ -70,6 +74,7 @@ class Rule(NamedTuple):
         maximize: The gradient's sign is flipped.
         decay: There is weight decay.
         project_buffer: SGDP keeps the projected update as its buffer.
+        kahan: What rounding takes from a weight is kept and added to its next step.
     """
 
     stored: tl.dtype
@@ -81,6 +86,7 @@ class Rule(NamedTuple):
     maximize: bool
     decay: bool
     project_buffer: bool
+    kahan: bool
 
 
 def dtypes(dtype: torch.dtype) -> tuple[tl.dtype, tl.dtype]:
@@ -124,73 +130,110 @@ def hyperparameters(eps, keep1, gain1, keep2, gain2, rule: tl.constexpr):
 
 @triton.jit
 def by_tile(BODY: tl.constexpr, pointers, layout, items, arguments, rule: tl.constexpr):
-    """Run `BODY` on this program's item, with the tile of ROWS x COLS entries that its tensor asks for."""
+    """Run `BODY` on this program's item, with the tile of ROWS x COLS entries that its tensor asks for.
+
+    Tiles with `FITS` take whole rows.
+    """
     tensor = tl.load(items + 2 * tl.program_id(0)).to(tl.int64)
-    index = tl.load(items + 2 * tl.program_id(0) + 1).to(tl.int64)
+    index = tl.load(items + 2 * tl.program_id(0) + 1)
     tile = tl.load(layout + tensor * LAYOUT_COLUMNS + TILE)
     aligned = tl.load(pointers + tensor * POINTER_COLUMNS + IS_ALIGNED)
     if tile == 0:
-        BODY(pointers, layout, tensor, index, arguments, rule, 64, 16, False)
+        BODY(pointers, layout, tensor, index, arguments, rule, 8, 16, True, False)
     elif tile == 1:
         if aligned != 0:
-            BODY(pointers, layout, tensor, index, arguments, rule, 8, 128, True)
+            BODY(pointers, layout, tensor, index, arguments, rule, 4, 128, True, True)
         else:
-            BODY(pointers, layout, tensor, index, arguments, rule, 8, 128, False)
+            BODY(pointers, layout, tensor, index, arguments, rule, 2, 128, True, False)
     elif aligned != 0:
-        BODY(pointers, layout, tensor, index, arguments, rule, 1, 1024, True)
+        if tile == 2:
+            BODY(pointers, layout, tensor, index, arguments, rule, 1, 512, True, True)
+        else:
+            BODY(pointers, layout, tensor, index, arguments, rule, 1, 512, False, True)
     else:
-        BODY(pointers, layout, tensor, index, arguments, rule, 1, 1024, False)
+        BODY(pointers, layout, tensor, index, arguments, rule, 1, 256, False, False)
 
 
 @triton.jit
-def span(layout, tensor, index, ROWS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return an item's rows (ROWS, 1), which of them exist, C, its first column, where they end, its slots, parts."""
+def span(layout, tensor, index, ALIGNED: tl.constexpr):
+    """Return an item's first row and entry, its rows, C, its columns, its slot and the parts of a row.
+
+    Within an item 32 bits are enough for an offset: C counts only where an item has several rows.
+    """
     entry = layout + tensor * LAYOUT_COLUMNS
     num_rows = tl.load(entry + NUM_ROWS)
     length = tl.load(entry + ROW_LENGTH)
-    parts = tl.load(entry + PARTS)
-    width = tl.load(entry + PART_WIDTH)
+    parts = tl.load(entry + PARTS).to(tl.int32)  # a division of 64-bit numbers is a call
+    part_width = tl.load(entry + PART_WIDTH)
+    item_rows = tl.load(entry + ITEM_ROWS)
     if ALIGNED:
         length = tl.multiple_of(length, 16)
-        width = tl.multiple_of(width, 16)
+        part_width = tl.multiple_of(part_width, 16)
     part = index % parts
-    rows = (index // parts) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None]
-    start = part * width
-    slots = tl.load(entry + FIRST_SLOT) + part * num_rows + rows
-    return rows, rows < num_rows, length, start, tl.minimum(start + width, length), slots, parts
-
-
-@triton.jit
-def window(rows, exists, length, column, stop, COLS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return the offsets and the mask of the COLS columns from `column` on."""
+    first_row = (index // parts).to(tl.int64) * item_rows
+    column = part.to(tl.int64) * part_width
+    # Of split rows an item is one row, and the parts of all rows lie side by side
+    slot = tl.load(entry + FIRST_SLOT) + tl.where(parts > 1, part * num_rows + first_row, index)
+    rows = tl.minimum(item_rows, num_rows - first_row).to(tl.int32)
+    width = tl.minimum(part_width, length - column).to(tl.int32)
+    pitch = length.to(tl.int32)
     if ALIGNED:
-        column = tl.multiple_of(column, 16)
-        stop = tl.multiple_of(stop, 16)
-    columns = column + tl.arange(0, COLS)[None, :]
-    return rows * length + columns, exists & (columns < stop)
+        width = tl.multiple_of(width, 16)
+        pitch = tl.multiple_of(pitch, 16)
+    return first_row, first_row * length + column, rows, pitch, width, slot, parts
 
 
 @triton.jit
-def address(pointers, tensor, column: tl.constexpr, rule: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return the address of the tensor in one column of the table."""
-    pointer = tl.load(pointers + tensor * POINTER_COLUMNS + column).to(tl.pointer_type(rule.stored))
+def window(
+    row, rows, pitch, column, width, ROWS: tl.constexpr, COLS: tl.constexpr, ALIGNED: tl.constexpr
+):  # fmt: skip
+    """Return the offsets of a tile's entries from the item's first and its mask."""
+    start = row * pitch + column
+    limit = width - column
+    if ALIGNED:
+        start = tl.multiple_of(start, 16)
+        limit = tl.multiple_of(limit, 16)
+    own_rows = tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, COLS)[None, :]
+    offsets = start + (columns if ROWS == 1 else own_rows * pitch + columns)
+    return offsets, (own_rows < rows - row) & (columns < limit)
+
+
+@triton.jit
+def addresses(pointers, tensor, entry, rule: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return the addresses of an entry of weight, gradient, states and compensation, as far as the tensor has them."""
+    weight = _address(pointers, tensor, WEIGHT, entry, rule, ALIGNED)
+    grad = _address(pointers, tensor, GRAD, entry, rule, ALIGNED)
+    first = weight
+    second = weight
+    compensation = weight
+    if rule.buffer:
+        first = _address(pointers, tensor, FIRST_STATE, entry, rule, ALIGNED)
+    if rule.adam:
+        second = _address(pointers, tensor, SECOND_STATE, entry, rule, ALIGNED)
+    if rule.kahan:
+        compensation = _address(pointers, tensor, COMPENSATION, entry, rule, ALIGNED)
+    return weight, grad, first, second, compensation
+
+
+@triton.jit
+def _address(pointers, tensor, column: tl.constexpr, entry, rule: tl.constexpr, ALIGNED: tl.constexpr):
+    pointer = tl.load(pointers + tensor * POINTER_COLUMNS + column).to(tl.pointer_type(rule.stored)) + entry
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
 
 
 @triton.jit
-def load(
-    pointers, tensor, column: tl.constexpr, offsets, mask, rule: tl.constexpr, ALIGNED: tl.constexpr
-):  # fmt: skip
+def load(pointer, offsets, mask, rule: tl.constexpr):
     """Read a tile of one tensor in the dtype of the arithmetic, 0 beside the mask."""
-    return tl.load(address(pointers, tensor, column, rule, ALIGNED) + offsets, mask=mask, other=0).to(rule.real)
+    return tl.load(pointer + offsets, mask=mask, other=0).to(rule.real)
 
 
 @triton.jit
-def gradient(pointers, tensor, offsets, mask, grad_scale, rule: tl.constexpr, ALIGNED: tl.constexpr):
+def gradient(pointer, offsets, mask, grad_scale, rule: tl.constexpr):
     """Read a tile of the gradient, without GradScaler's factor and in the direction of descent."""
-    grad = load(pointers, tensor, GRAD, offsets, mask, rule, ALIGNED)
+    grad = load(pointer, offsets, mask, rule)
     if grad_scale is not None:
         grad = divide(grad, tl.load(grad_scale).to(rule.real))
     if rule.maximize:
@@ -217,26 +260,33 @@ def propose(g, first, second, bias, hyper, rule: tl.constexpr):
 
 
 @triton.jit
-def proposal(pointers, tensor, offsets, mask, grad_scale, bias, hyper, rule: tl.constexpr, ALIGNED: tl.constexpr):
+def proposal(tensors, offsets, mask, grad_scale, bias, hyper, rule: tl.constexpr):
     """Return a tile's weights, new states and proposed update, which may be NaN beside the mask (eps 0)."""
-    w = load(pointers, tensor, WEIGHT, offsets, mask, rule, ALIGNED)
-    g = gradient(pointers, tensor, offsets, mask, grad_scale, rule, ALIGNED)
+    weight, grad, first_state, second_state, _ = tensors
+    w = load(weight, offsets, mask, rule)
+    g = gradient(grad, offsets, mask, grad_scale, rule)
     first = g
     second = g
     if rule.buffer:
-        first = load(pointers, tensor, FIRST_STATE, offsets, mask, rule, ALIGNED)
+        first = load(first_state, offsets, mask, rule)
     if rule.adam:
-        second = load(pointers, tensor, SECOND_STATE, offsets, mask, rule, ALIGNED)
+        second = load(second_state, offsets, mask, rule)
     first, second, update = propose(g, first, second, bias, hyper, rule)
     return w, first, second, update
 
 
 @triton.jit
-def is_below(wg, ww, gg, delta, length, eps, rule: tl.constexpr):
-    """Compare |cos(w, g)| with delta / sqrt(length), each norm clamped on its own; False for NaN."""
+def threshold(delta, length, rule: tl.constexpr):
+    """Return the bound on the cosine of a row, delta / sqrt(length)."""
+    bound = scalar(delta, tl.float64) / tl.sqrt(tl.maximum(length, 1).to(tl.float64))
+    return bound.to(rule.real)
+
+
+@triton.jit
+def is_below(wg, ww, gg, limit, eps):
+    """Compare |cos(w, g)| with the limit, each norm clamped on its own; False for NaN."""
     cosine = divide(divide(tl.abs(wg), tl.maximum(root(ww), eps)), tl.maximum(root(gg), eps))
-    threshold = scalar(delta, tl.float64) / tl.sqrt(tl.maximum(length, 1).to(tl.float64))
-    return cosine < threshold.to(rule.real)
+    return cosine < limit
 
 
 @triton.jit

@@ -1,12 +1,14 @@
 """Cases for the Triton kernels, each against the tensor-by-tensor path: one list for the interpreter and for a GPU.
 
-`TRITON_INTERPRET=1 python -m tests.adamp.kernel_cases` runs them all on the CPU and prints what went wrong, as JSON.
+`TRITON_INTERPRET=1 python -m tests.adamp.kernel_cases [large]` runs them all on the CPU and prints what went wrong, as
+JSON.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from adamp import SGDP, AdamP, kernels
 from adamp.kernels import triton_launch
-from adamp.kernels.triton_tables import _cache
+from adamp.kernels.triton_tables import Tables, _cache
 from tests.adamp import reference
 
 SHAPES = {"channel": (4, 3, 3, 3), "layer": (6, 8), "none": (5, 7), "vector": (9,), "scalar": ()}
@@ -99,10 +101,14 @@ def same(first: list[Tensor], second: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+def tables_of(weights: list[Tensor]) -> Tables:
+    """The tables of the last step."""
+    return next(reversed(_cache[weights[0]].values()))
+
+
 def decisions(weights: list[Tensor]) -> list[int]:
     """What the kernels decided in the last step."""
-    entries = _cache[weights[0]]
-    return [int(x) for x in next(iter(entries.values())).scalars[:, 0].tolist()]
+    return [int(x) for x in tables_of(weights).scalars[:, 0].tolist()]
 
 
 def agree(
@@ -192,7 +198,7 @@ def a_small_decay_is_rounded_with_the_step(device: str) -> None:
 def tables_are_kept_until_something_moves(device: str) -> None:
     fused = agree(device, shapes={"channel": (4, 5), "vector": (3,)}, num_steps=1)
     grads = [torch.ones_like(w) for w in fused.weights]
-    tables = _cache[fused.weights[0]]["rows"]
+    tables = tables_of(fused.weights)
     seen = []
     for _ in range(2):
         fused.step(grads)
@@ -200,19 +206,24 @@ def tables_are_kept_until_something_moves(device: str) -> None:
     moved = [g.clone() for g in grads]
     fused.step(moved)
     assert seen[0] is seen[1] is not tables.pointers
-    assert _cache[fused.weights[0]]["rows"] is tables
+    assert tables_of(fused.weights) is tables
+    last = [xs[1] for xs in (fused.weights, *fused.states.values(), fused.steps)]
     del fused.weights[1], fused.states["exp_avg"][1], fused.states["exp_avg_sq"][1], fused.steps[1]
     fused.step(grads[:1])
-    assert _cache[fused.weights[0]]["rows"] is not tables
+    assert tables_of(fused.weights) is not tables
+    for xs, x in zip((fused.weights, *fused.states.values(), fused.steps), last, strict=True):
+        xs.append(x)  # the first list again
+    fused.step(moved)
+    assert tables_of(fused.weights) is tables
 
 
 def five_launches(device: str) -> None:
     shapes = {**SHAPES, **{f"layer-{i}": (3, 5) for i in range(6)}}
     names, original = [], triton_launch._launch
 
-    def counted(kernel: object, grid: int, *args: object) -> None:
+    def counted(kernel: object, grid: int, *args: object, **launch: int) -> None:
         names.append(kernel.__name__)
-        original(kernel, grid, *args)
+        original(kernel, grid, *args, **launch)
 
     triton_launch._launch = counted
     try:
@@ -294,6 +305,7 @@ ROWS = {
     "layer-wide": (2, 600),
 }  # fmt: skip
 LONG = {"channel": (2, 8200), "layer": (2, 8208), "none": (1, 8200), "vector": (9001,)}
+UNEVEN = {"channel": (65, 17), "layer": (2, 513), "channel-one": (1, 1), "none": (2, 16_385), "vector": (1,)}
 
 CASES: dict[str, Callable[[str], object]] = {
     "adamp decides channel, layer, none": lambda d: agree(d, expected=[1, 2, 0, 0, 0]),
@@ -323,6 +335,10 @@ CASES: dict[str, Callable[[str], object]] = {
     "sgdp with scaled gradients": lambda d: agree(d, SGDP, scale=1024.0, num_steps=1),
     "rows of all lengths": lambda d: agree(d, shapes=ROWS, num_steps=1, expected=[1, 0, 1, 0, 2]),
     "rows that several programs share": lambda d: agree(d, shapes=LONG, num_steps=1, expected=[1, 2, 0, 0]),
+    "rows and columns one past a tile": lambda d: agree(d, shapes=UNEVEN, num_steps=1),
+    "many short rows": lambda d: agree(
+        d, shapes={"layer": (1_100, 3), "channel": (1_100, 3)}, num_steps=1, expected=[2, 1]
+    ),
     "shared rows marked True": lambda d: agree(
         d, SGDP, shapes={"none": (2, 8200), "channel": (3, 4)}, scale_invariant=True, num_steps=1
     ),
@@ -359,6 +375,13 @@ CASES: dict[str, Callable[[str], object]] = {
 }
 
 
+# Minutes under the interpreter
+LARGE_CASES: dict[str, Callable[[str], object]] = {
+    "many tensors": lambda d: agree(d, shapes={f"scalar-{i}": () for i in range(5_000)}, num_steps=1),
+    "a tensor of many rows": lambda d: agree(d, SGDP, shapes={"layer": (200_000, 2)}, num_steps=1, expected=[2]),
+}
+
+
 def patch_the_language_once_a_launch() -> None:
     """Halve the time: the interpreter replaces all of triton.language again at each call of a device function."""
     from triton.runtime import interpreter
@@ -383,7 +406,8 @@ def patch_the_language_once_a_launch() -> None:
 def main() -> None:
     patch_the_language_once_a_launch()
     outcomes = {}
-    for name, case in CASES.items():
+    cases = LARGE_CASES if sys.argv[1:] == ["large"] else CASES
+    for name, case in cases.items():
         try:
             with np.errstate(all="ignore"):  # the interpreter computes in numpy, which warns of NaN
                 case("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -15,20 +16,29 @@ import torch
 pytest.importorskip("triton")
 
 from adamp.kernels import triton_launch as fused
-from tests.adamp.kernel_cases import ADAMP, CASES, SGD
+from tests.adamp.kernel_cases import ADAMP, CASES, LARGE_CASES, SGD
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def outcomes():
+def interpreted(*words):
     """Every case's error or None. In a process of its own: the interpreter must be chosen before triton is imported."""
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.adamp.kernel_cases"], cwd=ROOT, env=env, capture_output=True, text=True
+        [sys.executable, "-m", "tests.adamp.kernel_cases", *words], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return interpreted()
+
+
+@pytest.mark.slow  # two minutes
+def test_large_cases_under_the_interpreter():
+    assert interpreted("large") == dict.fromkeys(LARGE_CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,7 +89,9 @@ def compiled(monkeypatch, tmp_path):
         monkeypatch.setattr(
             fused,
             "_launch",
-            lambda kernel, grid, *args: kernels.update({kernel.__name__: kernel.warmup(*args, grid=(grid,))}),
+            lambda kernel, grid, *args, **launch: kernels.update(
+                {kernel.__name__: kernel.warmup(*args, grid=(grid,), **launch)}
+            ),
         )
         driver.set_active(Target(capability))
         w, g, m, v = (torch.zeros(4, 9000, dtype=dtype) for _ in range(4))
@@ -93,13 +105,31 @@ def compiled(monkeypatch, tmp_path):
     driver._active = before
 
 
-def check(kernels, capability):
+def resources(cubin, tmp_path):
+    """Registers a thread and bytes of the stack that a kernel's machine code takes, and its instructions' names."""
+    dump = [
+        Path(importlib.util.find_spec("triton").origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump",
+        tmp_path / "kernel.cubin",
+    ]
+    dump[1].write_bytes(cubin)
+    used, sass = (
+        subprocess.run([*dump, word], capture_output=True, text=True).stdout for word in ("-res-usage", "-sass")
+    )
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", used).groups())
+    return registers, stack, set(re.findall(r"\b(STL|LDL)\b", sass))
+
+
+def check(kernels, capability, tmp_path, *, dtype=torch.float32):
     assert set(kernels) == {"row_sums", "decide", "radial_sums", "coefficients", "apply_update"}
     for name, kernel in kernels.items():
         ptx = kernel.asm["ptx"]
         assert f".target sm_{capability}" in ptx, name
         assert len(kernel.asm["cubin"]) > 0
-        assert ".local" not in ptx, f"{name} keeps arrays in local memory"
+        registers, stack, spills = resources(kernel.asm["cubin"], tmp_path)
+        assert (stack, spills) == (0, set()), f"{name} spills registers"
+        # 65,536 registers, handed out by 8 for each thread of a warp: of 64 warps that may run on it, how many do
+        warps = 65_536 // (-(-registers // 8) * 8 * 32)
+        assert warps >= (0.25 if dtype == torch.float64 else 0.43) * 64, f"{name} takes {registers} registers"
         assert not re.search(r"\batom\.|\bred\.global", ptx), f"{name} adds in no fixed order"
         arguments = dict(zip(kernel.src.fn.arg_names, kernel.src.signature.values(), strict=True))
         for number in ("lr", "eps", "keep1", "gain1", "log_beta2", "weight_decay"):
@@ -109,13 +139,13 @@ def check(kernels, capability):
         assert re.search(r"ld\.global\S*\.(v4\.b32|v2\.b64)", kernels[name].asm["ptx"]), name
 
 
-def test_the_kernels_compile_for_a_gpu(compiled):
+def test_the_kernels_compile_for_a_gpu(compiled, tmp_path):
     scaling = {"grad_scale": torch.ones(1), "found_inf": torch.zeros(1)}
-    check(compiled(90, torch.float32, family="sgdp", lr=torch.tensor(0.1), **scaling), 90)
+    check(compiled(90, torch.float32, family="sgdp", lr=torch.tensor(0.1), **scaling), 90, tmp_path)
 
 
 @pytest.mark.slow  # 2 to 6 s each on one core
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(
     ("dtype", "family", "options"),
     [
@@ -129,8 +159,8 @@ def test_the_kernels_compile_for_a_gpu(compiled):
         (torch.float64, "sgdp", {}),
     ],
 )
-def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, family, options, compiled):
-    check(compiled(capability, dtype, family=family, **options), capability)
+def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, family, options, compiled, tmp_path):
+    check(compiled(capability, dtype, family=family, **options), capability, tmp_path, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +174,7 @@ def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, fami
 )
 def test_nothing_is_launched_that_a_mark_makes_needless(mark, columns, launched, monkeypatch):
     names = []
-    monkeypatch.setattr(fused, "_launch", lambda kernel, grid, *args: names.append(kernel.__name__))
+    monkeypatch.setattr(fused, "_launch", lambda kernel, grid, *args, **launch: names.append(kernel.__name__))
     w, g, b = (torch.zeros(4, columns) for _ in range(3))
     fused.sgdp([w], [g], [b], **{**SGD, "scale_invariant": mark})
     assert names == launched
