@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.kernels.options import AdamPOptions
+from adamp.kernels.options import AdamPOptions, Unmoved
 from adamp.marks import ScaleInvariantMode
 from adamp.projection import project
 from adamp.step.checked import check_betas, decayed_update
@@ -175,6 +175,7 @@ class AdamP(ProjectedOptimizer):
         tensors: ParamTensors,
         *,
         kernel: Any,
+        unmoved: Unmoved,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
@@ -183,6 +184,7 @@ class AdamP(ProjectedOptimizer):
             tensors.grads,
             *(tensors.states[name] for name in ("exp_avg", "exp_avg_sq", "step")),
             **{name: group[name] for name in AdamPOptions.__annotations__},
+            unmoved=unmoved,
             grad_scale=grad_scale,
             found_inf=found_inf,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.kernels.options import SGDPOptions
+from adamp.kernels.options import SGDPOptions, Unmoved
 from adamp.marks import ScaleInvariantMode
 from adamp.projection import project
 from adamp.step.checked import check_bool, check_number, decayed_update
@@ -190,6 +190,7 @@ class SGDP(ProjectedOptimizer):
         tensors: ParamTensors,
         *,
         kernel: Any,
+        unmoved: Unmoved,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
@@ -198,6 +199,7 @@ class SGDP(ProjectedOptimizer):
             tensors.grads,
             tensors.states.get("momentum_buffer"),
             **{name: group[name] for name in SGDPOptions.__annotations__},
+            unmoved=unmoved,
             grad_scale=grad_scale,
             found_inf=found_inf,
         )

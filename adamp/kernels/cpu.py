@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from adamp.kernels.cpu_build import BuildError, build, is_compiled, load, unavailable_reason
-from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions
+from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions, Unmoved
 from adamp.marks import ScaleInvariantMode
 
 __all__ = ["BuildError", "adamp", "build", "is_compiled", "sgdp", "supports", "unavailable_reason"]
@@ -101,6 +101,7 @@ def adamp(
     exp_avg_sqs: Sequence[Tensor],
     steps: Sequence[Tensor],
     *,
+    unmoved: Unmoved | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[AdamPOptions],
@@ -113,6 +114,7 @@ def adamp(
         exp_avgs: First moments.
         exp_avg_sqs: Second moments.
         steps: 0-d float32 CPU tensors, numbers of steps before this one.
+        unmoved: Not used here: addresses are handed over at each step.
         grad_scale: The factor by which `torch.amp.GradScaler` has multiplied the gradients.
         found_inf: If not 0, nothing changes and no step is counted.
         **options: The optimizer's options.
@@ -134,6 +136,7 @@ def sgdp(
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor] | None,
     *,
+    unmoved: Unmoved | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[SGDPOptions],
@@ -144,6 +147,7 @@ def sgdp(
         params: Parameters, each of which `supports` accepts with its gradient and buffer.
         grads: Their gradients, read only.
         momentum_buffers: Momentum buffers, zeros before the first step; None at momentum 0.
+        unmoved: Not used here: addresses are handed over at each step.
         grad_scale: The factor by which `torch.amp.GradScaler` has multiplied the gradients.
         found_inf: If not 0, nothing changes.
         **options: The optimizer's options.

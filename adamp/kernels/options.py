@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from adamp.marks import ScaleInvariantMode
+
+
+class Unmoved:
+    """A token of tensors that have not moved between the steps that it is handed to.
+
+    Attributes:
+        tables: What a kernel keeps for these steps.
+    """
+
+    tables: Any = None
 
 
 class StepOptions(TypedDict):
@@ -20,6 +30,7 @@ class StepOptions(TypedDict):
     nesterov: bool
     maximize: bool
     scale_invariant: ScaleInvariantMode
+    capturable: bool
 
 
 class AdamPOptions(StepOptions):

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions
+from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions, Unmoved
 from adamp.kernels.triton_tables import Examined, locate
 
 PLAIN = (Tensor, Parameter)
@@ -135,6 +135,7 @@ def _step(
     options: StepOptions,
     *,
     flags: dict[str, bool],
+    unmoved: Unmoved | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -156,7 +157,7 @@ def _step(
 
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         matrices: Examined = "none" if mode is False else "tensors" if mode == "tensor" else "rows"
-        tables, pointers = locate(params, columns, examined=matrices, capturable=options.get("capturable", False))
+        tables, pointers = locate(params, columns, examined=matrices, capturable=options["capturable"], unmoved=unmoved)
         layout, items, sums, scalars = tables.layout, tables.items, tables.sums, tables.scalars
         slots, examined = sums.shape[1], tables.num_examined
         # Scale-invariance test (eq. 11)
@@ -179,8 +180,10 @@ def _step(
 
 
 def _by_device_and_dtype(
-    params: Sequence[Tensor], columns: Sequence[Sequence[Tensor] | None]
-) -> list[tuple[list[Tensor], list[list[Tensor] | None]]]:
+    params: Sequence[Tensor], columns: Sequence[Sequence[Tensor] | None], unmoved: Unmoved | None
+) -> list[tuple[Sequence[Tensor], Sequence[Sequence[Tensor] | None]]]:
+    if unmoved is not None:
+        return [(params, columns)]
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, param in enumerate(params):
         groups.setdefault((param.device, param.dtype), []).append(i)
@@ -198,6 +201,7 @@ def adamp(
     steps: Sequence[Tensor],
     *,
     compensations: Sequence[Tensor] | None = None,
+    unmoved: Unmoved | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[AdamPOptions],
@@ -211,6 +215,7 @@ def adamp(
         exp_avg_sqs: The second moments.
         steps: Float32 0-d tensors on the weights' device, the numbers of steps so far; incremented in place.
         compensations: What rounding has taken from the weights, like these; None to lose it.
+        unmoved: The same at each step as long as no tensor has moved; then all are of one device and dtype.
         grad_scale: The factor of the gradients, one float32.
         found_inf: One float32; unless it is 0 nothing changes and no step is counted.
         **options: The optimizer's options; `lr` is a float, or a 0-d tensor, which is read on its device.
@@ -218,8 +223,10 @@ def adamp(
     betas = options["betas"]
     hyper = _Hyper(options["weight_decay"], keep=betas, gain=(1 - betas[0], 1 - betas[1]), betas=betas)
     flags = {"adam": True, "buffer": True, "project_buffer": False}
-    for group, columns in _by_device_and_dtype(params, (params, grads, exp_avgs, exp_avg_sqs, compensations, steps)):
-        _step(group, columns, hyper, options, flags=flags, grad_scale=grad_scale, found_inf=found_inf)
+    for group, columns in _by_device_and_dtype(
+        params, (params, grads, exp_avgs, exp_avg_sqs, compensations, steps), unmoved
+    ):
+        _step(group, columns, hyper, options, flags=flags, unmoved=unmoved, grad_scale=grad_scale, found_inf=found_inf)
 
 
 def sgdp(
@@ -228,6 +235,7 @@ def sgdp(
     momentum_buffers: Sequence[Tensor] | None,
     *,
     compensations: Sequence[Tensor] | None = None,
+    unmoved: Unmoved | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[SGDPOptions],
@@ -239,6 +247,7 @@ def sgdp(
         grads: The gradients as backward left them, times `grad_scale`.
         momentum_buffers: The momentum buffers; None at momentum 0.
         compensations: What rounding has taken from the weights, like these; None to lose it.
+        unmoved: The same at each step as long as no tensor has moved; then all are of one device and dtype.
         grad_scale: The factor of the gradients, one float32.
         found_inf: One float32; unless it is 0 nothing changes.
         **options: The optimizer's options; `lr` is a float, or a 0-d tensor, which is read on its device.
@@ -249,5 +258,5 @@ def sgdp(
     buffers = momentum_buffers if momentum != 0 else None
     project_buffer = options["project_buffer"] and not options["nesterov"]
     flags = {"adam": False, "buffer": buffers is not None, "project_buffer": project_buffer}
-    for group, columns in _by_device_and_dtype(params, (params, grads, buffers, None, compensations, None)):
-        _step(group, columns, hyper, options, flags=flags, grad_scale=grad_scale, found_inf=found_inf)
+    for group, columns in _by_device_and_dtype(params, (params, grads, buffers, None, compensations, None), unmoved):
+        _step(group, columns, hyper, options, flags=flags, unmoved=unmoved, grad_scale=grad_scale, found_inf=found_inf)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from adamp.kernels.options import Unmoved
+
 MAX_WIDTH = 8192  # columns of a row in one item; longer rows are split
 TILE_ROWS = (8, 4, 1, 1)  # rows of a tile, see `adamp.kernels.triton_tiles.by_tile`
 TILE_COLUMNS = (16, 128, 512)  # longest rows of the tiles that take whole rows; the last one takes longer rows in parts
@@ -31,7 +33,7 @@ class Tables:
     """Shapes, work items, scratch memory and addresses of one list of tensors.
 
     Attributes:
-        shapes: Shapes of the tensors, for which all else was built.
+        shapes: Shapes of the tensors, for which all else was built; examined: what is projected of them.
         row_lengths: (T,) int64 on the CPU.
         layout: (T, 8) int64, items: (I, 2) int32, see `adamp.kernels.triton_tiles`; examined tensors come first.
         num_examined: Items of examined tensors.
@@ -43,6 +45,7 @@ class Tables:
     """
 
     shapes: list[torch.Size]
+    examined: Examined
     row_lengths: Tensor
     layout: Tensor
     items: Tensor
@@ -113,6 +116,7 @@ def _build_tables(shapes: list[torch.Size], *, examined: Examined, real: torch.d
     items = torch.stack([tensors, torch.arange(len(tensors)) - first], dim=1).int()
     return Tables(
         shapes,
+        examined,
         row_lengths=table[:, 1].contiguous(),
         layout=_upload(table, device),
         items=_upload(items if len(items) else torch.zeros(1, 2, dtype=torch.int32), device),
@@ -139,6 +143,7 @@ def locate(
     *,
     examined: Examined,
     capturable: bool = False,
+    unmoved: Unmoved | None = None,
 ) -> tuple[Tables, Tensor]:
     """Return the tables of a list of tensors and its pointers, those of the last step if nothing has moved.
 
@@ -147,13 +152,21 @@ def locate(
         columns: Lists of tensors whose addresses the kernels need, in their order, or None for zeros.
         examined: What is projected.
         capturable: Whether later steps may be captured.
+        unmoved: A token handed to earlier steps with the same tensors at the same addresses.
     """
     device, count = params[0].device, len(params)
+    capturing, stream = _is_capturing(device), _current_stream(device)
+    if unmoved is not None and unmoved.tables is not None and not capturing:
+        known, pointers = unmoved.tables
+        # Another step with these tables may have changed them since, and a capture needs memory
+        is_ready = not capturable or (known.spare is not None and known.num_captured == 0)
+        if known.pointers is pointers and known.examined == examined and is_ready:
+            _keep_for(stream, known)
+            return known, pointers
     shapes = [param.shape for param in params]
     addresses: list[int] = []
     for column in columns:
         addresses += [x.data_ptr() for x in column] if column else [0] * count
-    capturing, stream = _is_capturing(device), _current_stream(device)
 
     # The tables of this list, and those of the other lists used last
     sets: Sets = _cache.setdefault(params[0], OrderedDict())
@@ -174,13 +187,19 @@ def locate(
         tables.addresses, tables.pointers_stream = addresses, stream
     if capturable and (tables.spare is None or tables.num_captured):
         tables.spare, tables.num_captured = _allocate_spare(count, len(columns) + 1, device), 0
-    # A table may be freed while a step on another stream still reads it
+    _keep_for(stream, tables)
+    if unmoved is not None:
+        unmoved.tables = tables, tables.pointers
+    return tables, tables.pointers
+
+
+def _keep_for(stream: Any, tables: Tables) -> None:
+    """Let no memory of the tables be used for anything else while a step on this stream may still read it."""
     if stream != tables.stream:
         for x in (tables.layout, tables.items, tables.sums, tables.scalars):
             x.record_stream(stream)
-    if stream != tables.pointers_stream:
+    if stream != tables.pointers_stream and tables.pointers is not None:
         tables.pointers.record_stream(stream)
-    return tables, tables.pointers
 
 
 def _pointers_for_capture(tables: Tables, addresses: list[int]) -> Tensor:

@@ -12,8 +12,8 @@ row of all their entries. One program processes one item: a block of whole rows 
     scalars  (T, 5) float64   decision, step size, decay, sqrt of the second bias correction, layer coefficient
     sums     (4, slots)       w·g, w·w, g·g, rows not below the threshold; later w·u, w·w; last the rows' coefficients
 
-The columns are named by the constants below. A tile is 512 entries, 4 a thread, or 256 of tensors that are not aligned
-and need an address per entry: with twice as many some registers spill, and half as many programs run side by side.
+The columns are named by the constants below. A tile is 512 entries, 4 a thread, or 128 of tensors that are not aligned
+and need an address per entry: with twice as many some registers spill, or half as many programs run side by side.
 
 A slot belongs to one item, or of split rows to one part of one row: nothing is added atomically, partial sums are added
 in the order of the table, and a step gives the same bits each time. Loops are `while` loops, since numpy 2.4 and later
@@ -144,14 +144,14 @@ def by_tile(BODY: tl.constexpr, pointers, layout, items, arguments, rule: tl.con
         if aligned != 0:
             BODY(pointers, layout, tensor, index, arguments, rule, 4, 128, True, True)
         else:
-            BODY(pointers, layout, tensor, index, arguments, rule, 2, 128, True, False)
+            BODY(pointers, layout, tensor, index, arguments, rule, 1, 128, True, False)
     elif aligned != 0:
         if tile == 2:
             BODY(pointers, layout, tensor, index, arguments, rule, 1, 512, True, True)
         else:
             BODY(pointers, layout, tensor, index, arguments, rule, 1, 512, False, True)
     else:
-        BODY(pointers, layout, tensor, index, arguments, rule, 1, 256, False, False)
+        BODY(pointers, layout, tensor, index, arguments, rule, 1, 128, False, False)
 
 
 @triton.jit

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -19,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from adamp import kernels
+from adamp.kernels.options import Unmoved
 from adamp.marks import check_marked, check_mode, num_blocks
 from adamp.step.checked import (
     CheckedOptimizer,
@@ -98,6 +100,96 @@ def select_implementation(
     return otherwise
 
 
+class Part(NamedTuple):
+    """Parameters of a group with one implementation; of the fused one, with one device and dtype as well."""
+
+    implementation: Implementation
+    device: torch.device
+    indices: list[int]  # within the group
+    tensors: ParamTensors
+
+
+class GroupPlan:
+    """The parts of a group, kept while its tensors stay what they are and where they are.
+
+    Args:
+        group: The group.
+        states: The states of each of its parameters, empty for one without a gradient so far.
+        parts: The parts.
+
+    Attributes:
+        unmoved: One token for each part, new ones after a tensor has moved.
+    """
+
+    def __init__(self, group: dict[str, Any], states: list[dict[str, Any]], parts: list[Part]) -> None:
+        self.params, self.states, self.parts = list(group["params"]), states, parts
+        self.options = _choice_options(group)
+        self.grads = [param.grad for param in self.params]
+        self.grad_kinds = _kinds(self.grads)
+        self.state_values = [x for state in states for x in state.values()]
+        self.memory = self.params + [x for x in self.state_values if isinstance(x, Tensor)]
+        self.is_plain = all(type(param) in (Tensor, torch.nn.Parameter) for param in self.params)
+        self.on_gpu = any(param.is_cuda for param in self.params)
+        self.addresses = [x.data_ptr() for x in self.memory] if self.is_plain else []
+        self._see_grads(self.grads)
+
+    def _see_grads(self, grads: list[Tensor | None]) -> None:
+        self.grads = grads
+        self.grad_addresses = [grad.data_ptr() for grad in grads if grad is not None] if self.is_plain else []
+        self.unmoved = [Unmoved() for _ in self.parts]
+
+    def is_current(self, group: dict[str, Any]) -> bool:
+        """Return whether the plan still holds, after replacing gradients by new ones of the same kind."""
+        if not self.is_plain or self.options != _choice_options(group) or not _same(self.params, group["params"]):
+            return False
+        if not _same(self.state_values, [x for state in self.states for x in state.values()]):
+            return False
+        if self.addresses != [x.data_ptr() for x in self.memory]:
+            return False
+        grads = [param.grad for param in self.params]
+        are_known = _same(self.grads, grads)
+        if not are_known and self.grad_kinds != _kinds(grads):
+            return False
+        if self.grad_addresses != [grad.data_ptr() for grad in grads if grad is not None]:
+            if self.grad_kinds != _kinds(grads):
+                return False
+            self._see_grads(grads)
+        if not are_known:
+            self.grads = grads
+            self.parts = [
+                part._replace(tensors=part.tensors._replace(grads=[grads[i] for i in part.indices]))
+                for part in self.parts
+            ]
+        return True
+
+
+def _choice_options(group: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("foreach", "fused", "capturable", "differentiable", "scale_invariant")
+    # Without momentum there is no buffer
+    return (*(group[name] for name in names), group.get("momentum") == 0)
+
+
+def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    return len(first) == len(second) and all(map(operator.is_, first, second))
+
+
+def _kinds(grads: Sequence[Tensor | None]) -> tuple[list[Any], ...]:
+    """Return what a choice depends on in the gradients, in few passes; shapes and devices are the parameters'."""
+    present = [grad for grad in grads if grad is not None]
+    layouts = [grad.layout for grad in present]
+    are_strided = layouts.count(torch.strided) == len(layouts)
+    strides = [grad.stride() for grad in present] if are_strided else []
+    dtypes = [grad.dtype for grad in present]
+    return (
+        [grad is None for grad in grads],
+        [*map(type, present)],
+        dtypes,
+        layouts,
+        strides,
+        [*map(Tensor.is_neg, present)],
+    )
+
+
 class ProjectedOptimizer(CheckedOptimizer):
     """Base of the optimizers that project their update: options and implementations; subclasses add the update."""
 
@@ -168,10 +260,11 @@ class ProjectedOptimizer(CheckedOptimizer):
         tensors: ParamTensors,
         *,
         kernel: Any,
+        unmoved: Unmoved,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        """Make the step of parameters of one device with its kernel."""
+        """Make the step of parameters of one device and dtype with its kernel."""
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
@@ -202,20 +295,20 @@ class ProjectedOptimizer(CheckedOptimizer):
             self._warn_without_matrices()  # DeepSpeed's ZeRO has put flat buffers into the groups by now
         found_inf = getattr(self, "found_inf", None)
         grad_scale = getattr(self, "grad_scale", None)
-        tensors_by_group = [(group, self._collect(group)) for group in self.param_groups]
+        plans = [(group, self._plan(i, group)) for i, group in enumerate(self.param_groups)]
         batches = []
-        for group, all_tensors in tensors_by_group:
-            for implementation, tensors in _split_by_implementation(group, all_tensors):
+        for group, plan in plans:
+            for (implementation, device, _, tensors), unmoved in zip(plan.parts, plan.unmoved, strict=True):
                 # The kernels read GradScaler's factor and flag themselves
                 if implementation == "fused":
-                    for device, on_device in tensors.split_by([param.device for param in tensors.params]):
-                        self._step_fused(
-                            group,
-                            on_device,
-                            kernel=kernels.kernel_for(device),
-                            grad_scale=_to_device(grad_scale, device),
-                            found_inf=_to_device(found_inf, device),
-                        )
+                    self._step_fused(
+                        group,
+                        tensors,
+                        kernel=kernels.kernel_for(device),
+                        unmoved=unmoved,
+                        grad_scale=_to_device(grad_scale, device),
+                        found_inf=_to_device(found_inf, device),
+                    )
                     continue
                 if found_inf is not None and bool(found_inf):
                     continue
@@ -227,15 +320,28 @@ class ProjectedOptimizer(CheckedOptimizer):
                     self._step_single(group, param, grad, {name: xs[index] for name, xs in tensors.states.items()})
         apply_batches_(batches)
 
+    def _plan(self, index: int, group: dict[str, Any]) -> GroupPlan:
+        """Return the group's parameters with a gradient and their states, divided into parts."""
+        is_compiling = torch.compiler.is_compiling()
+        plans: dict[int, tuple[list[Any], GroupPlan]] = {} if is_compiling else self.__dict__.setdefault("_plans", {})
+        if index in plans:
+            states, plan = plans[index]
+            if _same(states, list(self.state.values())) and plan.is_current(group):
+                _check_capture(group, on_gpu=plan.on_gpu)
+                return plan
+        parts = _split_by_implementation(group, self._collect(group))
+        plan = GroupPlan(group, [self.state.get(param, {}) for param in group["params"]], parts)
+        plans[index] = (list(self.state.values()), plan)
+        return plan
+
     def _collect(self, group: dict[str, Any]) -> ParamTensors:
         params: list[Tensor] = []
         grads: list[Tensor] = []
         names = self._state_names(group)
         states: list[list[Tensor]] = [[] for _ in names]
         self._init_group(group, params, grads, *states)
-        on_gpu = any(param.is_cuda for param in params) and not torch.compiler.is_compiling()
-        if on_gpu and not group["capturable"] and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a step is captured in a CUDA graph, but its group has capturable=False")
+        if not torch.compiler.is_compiling():
+            _check_capture(group, on_gpu=any(param.is_cuda for param in params))
         return ParamTensors(params, grads, dict(zip(names, states, strict=True)))
 
 
@@ -315,13 +421,23 @@ def _to_device(value: Tensor | None, device: torch.device) -> Tensor | None:
     return None if value is None else value.to(device, non_blocking=True)
 
 
-def _split_by_implementation(
-    group: dict[str, Any], tensors: ParamTensors
-) -> Iterator[tuple[Implementation, ParamTensors]]:
-    pairs = enumerate(zip(tensors.params, tensors.grads, strict=True))
-    return tensors.split_by(
-        [select_implementation(group, param, grad, tensors.same_shape_states(i)) for i, (param, grad) in pairs]
-    )
+def _check_capture(group: dict[str, Any], *, on_gpu: bool) -> None:
+    if on_gpu and not group["capturable"] and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a step is captured in a CUDA graph, but its group has capturable=False")
+
+
+def _split_by_implementation(group: dict[str, Any], tensors: ParamTensors) -> list[Part]:
+    with_grad = [i for i, param in enumerate(group["params"]) if param.grad is not None]
+    keys: list[tuple[Any, ...]] = []
+    for i, (param, grad) in enumerate(zip(tensors.params, tensors.grads, strict=True)):
+        implementation = select_implementation(group, param, grad, tensors.same_shape_states(i))
+        keys.append((implementation, param.device, param.dtype) if implementation == "fused" else (implementation,))
+    parts = []
+    for key in dict.fromkeys(keys):
+        members = [i for i, other in enumerate(keys) if other == key]
+        some = tensors.select(members)
+        parts.append(Part(key[0], some.params[0].device, [with_grad[i] for i in members], some))
+    return parts
 
 
 def _split_by_placement(tensors: ParamTensors) -> Iterator[ParamTensors]:

@@ -25,11 +25,12 @@ from tests.adamp import reference
 SHAPES = {"channel": (4, 3, 3, 3), "layer": (6, 8), "none": (5, 7), "vector": (9,), "scalar": ()}
 ADAMP = {
     "lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-8, "weight_decay": 0.1, "delta": 0.1, "wd_ratio": 0.2,
-    "nesterov": False, "maximize": False, "scale_invariant": "auto",
+    "nesterov": False, "maximize": False, "scale_invariant": "auto", "capturable": False,
 }  # fmt: skip
 SGD = {
     "lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 1e-2, "nesterov": False, "eps": 1e-8, "delta": 0.1,
     "wd_ratio": 0.2, "maximize": False, "scale_invariant": "auto", "project_buffer": False,
+    "capturable": False,
 }  # fmt: skip
 STATES = {AdamP: ("exp_avg", "exp_avg_sq"), SGDP: ("momentum_buffer",)}
 # Half precision: both compute in float32, so that a weight may end on the other side of one rounding.

@@ -187,6 +187,51 @@ def test_by_default_other_devices_step_all_at_once():
     assert chosen(torch.ones(3, 4, device="meta")) == "foreach"
 
 
+# What is kept between steps
+
+
+def others(params, optimizer):
+    """Changes of tensors that a step has to notice, by name; each leaves the values as they are."""
+    w, state = params[-1], optimizer.state[params[-1]]
+    return {
+        "gradient": lambda: setattr(w, "grad", w.grad.clone()),
+        "strides of the gradient": lambda: setattr(w, "grad", w.grad.t().contiguous().t()),
+        "no gradient": lambda: [setattr(p, "grad", None) for p in params[:-1]],
+        "weight": lambda: setattr(w, "data", w.data.clone()),
+        "state": lambda: state.update({name: x.clone() for name, x in state.items()}),
+        "memory of a state": lambda: [setattr(x, "data", x.data.clone()) for x in state.values()],
+        "all states": lambda: optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict())),
+        "option": lambda: optimizer.param_groups[0].update(scale_invariant=False),
+        "implementation": lambda: optimizer.param_groups[0].update(foreach=False, fused=False),
+    }
+
+
+@every_optimizer
+@pytest.mark.parametrize("change", others([nn.Parameter(torch.ones(1))], AdamP([torch.ones(1, 1)], lr=0.1)))
+def test_a_step_notices_what_has_changed_since_the_last_one(cls, options, path, change):
+    kept, anew = parameters()[:2], parameters()[:2]
+    optimizer, other = cls(kept, **options, **path), cls(anew, **options, **path)
+    for step in range(4):
+        for params, each in ((kept, optimizer), (anew, other)):
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(10 * step + i), dtype=p.dtype)
+            if step == 2:
+                others(params, each)[change]()
+        other.__dict__.pop("_plans", None)
+        optimizer.step()
+        other.step()
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(kept, anew, strict=True))
+
+
+def test_what_is_kept_is_neither_copied_nor_pickled():
+    params = parameters()
+    optimizer = AdamP(params, lr=0.1)
+    train(optimizer, params, 1)
+    assert optimizer._plans
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert "_plans" not in other.__dict__
+
+
 # GradScaler
 
 
