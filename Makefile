@@ -21,7 +21,7 @@ ALIASES     := benchmark benchmark-gpu
 KEYS = $(filter-out GPUS PYTHON VENV part,$(foreach word,$(MAKEOVERRIDES),$(firstword $(subst =, ,$(word)))))
 ARGS = $(foreach _key,$(KEYS),$(if $(filter command,$(firstword $(origin $(_key)))),'$(_key)=$(subst ','\'',$(value $(_key)))'))
 
-TARGETS := help setup mini data docs slurm test test-slow test-gpu check clean $(ALIASES) $(TOOLS) $(EXPERIMENTS) $(SWEEPS)
+TARGETS := help setup mini data docs slurm gpu-day test test-slow test-gpu check clean $(ALIASES) $(TOOLS) $(EXPERIMENTS) $(SWEEPS)
 .PHONY: $(TARGETS)
 .DEFAULT_GOAL := help
 
@@ -96,6 +96,9 @@ data: $(READY) ## fetch and verify all of Fashion-MNIST and MNIST into the cache
 
 slurm: ## install SLURM on Debian, as root, for the tests of launcher=slurm
 	@command -v slurmctld >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends slurm-wlm munge; }
+
+gpu-day: ## all that a CUDA device can show, in minutes; with the Python at hand, without building .venv
+	@$(or $(wildcard $(PY)),$(PYTHON)) -m benchmarks.gpu_day $(ARGS)
 
 test: $(READY) check ## run the checks and the test suite (what CI runs)
 	@$(PY) -m pytest -q -n auto --dist loadfile

@@ -71,6 +71,7 @@ def test_a_step_reads_nothing_back_from_the_device_between_two_lines(tmp_path: P
 
 
 def test_a_small_real_run_trains_on_the_device(tmp_path: Path) -> None:
+    pytest.importorskip("hydra")
     words = [word for word in commands.TINY if not word.startswith("train.device")]
     done = commands.call(
         *words, "train.device=cuda", "train.precision=bf16", "train.channels_last=true", "train.compile=true",
@@ -82,6 +83,7 @@ def test_a_small_real_run_trains_on_the_device(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_devices_train_together_through_nccl(tmp_path: Path, environment: dict[str, str]) -> None:
+    pytest.importorskip("hydra")
     words = [word for word in commands.TINY if not word.startswith("train.device")]
     more = ["train.device=cuda", "gpus=2", f"paths.runs={tmp_path}/runs", f"paths.reports={tmp_path}/reports"]
     done = commands.run([*words, *more], environment)
