@@ -12,9 +12,16 @@ from adamp.kernels.options import AdamPOptions, Unmoved
 from adamp.marks import ScaleInvariantMode
 from adamp.projection import project
 from adamp.step.checked import check_betas, decayed_update
-from adamp.step.dispatch import ParamTensors, ProjectedOptimizer, local_in_compute_dtype, step_buffers, step_device
+from adamp.step.dispatch import (
+    ParamTensors,
+    ProjectedOptimizer,
+    compensations,
+    local_in_compute_dtype,
+    step_buffers,
+    step_device,
+)
 from adamp.step.foreach import StepBuffers
-from adamp.step.precision import to_compute_dtype, write_back
+from adamp.step.precision import subtract_compensated_, to_compute_dtype, write_back
 
 
 def _single_tensor_adamp(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -52,8 +59,11 @@ def _single_tensor_adamp(param: Tensor, grad: Tensor, state: dict[str, Tensor], 
     # Decoupled weight decay and step, rounded once
     decay = lr * weight_decay * projection.ratio if weight_decay > 0 else None
     step = decayed_update(w, projection.update, step_size=lr / (1 - beta1**t), decay=decay)
-    w = w - step if differentiable else w.sub_(step)
-    for target, value in zip(stored, (w, m, v), strict=True):
+    if group["kahan_sum"]:
+        subtract_compensated_(param, w, step, state["compensation"])
+    else:
+        write_back(param, w - step if differentiable else w.sub_(step), copied=differentiable)
+    for target, value in zip(stored[1:], (m, v), strict=True):
         write_back(target, value, copied=differentiable)
 
 
@@ -85,6 +95,8 @@ class AdamP(ProjectedOptimizer):
         wd_ratio: Factor of the weight decay of parameters that pass the test.
         nesterov: Use Nesterov's update (not NAdam: there is no momentum schedule).
         maximize: Ascend instead of descending.
+        kahan_sum: Keep what rounding takes from each weight (state `compensation`, in the weight's dtype) and add it to
+            its next step, so that bfloat16 weights learn at small rates without a float32 copy.
         scale_invariant: "auto" tests each parameter at each step; True always projects row by row, a mark slice by
             slice (`adamp.marks`); False never projects. Vectors and scalars are never projected.
         foreach: Step all tensors at once; None: see `adamp.step.dispatch.default_implementation`.
@@ -122,6 +134,7 @@ class AdamP(ProjectedOptimizer):
         wd_ratio: float = 0.1,
         nesterov: bool = False,
         maximize: bool = False,
+        kahan_sum: bool = False,
         scale_invariant: ScaleInvariantMode = "auto",
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -137,6 +150,7 @@ class AdamP(ProjectedOptimizer):
             "wd_ratio": wd_ratio,
             "nesterov": nesterov,
             "maximize": maximize,
+            "kahan_sum": kahan_sum,
             "scale_invariant": scale_invariant,
             "foreach": foreach,
             "fused": fused,
@@ -161,7 +175,7 @@ class AdamP(ProjectedOptimizer):
             state["step"] = step.reshape(())
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return ("step", "exp_avg", "exp_avg_sq")
+        return ("step", "exp_avg", "exp_avg_sq", *(("compensation",) if group["kahan_sum"] else ()))
 
     def _step_single(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
         _single_tensor_adamp(param, grad, state, group)
@@ -184,6 +198,7 @@ class AdamP(ProjectedOptimizer):
             tensors.grads,
             *(tensors.states[name] for name in ("exp_avg", "exp_avg_sq", "step")),
             **{name: group[name] for name in AdamPOptions.__annotations__},
+            **compensations(tensors),
             unmoved=unmoved,
             grad_scale=grad_scale,
             found_inf=found_inf,

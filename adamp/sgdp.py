@@ -12,13 +12,20 @@ from adamp.kernels.options import SGDPOptions, Unmoved
 from adamp.marks import ScaleInvariantMode
 from adamp.projection import project
 from adamp.step.checked import check_bool, check_number, decayed_update
-from adamp.step.dispatch import ParamTensors, ProjectedOptimizer, local_in_compute_dtype, step_buffers
+from adamp.step.dispatch import (
+    ParamTensors,
+    ProjectedOptimizer,
+    compensations,
+    local_in_compute_dtype,
+    step_buffers,
+)
 from adamp.step.foreach import StepBuffers
-from adamp.step.precision import to_compute_dtype, write_back
+from adamp.step.precision import subtract_compensated_, to_compute_dtype, write_back
 
 
-def _single_tensor_sgdp(param: Tensor, grad: Tensor, momentum_buffer: Tensor | None, group: dict[str, Any]) -> None:
+def _single_tensor_sgdp(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     """Make one step of SGDP with one parameter: Algorithm 1 of the paper."""
+    momentum_buffer = state.get("momentum_buffer")
     lr, momentum, weight_decay = group["lr"], group["momentum"], group["weight_decay"]
     # Float32 copies of half precision; with autograd, copies that it does not see change
     differentiable = group["differentiable"]
@@ -47,7 +54,10 @@ def _single_tensor_sgdp(param: Tensor, grad: Tensor, momentum_buffer: Tensor | N
     # Decoupled weight decay, as strong as SGD's coupled one, and step, rounded once
     decay = lr * weight_decay / (1 - momentum) * projection.ratio if weight_decay > 0 else None
     step = decayed_update(w, projection.update, step_size=lr, decay=decay)
-    write_back(param, w - step if differentiable else w.sub_(step), copied=differentiable)
+    if group["kahan_sum"]:
+        subtract_compensated_(param, w, step, state["compensation"])
+    else:
+        write_back(param, w - step if differentiable else w.sub_(step), copied=differentiable)
 
     # The authors' package keeps the projected update as the momentum; the paper does not
     if momentum_buffer is not None and buffer is not None:
@@ -85,6 +95,8 @@ class SGDP(ProjectedOptimizer):
         delta: Threshold of the scale-invariance test, times 1/sqrt(row length); 0 disables it.
         wd_ratio: Factor of the weight decay of parameters that pass the test.
         maximize: Ascend instead of descending.
+        kahan_sum: Keep what rounding takes from each weight (state `compensation`, in the weight's dtype) and add it to
+            its next step, so that bfloat16 weights learn at small rates without a float32 copy.
         scale_invariant: "auto" tests each parameter at each step; True always projects row by row, a mark slice by
             slice (`adamp.marks`); False never projects. Vectors and scalars are never projected.
         project_buffer: Without Nesterov, keep the projected update as the momentum buffer, as the authors'
@@ -125,6 +137,7 @@ class SGDP(ProjectedOptimizer):
         delta: float = 0.1,
         wd_ratio: float = 0.1,
         maximize: bool = False,
+        kahan_sum: bool = False,
         scale_invariant: ScaleInvariantMode = "auto",
         project_buffer: bool = False,
         foreach: bool | None = None,
@@ -142,6 +155,7 @@ class SGDP(ProjectedOptimizer):
             "delta": delta,
             "wd_ratio": wd_ratio,
             "maximize": maximize,
+            "kahan_sum": kahan_sum,
             "scale_invariant": scale_invariant,
             "project_buffer": project_buffer,
             "foreach": foreach,
@@ -168,7 +182,8 @@ class SGDP(ProjectedOptimizer):
 
     def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         # At momentum 0 no buffer: 0 times an infinite entry would keep it NaN for ever after one bad gradient.
-        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+        buffers = ("momentum_buffer",) if group["momentum"] != 0 else ()
+        return (*buffers, *(("compensation",) if group["kahan_sum"] else ()))
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
@@ -179,7 +194,7 @@ class SGDP(ProjectedOptimizer):
                 self.state[param].pop("momentum_buffer", None)
 
     def _step_single(self, group: dict[str, Any], param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> None:
-        _single_tensor_sgdp(param, grad, state.get("momentum_buffer"), group)
+        _single_tensor_sgdp(param, grad, state, group)
 
     def _update_foreach(self, group: dict[str, Any], tensors: ParamTensors) -> StepBuffers:
         return _multi_tensor_sgdp(tensors, group)
@@ -199,6 +214,7 @@ class SGDP(ProjectedOptimizer):
             tensors.grads,
             tensors.states.get("momentum_buffer"),
             **{name: group[name] for name in SGDPOptions.__annotations__},
+            **compensations(tensors),
             unmoved=unmoved,
             grad_scale=grad_scale,
             found_inf=found_inf,

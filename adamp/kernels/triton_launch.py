@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions, Unmoved
 from adamp.kernels.triton_tables import Examined, locate
 
+KEEPS_COMPENSATION = True
 PLAIN = (Tensor, Parameter)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST_VERSION = (3, 6)  # the Triton of torch 2.11, the oldest one tested

@@ -92,10 +92,11 @@ def select_implementation(
         return otherwise
     use_default = group["fused"] is None and group["foreach"] is None and not group["capturable"]
     wants_fused = group["fused"] or (use_default and default_implementation(param.device) == "fused")
-    # The kernels' rows are dense in memory, which columns are not.
+    # The kernels' rows are dense in memory, which columns are not; that of the CPU keeps no compensation.
     if wants_fused and not num_blocks(group["scale_invariant"]):
         kernel = kernels.kernel_for(param.device)
-        if kernel is not None and kernel.supports(param, grad, *states):
+        is_lossless = kernel is not None and (kernel.KEEPS_COMPENSATION or not group["kahan_sum"])
+        if kernel is not None and is_lossless and kernel.supports(param, grad, *states):
             return "fused"
     return otherwise
 
@@ -164,7 +165,7 @@ class GroupPlan:
 
 
 def _choice_options(group: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("foreach", "fused", "capturable", "differentiable", "scale_invariant")
+    names = ("foreach", "fused", "capturable", "differentiable", "scale_invariant", "kahan_sum")
     # Without momentum there is no buffer
     return (*(group[name] for name in names), group.get("momentum") == 0)
 
@@ -207,7 +208,7 @@ class ProjectedOptimizer(CheckedOptimizer):
     def _check(self, options: dict[str, Any]) -> None:
         for name in ("lr", "eps", "weight_decay", "delta", "wd_ratio"):
             check_number(options, name)
-        for name in ("nesterov", "maximize", "capturable", "differentiable"):
+        for name in ("nesterov", "maximize", "kahan_sum", "capturable", "differentiable"):
             check_bool(options, name)
         check_mode(options)
         for name in ("foreach", "fused"):
@@ -215,7 +216,7 @@ class ProjectedOptimizer(CheckedOptimizer):
                 check_bool(options, name)
         if options["foreach"] and options["fused"]:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        for name in ("foreach", "fused"):
+        for name in ("foreach", "fused", "kahan_sum"):
             if options[name] and options["differentiable"]:
                 raise RuntimeError(f"`{name}` does not support `differentiable`")
 
@@ -379,7 +380,14 @@ def step_buffers(
             *(([local(x) for x in tensors.states[name]], values) for name, values in states.items()),
         ],
         projected=projected,
+        compensations=states.get("compensation"),
     )
+
+
+def compensations(tensors: ParamTensors) -> dict[str, list[Tensor]]:
+    """Return the argument of a kernel that keeps what rounding takes, empty if it need not."""
+    kept = tensors.states.get("compensation")
+    return {} if kept is None else {"compensations": kept}
 
 
 def local_in_compute_dtype(tensors: ParamTensors) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:

@@ -36,7 +36,7 @@ from adamp.projection import (
     threshold,
 )
 from adamp.step.dtensor import Layout, sum_over_processes
-from adamp.step.precision import write_back_all
+from adamp.step.precision import as_real, write_back_all
 
 CHUNK = 2**24  # entries whose products are held at once: they take memory, one more chunk takes more launches
 
@@ -56,6 +56,7 @@ class StepBuffers:
         matrices: Indices of the tensors that may be projected, sorted by their number of rows.
         layout: The distribution of the tensors over processes.
         write_backs: Pairs of the optimizer's tensors and their compute dtype, written back at the end.
+        compensations: What rounding has taken from each weight, in the compute dtype, or None.
         projected: Momentum buffers that become the projected update, one for each parameter, or None.
     """
 
@@ -70,6 +71,7 @@ class StepBuffers:
     layout: Layout
     write_backs: list[tuple[list[Tensor], list[Tensor]]]
     projected: list[Tensor] | None = None
+    compensations: list[Tensor] | None = None
 
     @property
     def is_tested(self) -> bool:
@@ -322,6 +324,23 @@ def _apply_(batch: StepBuffers, products: Tensor | None, sums: Tensor | None) ->
         _subtract_rows_(batch, steps, factor)
         if batch.projected is not None:
             _subtract_rows_(batch, batch.projected, coefficient)
-    torch._foreach_sub_(weights, steps)
+    if batch.compensations is None:
+        torch._foreach_sub_(weights, steps)
+    else:
+        _subtract_compensated_(batch, steps, batch.compensations)
     for targets, values in batch.write_backs:
         write_back_all(targets, values)
+
+
+def _subtract_compensated_(batch: StepBuffers, steps: list[Tensor], lost: list[Tensor]) -> None:
+    """Subtract the steps from the weights by Kahan's summation, see `adamp.step.precision.subtract_compensated_`."""
+    weights, (stored, _) = batch.weights, batch.write_backs[0]
+    torch._foreach_sub_(steps, lost)
+    rounded = list(torch._foreach_sub(weights, steps))
+    low = [torch.empty_like(x, dtype=as_real(like).dtype) for x, like in zip(rounded, stored, strict=True)]
+    torch._foreach_copy_(low, rounded)
+    torch._foreach_copy_(rounded, low)
+    torch._foreach_copy_(lost, weights)
+    torch._foreach_sub_(lost, rounded)
+    torch._foreach_sub_(lost, steps)
+    torch._foreach_copy_(weights, rounded)

@@ -36,6 +36,22 @@ def write_back(target: Tensor, value: Tensor, *, copied: bool = False) -> None:
         target.copy_(value)
 
 
+def subtract_compensated_(target: Tensor, value: Tensor, step: Tensor, compensation: Tensor) -> None:
+    """Set `target <- target - step` by Kahan's summation: `compensation` keeps what rounding has taken, for next time.
+
+    Args:
+        target: A weight.
+        value: `to_compute_dtype(target)`.
+        step: What is subtracted, in the compute dtype.
+        compensation: Like the weight; zeros before the first step.
+    """
+    step = step - to_compute_dtype(compensation)
+    rounded = (value - step).to(as_real(target).dtype).to(value.dtype)
+    lost = (value - rounded) - step
+    as_real(target).copy_(rounded)
+    as_real(compensation).copy_(lost)
+
+
 def to_compute_dtype_all(xs: Sequence[Tensor]) -> list[Tensor]:
     """Return `to_compute_dtype` of each of several tensors of one dtype, with one foreach copy."""
     real = [as_real(x) for x in xs]

@@ -196,6 +196,16 @@ def a_small_decay_is_rounded_with_the_step(device: str) -> None:
     assert 0.7 < realised < 1.3, realised
 
 
+def small_steps_arrive(device: str) -> None:
+    weight, lost = torch.ones(5, 7, dtype=torch.bfloat16, device=device), torch.zeros(5, 7, device=device).bfloat16()
+    for _ in range(30):
+        options = {**SGD, "lr": 1e-4, "momentum": 0.0, "weight_decay": 0.0, "scale_invariant": False}
+        triton_launch.sgdp([weight], [torch.ones_like(weight)], None, compensations=[lost], **options)
+    torch.testing.assert_close(
+        weight.float() + lost.float(), torch.full_like(weight, 1 - 30e-4).float(), rtol=0, atol=1e-4
+    )
+
+
 def tables_are_kept_until_something_moves(device: str) -> None:
     fused = agree(device, shapes={"channel": (4, 5), "vector": (3,)}, num_steps=1)
     grads = [torch.ones_like(w) for w in fused.weights]
@@ -367,6 +377,7 @@ CASES: dict[str, Callable[[str], object]] = {
     "no infinite gradient": found_inf_zero_steps,
     "the same bits each time": same_bits_each_time,
     "a small decay": a_small_decay_is_rounded_with_the_step,
+    "small steps of bfloat16 weights": small_steps_arrive,
     "kept tables": tables_are_kept_until_something_moves,
     "five launches": five_launches,
     "mixed dtypes": dtypes_may_be_mixed,

@@ -154,6 +154,7 @@ def chosen(param, **group):
         "capturable": False,
         "differentiable": False,
         "scale_invariant": "auto",
+        "kahan_sum": False,
         **group,
     }
     return dispatch.select_implementation(group, param, torch.zeros_like(param), [torch.zeros_like(param)])
