@@ -102,66 +102,69 @@ def select_implementation(
 
 
 class Part(NamedTuple):
-    """Parameters of a group with one implementation; of the fused one, with one device and dtype as well."""
+    """Parameters of a group with one implementation; of the fused one, with one device and dtype as well.
+
+    Attributes:
+        implementation: Their implementation.
+        device: The device of the first.
+        indices: Their places in the group.
+        tensors: The parameters, their gradients and states.
+        unmoved: A token, another one after a tensor has moved.
+    """
 
     implementation: Implementation
     device: torch.device
-    indices: list[int]  # within the group
+    indices: list[int]
     tensors: ParamTensors
+    unmoved: Unmoved
 
 
 class GroupPlan:
     """The parts of a group, kept while its tensors stay what they are and where they are.
 
+    Gradients are compared by address and kind and not kept: their memory is free for the next backward pass.
+
     Args:
         group: The group.
         states: The states of each of its parameters, empty for one without a gradient so far.
         parts: The parts.
-
-    Attributes:
-        unmoved: One token for each part, new ones after a tensor has moved.
     """
 
     def __init__(self, group: dict[str, Any], states: list[dict[str, Any]], parts: list[Part]) -> None:
-        self.params, self.states, self.parts = list(group["params"]), states, parts
-        self.options = _choice_options(group)
-        self.grads = [param.grad for param in self.params]
-        self.grad_kinds = _kinds(self.grads)
+        self.params, self.states, self.options = list(group["params"]), states, _choice_options(group)
+        grads = [param.grad for param in self.params]
+        self.parts = [_with_grads(part, []) for part in parts]
         self.state_values = [x for state in states for x in state.values()]
         self.memory = self.params + [x for x in self.state_values if isinstance(x, Tensor)]
-        self.is_plain = all(type(param) in (Tensor, torch.nn.Parameter) for param in self.params)
+        plain = (Tensor, torch.nn.Parameter)
+        self.is_plain = all(type(x) in plain for x in [*self.memory, *grads] if x is not None)
         self.on_gpu = any(param.is_cuda for param in self.params)
-        self.addresses = [x.data_ptr() for x in self.memory] if self.is_plain else []
-        self._see_grads(self.grads)
+        if self.is_plain:
+            self.addresses = [x.data_ptr() for x in self.memory]
+            self.grad_kinds, self.grad_addresses = _kinds(grads), _addresses(grads)
 
-    def _see_grads(self, grads: list[Tensor | None]) -> None:
-        self.grads = grads
-        self.grad_addresses = [grad.data_ptr() for grad in grads if grad is not None] if self.is_plain else []
-        self.unmoved = [Unmoved() for _ in self.parts]
-
-    def is_current(self, group: dict[str, Any]) -> bool:
-        """Return whether the plan still holds, after replacing gradients by new ones of the same kind."""
+    def current_parts(self, group: dict[str, Any]) -> list[Part] | None:
+        """Return the parts with today's gradients, or None if the plan does not hold any more."""
         if not self.is_plain or self.options != _choice_options(group) or not _same(self.params, group["params"]):
-            return False
+            return None
         if not _same(self.state_values, [x for state in self.states for x in state.values()]):
-            return False
-        if self.addresses != [x.data_ptr() for x in self.memory]:
-            return False
+            return None
         grads = [param.grad for param in self.params]
-        are_known = _same(self.grads, grads)
-        if not are_known and self.grad_kinds != _kinds(grads):
-            return False
-        if self.grad_addresses != [grad.data_ptr() for grad in grads if grad is not None]:
-            if self.grad_kinds != _kinds(grads):
-                return False
-            self._see_grads(grads)
-        if not are_known:
-            self.grads = grads
-            self.parts = [
-                part._replace(tensors=part.tensors._replace(grads=[grads[i] for i in part.indices]))
-                for part in self.parts
-            ]
-        return True
+        if self.addresses != [x.data_ptr() for x in self.memory] or self.grad_kinds != _kinds(grads):
+            return None
+        grad_addresses = _addresses(grads)
+        if self.grad_addresses != grad_addresses:
+            self.grad_addresses = grad_addresses
+            self.parts = [part._replace(unmoved=Unmoved()) for part in self.parts]
+        return [_with_grads(part, [grads[i] for i in part.indices]) for part in self.parts]
+
+
+def _with_grads(part: Part, grads: list[Any]) -> Part:
+    return part._replace(tensors=part.tensors._replace(grads=grads))
+
+
+def _addresses(grads: Sequence[Tensor | None]) -> list[int]:
+    return [grad.data_ptr() for grad in grads if grad is not None]
 
 
 def _choice_options(group: dict[str, Any]) -> tuple[Any, ...]:
@@ -296,10 +299,10 @@ class ProjectedOptimizer(CheckedOptimizer):
             self._warn_without_matrices()  # DeepSpeed's ZeRO has put flat buffers into the groups by now
         found_inf = getattr(self, "found_inf", None)
         grad_scale = getattr(self, "grad_scale", None)
-        plans = [(group, self._plan(i, group)) for i, group in enumerate(self.param_groups)]
+        parts_by_group = [(group, self._parts(i, group)) for i, group in enumerate(self.param_groups)]
         batches = []
-        for group, plan in plans:
-            for (implementation, device, _, tensors), unmoved in zip(plan.parts, plan.unmoved, strict=True):
+        for group, parts in parts_by_group:
+            for implementation, device, _, tensors, unmoved in parts:
                 # The kernels read GradScaler's factor and flag themselves
                 if implementation == "fused":
                     self._step_fused(
@@ -321,19 +324,25 @@ class ProjectedOptimizer(CheckedOptimizer):
                     self._step_single(group, param, grad, {name: xs[index] for name, xs in tensors.states.items()})
         apply_batches_(batches)
 
-    def _plan(self, index: int, group: dict[str, Any]) -> GroupPlan:
-        """Return the group's parameters with a gradient and their states, divided into parts."""
-        is_compiling = torch.compiler.is_compiling()
-        plans: dict[int, tuple[list[Any], GroupPlan]] = {} if is_compiling else self.__dict__.setdefault("_plans", {})
+    def _parts(self, index: int, group: dict[str, Any]) -> list[Part]:
+        """Return the group's parameters with a gradient, divided by implementation, with their states."""
+        if torch.compiler.is_compiling():
+            return _split_by_implementation(group, self._collect(group))
+        plans: dict[int, tuple[list[Any], GroupPlan]] = self.__dict__.setdefault("_plans", {})
         if index in plans:
             states, plan = plans[index]
-            if _same(states, list(self.state.values())) and plan.is_current(group):
+            parts = plan.current_parts(group) if _same(states, list(self.state.values())) else None
+            if parts is not None:
                 _check_capture(group, on_gpu=plan.on_gpu)
-                return plan
+                return parts
         parts = _split_by_implementation(group, self._collect(group))
         plan = GroupPlan(group, [self.state.get(param, {}) for param in group["params"]], parts)
         plans[index] = (list(self.state.values()), plan)
-        return plan
+        return parts
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.pop("_plans", None)  # it holds the states that a loaded checkpoint replaces
+        super().__setstate__(state)
 
     def _collect(self, group: dict[str, Any]) -> ParamTensors:
         params: list[Tensor] = []
@@ -444,7 +453,7 @@ def _split_by_implementation(group: dict[str, Any], tensors: ParamTensors) -> li
     for key in dict.fromkeys(keys):
         members = [i for i, other in enumerate(keys) if other == key]
         some = tensors.select(members)
-        parts.append(Part(key[0], some.params[0].device, [with_grad[i] for i in members], some))
+        parts.append(Part(key[0], some.params[0].device, [with_grad[i] for i in members], some, Unmoved()))
     return parts
 
 

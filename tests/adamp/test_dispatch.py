@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -222,6 +223,16 @@ def test_a_step_notices_what_has_changed_since_the_last_one(cls, options, path, 
         optimizer.step()
         other.step()
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(kept, anew, strict=True))
+
+
+def test_gradients_are_not_kept_beyond_the_step(path):
+    params = parameters()
+    optimizer = AdamP(params, lr=0.1, **path)
+    for step in range(3):
+        train(optimizer, params, 1, start=step)
+        grads = [weakref.ref(p.grad) for p in params]
+        optimizer.zero_grad()
+        assert all(grad() is None for grad in grads)
 
 
 def test_what_is_kept_is_neither_copied_nor_pickled():
