@@ -32,6 +32,9 @@ KEEPS_COMPENSATION = True
 PLAIN = (Tensor, Parameter)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST_VERSION = (3, 6)  # the Triton of torch 2.11, the oldest one tested
+# Without a limit ptxas chooses one by itself, and then spills a few registers. With 72 of them 7 programs run on an SM.
+RESOURCES = {"num_warps": 4, "maxnreg": 72}
+WIDE_RESOURCES = {"num_warps": 8, "maxnreg": 80}  # float64: half as many entries a thread
 BLOCK = 256  # sums that one program adds up at a time
 
 
@@ -124,9 +127,9 @@ def _to_device(device: torch.device, value: Tensor | None) -> Tensor | None:
     return None if value is None else value.to(device, non_blocking=True)
 
 
-def _launch(kernel: Any, grid: int, *args: Any, num_warps: int) -> None:
+def _launch(kernel: Any, grid: int, *args: Any, **resources: int) -> None:
     if grid > 0:
-        kernel[(grid,)](*args, num_warps=num_warps)
+        kernel[(grid,)](*args, **resources)
 
 
 def _step(
@@ -152,7 +155,7 @@ def _step(
     if lr_tensor is not None and lr_tensor.device.type == "cpu" and device.type != "cpu":
         lr, lr_tensor = lr_tensor.item(), None  # on the host already: no synchronisation
     lr_tensor, scale, infinite = (_to_device(device, x) for x in (lr_tensor, grad_scale, found_inf))
-    launch = functools.partial(_launch, num_warps=8 if dtype == torch.float64 else 4)  # float64: 2 entries a thread
+    launch = functools.partial(_launch, **(WIDE_RESOURCES if dtype == torch.float64 else RESOURCES))
     numbers = (eps, hyper.keep[0], hyper.gain[0], hyper.keep[1], hyper.gain[1])
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in hyper.betas)
 
