@@ -28,6 +28,8 @@ REHEARSAL = """
 import sys
 from adamp import kernels
 kernels._MODULES["cpu"] = "adamp.kernels.triton_launch"
+from tests.adamp.kernel_cases import patch_the_language_once_a_launch
+patch_the_language_once_a_launch()
 from benchmarks import gpu_day
 sys.exit(gpu_day.main(sys.argv[1:]))
 """
