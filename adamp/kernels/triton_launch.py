@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Unpack
@@ -155,7 +155,9 @@ def _step(
     if lr_tensor is not None and lr_tensor.device.type == "cpu" and device.type != "cpu":
         lr, lr_tensor = lr_tensor.item(), None  # on the host already: no synchronisation
     lr_tensor, scale, infinite = (_to_device(device, x) for x in (lr_tensor, grad_scale, found_inf))
-    launch = functools.partial(_launch, **(WIDE_RESOURCES if dtype == torch.float64 else RESOURCES))
+    launch: Callable[..., None] = functools.partial(
+        _launch, **(WIDE_RESOURCES if dtype == torch.float64 else RESOURCES)
+    )
     numbers = (eps, hyper.keep[0], hyper.gain[0], hyper.keep[1], hyper.gain[1])
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in hyper.betas)
 
