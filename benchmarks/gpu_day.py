@@ -176,10 +176,12 @@ def contenders(family: str, *, graphs: bool) -> dict[str, tuple[Make, bool]]:
         ("timm", "timm.optim", ours.__name__), ("pytorch_optimizer", "pytorch_optimizer", ours.__name__),
         ("optimi", "optimi", "AdamW" if is_adam else "SGD"),
     ):  # fmt: skip
-        if importlib.util.find_spec(package) is not None:
+        try:
             cls = getattr(importlib.import_module(module), kind)
-            accepted = {k: v for k, v in options.items() if package != "optimi" or k != "nesterov"}
-            made[f"{kind} of {package}"] = (lambda p, cls=cls, accepted=accepted: cls(p, **accepted), False)
+        except ImportError:  # not there, or without what it needs itself
+            continue
+        accepted = {k: v for k, v in options.items() if package != "optimi" or k != "nesterov"}
+        made[f"{kind} of {package}"] = (lambda p, cls=cls, accepted=accepted: cls(p, **accepted), False)
     return made
 
 
