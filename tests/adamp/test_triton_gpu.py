@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adamp import SGDP, AdamP
 from adamp.kernels import triton_launch as fused
-from tests.adamp.kernel_cases import CASES, SGD, agree
+from tests.adamp.kernel_cases import CASES, LARGE_CASES, SGD, agree
 from tests.cuda import kernels_of, may_capture_nothing, without_synchronisation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -38,9 +38,9 @@ def assert_close(first: list[nn.Parameter], second: list[nn.Parameter]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *LARGE_CASES])
 def test_on_the_device(case: str) -> None:
-    CASES[case]("cuda")
+    {**CASES, **LARGE_CASES}[case]("cuda")
 
 
 @BOTH
