@@ -32,6 +32,8 @@ MISSING = {
 def convert_networks(networks: Mapping[str, nn.Module], kind: str | None, *, eps: float = 1e-5) -> None:
     """Weight-normalise ("wn") or -standardise ("ws") the convolutions without bias of all networks, in place.
 
+    A network that has normalised layers of its own stays as it is.
+
     Raises:
         InputError: The kind is not known, there is no such convolution, or one has filters of a single entry.
     """
@@ -44,7 +46,7 @@ def convert_networks(networks: Mapping[str, nn.Module], kind: str | None, *, eps
         for net in networks.values()
         if any(type(m) is nn.Conv2d and m.bias is None and m is not net for m in net.modules())
     ]
-    if not convertible:
+    if not convertible and not any(names for names in normalised_parameters(networks).values()):
         raise InputError(f"normalise is {kind}, but this task's networks have no convolution without bias to convert")
     for net in convertible:
         try:

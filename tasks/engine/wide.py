@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adamp.layers import WNLinear, WSLinear, normalise, standardise
 from tasks.base import InputError
 from tasks.engine.nested import map_tensors
 
@@ -46,11 +47,32 @@ class WideLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, K out)."""
         if x.shape[1] == self.in_features:
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.layer_weight(), self.bias)
         inputs = x.view(len(x), self.count, self.in_features).transpose(0, 1)  # (K, B, in)
-        weights = self.weight.view(self.count, -1, self.in_features).transpose(1, 2)  # (K, in, out)
+        weights = self.layer_weight().view(self.count, -1, self.in_features).transpose(1, 2)  # (K, in, out)
         outputs = torch.bmm(inputs, weights).transpose(0, 1).reshape(len(x), -1)
         return outputs if self.bias is None else outputs + self.bias
+
+    def layer_weight(self) -> Tensor:
+        """Return the weight that multiplies the input, (K out, in)."""
+        return self.weight
+
+
+class WideNormalisedLinear(WideLinear):
+    """K weight-normalised or -standardised linear layers: each row is normalised by itself, whosever it is.
+
+    Args:
+        layer: As for `WideLinear`.
+        count: K.
+    """
+
+    def __init__(self, layer: WNLinear | WSLinear, count: int) -> None:
+        super().__init__(layer, count)
+        self.eps, self.normalise = layer.eps, {"wn": normalise, "ws": standardise}[layer.kind]
+
+    def layer_weight(self) -> Tensor:
+        """Return the normalised weight, (K out, in)."""
+        return self.normalise(self.weight, eps=self.eps)
 
 
 class WideConv2d(nn.Module):
@@ -96,7 +118,8 @@ def _wide_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d, count: int) -> nn.Module:
 
 
 WIDENED: dict[type[nn.Module], Callable[[Any, int], nn.Module]] = {
-    nn.Linear: WideLinear, nn.Conv2d: WideConv2d, nn.BatchNorm1d: _wide_norm, nn.BatchNorm2d: _wide_norm,
+    nn.Linear: WideLinear, WNLinear: WideNormalisedLinear, WSLinear: WideNormalisedLinear, nn.Conv2d: WideConv2d,
+    nn.BatchNorm1d: _wide_norm, nn.BatchNorm2d: _wide_norm,
 }  # fmt: skip
 
 

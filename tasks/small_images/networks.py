@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import nn
 
+from adamp.layers import WNLinear, WSLinear
 from tasks.base import InputError
 
+LINEAR: dict[str | None, type[nn.Linear]] = {None: nn.Linear, "wn": WNLinear, "ws": WSLinear}
 
-def mlp(shape: tuple[int, int, int], num_classes: int, *, width: int = 32, layers: int = 2) -> nn.Sequential:
+
+def mlp(
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: int = 32,
+    layers: int = 2,
+    normalise: str | None = None,
+    start_scale: float = 1.0,
+) -> nn.Sequential:
     """Return hidden layers of a linear map without bias, batch norm and ReLU, and a linear output with bias.
 
     Args:
@@ -17,15 +29,23 @@ def mlp(shape: tuple[int, int, int], num_classes: int, *, width: int = 32, layer
         num_classes: Outputs.
         width: Units of each hidden layer.
         layers: Hidden layers.
+        normalise: Weight-normalise ("wn") or -standardise ("ws") the hidden layers (`adamp.layers`); None leaves them.
+        start_scale: Factor on the hidden layers' initial weights, which batch norm takes out again.
 
     Raises:
-        InputError: A size is below 1.
+        InputError: A size is below 1, or another option is out of its range.
     """
     _check(width=width, layers=layers)
+    if normalise not in LINEAR:
+        raise InputError(f"model.normalise is {normalise!r}; choose wn, ws or null")
+    if not start_scale > 0:
+        raise InputError(f"model.start_scale is {start_scale}; it must be above 0")
     parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     inputs = shape[0] * shape[1] * shape[2]
     for number in range(1, layers + 1):
-        parts[f"linear{number}"] = nn.Linear(inputs, width, bias=False)
+        parts[f"linear{number}"] = hidden = LINEAR[normalise](inputs, width, bias=False)
+        with torch.no_grad():
+            hidden.weight.mul_(start_scale)
         parts[f"norm{number}"] = nn.BatchNorm1d(width)
         parts[f"relu{number}"] = nn.ReLU()
         inputs = width
