@@ -311,7 +311,7 @@ def small_training(day: Day, *, num_steps: int) -> Iterator[dict[str, Any]]:
                 loss = F.cross_entropy(model(images), labels)
                 loss.backward()
                 optimizer.step()
-            yield {"optimizer": name, "seed": seed, "loss": float(loss), "norm_growth": norm() / before}
+            yield {"optimizer": name, "seed": seed, "loss": float(loss.detach()), "norm_growth": norm() / before}
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
