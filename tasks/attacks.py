@@ -86,6 +86,7 @@ def pgd_attack(
     clip: tuple[float, float] = (0.0, 1.0),
     direction: Direction = "steepest",
     start: Tensor | None = None,
+    check_finite: bool = True,
 ) -> Tensor:
     """Return images that raise the cross-entropy of their labels, within `epsilon` of the given ones.
 
@@ -112,6 +113,7 @@ def pgd_attack(
             code does for L2. Its random start is then uniform in the cube [-epsilon, epsilon]; only the projections
             are onto the ball.
         start: A perturbation (B, C, H, W) to start from instead of a drawn one.
+        check_finite: Raise where a loss is not finite; without, such an image becomes not a number.
 
     Returns:
         (B, C, H, W), of the dtype of `images`, without a graph.
@@ -146,7 +148,7 @@ def pgd_attack(
     all_finite, any_outside = torch.stack([finite, outside.any()]).tolist()
     if any_outside:
         raise InputError(f"images: a pixel lies outside clip={tuple(clip)}")
-    if not all_finite:
+    if check_finite and not all_finite:
         raise NonFiniteLossError(
             "the attack met a loss or gradient that is not finite: the network's weights have probably diverged; lower "
             "opt.lr, or clip with train.clip_norm"

@@ -117,10 +117,13 @@ class Task(ABC):
         networks: Everything trainable, by role. Proxies and loss weights belong here too.
         monitor: The score that picks the best checkpoint, e.g. "val/top1"; greater is better. Prefixed with "-", as in
             "-val/loss", lower is better.
+        predicts_alone: Whether `predict` computes other inputs for every network, such as attacked ones: of many
+            networks at once each then predicts by itself.
     """
 
     networks: Mapping[str, nn.Module]
     monitor: str
+    predicts_alone: bool = False
 
     @abstractmethod
     def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> BatchLoader:

@@ -363,6 +363,14 @@ class ManyTrainer:
         ]
         return list(shared.values()), nets
 
+    def _alone(self) -> list[Mapping[str, nn.Module]]:
+        """Return each network by itself, in evaluation mode."""
+        members = [self.active.get(index) for index in range(self.count)]
+        return [
+            {} if member is None else {role: net.eval() for role, net in member.state.modules.items()}
+            for member in members
+        ]
+
     # ---------------------------------------------------------------------------------------------- scores, lines
 
     def _evaluate(self) -> dict[int, dict[str, float]]:
@@ -380,7 +388,7 @@ class ManyTrainer:
                 states: dict[int, dict[str, Any]] = {index: {} for index in self.active}
                 with torch.no_grad():
                     for batch in read_batches(batches):
-                        _, nets = self._parts()
+                        nets = self._alone() if self.task.predicts_alone else self._parts()[1]
                         placed = to_device(batch, device, channels_last=False)
                         for index in self.active:
                             records[index].append(self.task.predict(nets[index], placed, states[index]))

@@ -35,6 +35,8 @@ class AveragedImages:
     Attributes:
         splits: Split -> pictures (N, C, S, S) float32, standardised with the training pictures' mean and deviation over
             all pixels of a channel, and labels (N,) int64.
+        mean: Of the training pictures, (1, C, 1, 1), in units of 1 / 255 of a pixel's range.
+        deviation: The same of their standard deviation.
 
     Raises:
         InputError: The factor does not divide the side.
@@ -52,6 +54,7 @@ class AveragedImages:
         train = averaged["train"].double()
         mean = train.mean(dim=(0, 2, 3), keepdim=True).float()
         deviation = train.std(dim=(0, 2, 3), keepdim=True).float()
+        self.mean, self.deviation = mean, deviation
         self.splits = {split: ((averaged[split] - mean) / deviation, splits[split][1].long()) for split in splits}
 
     @property
@@ -59,6 +62,15 @@ class AveragedImages:
         """C, S and S."""
         channels, height, width = self.splits["train"][0].shape[1:]
         return channels, height, width
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return standardised pictures (B, C, S, S) as pixels in [0, 1]."""
+        mean, deviation = self.mean.to(images), self.deviation.to(images)
+        return ((images * deviation + mean) / 255).clamp(0, 1)
+
+    def standardised(self, pixels: Tensor) -> Tensor:
+        """Return pixels in [0, 1] as standardised pictures, the inverse of `pixels`."""
+        return (255 * pixels - self.mean.to(pixels)) / self.deviation.to(pixels)
 
     def describe(self) -> dict[str, Any]:
         """Return the facts of `Task.describe`."""
