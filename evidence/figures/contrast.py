@@ -66,9 +66,9 @@ def _draw(by_cell: Cells, spec: Mapping[str, Any], path: Path, *, title: str) ->
         for axis in axes[1:3]:
             axis.set_yscale("log")
         axes[3].axhline(0, color="#8a8f98", linewidth=0.8)
-        axes[3].set_yscale("symlog", linthresh=1)
         for axis in axes:
-            axis.legend(loc="best", fontsize=6.5)
+            axis.legend(loc="upper left", bbox_to_anchor=(-0.04, -0.14), borderaxespad=0, handlelength=3,
+                        ncols=4 if axis is axes[0] else 2, fontsize=6.5, columnspacing=1)  # fmt: skip
         caption = (
             "Means over seeds, with 95 % intervals of the mean (first panel) and of the paired difference (last). "
             "Dashed in the first panel: with weight decay. Dotted in the third: the cap that schedule and momentum "
