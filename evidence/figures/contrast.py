@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from evidence.contrasts import by_seed, cells
-from evidence.figures.style import Drawn, canvas, colour, plain, save
+from evidence.figures.style import Drawn, canvas, colour, legend_below, plain, save
 from evidence.records.row import ResultRow
 from evidence.stats import mean_and_deviation, paired
 
@@ -66,9 +66,8 @@ def _draw(by_cell: Cells, spec: Mapping[str, Any], path: Path, *, title: str) ->
         for axis in axes[1:3]:
             axis.set_yscale("log")
         axes[3].axhline(0, color="#8a8f98", linewidth=0.8)
-        axes[3].set_yscale("symlog", linthresh=1)
-        for axis in axes:
-            axis.legend(loc="best", fontsize=6.5)
+        lines = {str(line.get_label()): line for axis in axes for line in axis.lines}
+        legend_below(figure, {label: line for label, line in lines.items() if not label.startswith("_")})
         caption = (
             "Means over seeds, with 95 % intervals of the mean (first panel) and of the paired difference (last). "
             "Dashed in the first panel: with weight decay. Dotted in the third: the cap that schedule and momentum "
@@ -154,7 +153,8 @@ def _difference(axis: Axes, by_cell: Cells, pair: tuple[str, str], rate: float, 
         crossing = points[k][0] + (points[k + 1][0] - points[k][0]) * share
         written.append((label, "crossing", "", "ahead from step", round(crossing), "", 0))
         axis.axvline(crossing, color=colour(pair[0]), linestyle=":", linewidth=1)
-        label += f": ahead from step {crossing:.0f}"
+        axis.text(crossing, 0.04, f"ahead from {crossing:.0f} ", ha="right", va="bottom", rotation=90, fontsize=6.5,
+                  color=colour(pair[0]), transform=axis.get_xaxis_transform())  # fmt: skip
     axis.plot([t for t, _ in points], means, color=colour(pair[0]), label=plain(label))
     known = [(t, d.low, d.high) for t, d in points if d.low is not None and d.high is not None]
     if known:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from evidence.figures.curves import counted, over_seeds, styles
-from evidence.figures.style import Drawn, canvas, save
+from evidence.figures.style import FEW, Drawn, canvas, last_values, legend_below, save
 from evidence.records.row import ResultRow
 from evidence.records.settings import Group, group_by_setting
 
@@ -52,9 +53,14 @@ def draw(groups: Groups, spec: ScoreCurvesSpec, path: Path, *, title: str) -> Dr
     with canvas(title, rows=len(groups), columns=len(scores), size=size) as (figure, axes):
         for row, (name, settings) in enumerate(groups.items()):
             for axis, key in zip(axes[len(scores) * row :], scores, strict=False):
-                _draw_panel(axis, settings, key, target=spec["target"])
-                axis.set_title(f"{spec['experiments'][name]}: {key.partition('/')[2].replace('_', ' ')} (%)")
-        axes[0].legend()
+                is_curve = _draw_panel(axis, settings, key, target=spec["target"])
+                axis.set_title(f"{spec['experiments'][name]}: {key.partition('/')[2].replace('_', ' ')} (%)"
+                               + ("" if is_curve else ", last value"))  # fmt: skip
+        entries = {}
+        for settings in groups.values():
+            for group, style in zip(settings, styles(settings), strict=True):
+                entries[counted(group)] = Line2D([], [], **style)
+        legend_below(figure, entries)
         numbers = [
             [group.label, run.name, run.seed, f"{name}/{key}", step, epoch, value]
             for name, settings in groups.items()
@@ -66,18 +72,24 @@ def draw(groups: Groups, spec: ScoreCurvesSpec, path: Path, *, title: str) -> Dr
         return save(figure, path, title, caption=spec["caption"], rows=numbers)
 
 
-def _draw_panel(axis: Axes, groups: Sequence[Group[ResultRow]], key: str, *, target: str) -> None:
-    for group, style in zip(groups, styles(groups), strict=True):
-        epochs, values = over_seeds(group.runs, key)
+def _draw_panel(axis: Axes, groups: Sequence[Group[ResultRow]], key: str, *, target: str) -> bool:
+    """Draw a score of all settings, and return whether as curves; two points or fewer are drawn as last values."""
+    series = [over_seeds(group.runs, key) for group in groups]
+    is_curve = max((len(epochs) for epochs, _ in series), default=0) > FEW
+    for place, (group, style, (epochs, values)) in enumerate(zip(groups, styles(groups), series, strict=True)):
         if not epochs:
             continue
-        line: dict[str, Any] = {**style, "marker": style["marker"] or ("o" if len(epochs) < 10 else "")}
-        axis.plot(epochs, values.mean(axis=0), label=counted(group), markersize=3, **line)
-        if len(values) > 1:
-            axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, lw=0)
         if group.first.opt_name == target:
             axis.axhline(values[:, -1].mean(), color=style["color"], linestyle=":", linewidth=0.9)
-    axis.set_xlabel("epoch")
+        if not is_curve:
+            last_values(axis, place, values[:, -1].tolist(), shade=style["color"])
+            continue
+        line: dict[str, Any] = {**style, "marker": style["marker"] or ("o" if len(epochs) < 10 else "")}
+        axis.plot(epochs, values.mean(axis=0), markersize=3, **line)
+        if len(values) > 1:
+            axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, lw=0)
+    axis.set_xlabel("epoch" if is_curve else "")
+    return is_curve
 
 
 def crossings(groups: Groups, spec: ScoreCurvesSpec) -> list[str]:

@@ -6,7 +6,7 @@ import csv
 import math
 import textwrap
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # One colour per optimizer in every figure; of those in the papers' tables Okabe and Ito's colour-blind-safe set. Each
@@ -32,6 +33,7 @@ SPARE = ("#9b2c4e", "#1b7837", "#8e44ad", "#35978f", "#8a5a10", "#5a5fb0")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 INK = "#1c2024"  # text and axes; the page replaces it by the reader's text colour
+FEW = 2  # points of a series that make no curve
 MAX_POINTS = 400  # drawn in a line; the CSV holds them all
 
 STYLE: dict[Any, Any] = {  # rcParams; matplotlib types their names one by one
@@ -104,6 +106,22 @@ def tame(axes: Sequence[Axes]) -> None:
                 axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def last_values(axis: Axes, place: int, values: Sequence[float], *, shade: str) -> None:
+    """Draw the last values of a setting's seeds as dots in a column of their own, and their mean as a dash."""
+    last = drawable(np.array(values, float), log=False)
+    axis.plot([place] * len(last), last, "o", color=shade, markersize=4, alpha=0.8)
+    if np.isfinite(last).any():
+        axis.hlines(np.nanmean(last), place - 0.3, place + 0.3, color=shade, linewidth=2)
+    axis.set(xlim=(-0.7, place + 0.7), xticks=[])
+
+
+def legend_below(figure: Figure, entries: Mapping[str, Line2D]) -> None:
+    """Put one legend below all panels, in as many columns as fit."""
+    longest = max(map(len, entries), default=1)
+    columns = max(1, min(len(entries), int(figure.get_figwidth() / (0.065 * longest + 0.7))))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower left", ncols=columns, handlelength=3.2)
 
 
 @contextmanager

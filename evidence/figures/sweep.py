@@ -14,7 +14,20 @@ from matplotlib.lines import Line2D
 
 from evidence.figures import contrast, score_curves
 from evidence.figures.curves import over_seeds
-from evidence.figures.style import LINES, Drawn, canvas, colour, drawable, plain, save, setting_colours, tame
+from evidence.figures.style import (
+    FEW,
+    LINES,
+    Drawn,
+    canvas,
+    colour,
+    drawable,
+    last_values,
+    legend_below,
+    plain,
+    save,
+    setting_colours,
+    tame,
+)  # fmt: skip
 from evidence.tables.build import SweepRows
 from evidence.tables.cells import Cell
 
@@ -26,7 +39,6 @@ NAMES = {
 RATES = {"lr/norm2/": "η / ‖w‖²", "lr/norm/": "η / ‖w‖", "lr/std/": "η / std(w)"}
 LOGARITHMIC = ("effective_step", "oscillation", *RATES)
 WRAP = 3  # panels side by side where there is one column
-FEW = 2  # points of a series that make no curve
 CAPTION = (
     "Line: mean over the n seeds; band: smallest to largest seed; thin lines: runs that diverged. Where a run has at "
     "most two points of a metric, each dot is a seed's last value and the dash their mean."
@@ -54,6 +66,8 @@ def name_of(metric: str) -> str:
     rate = next((prefix for prefix in RATES if metric.startswith(prefix)), None)
     if rate is not None:
         return f"{RATES[rate]}, {plain(metric.removeprefix(rate).removesuffix('.weight'), limit=24)}"
+    if metric.startswith("weight/"):
+        return f"a weight of {plain(metric.removeprefix('weight/').removesuffix('.weight'), limit=24)}"
     return NAMES.get(metric, plain(metric, limit=32))
 
 
@@ -139,11 +153,7 @@ def _panel(axis: Axes, cells: Sequence[Cell], looks: Sequence[Mapping[str, Any]]
     series = [[run.series(metric) for run in cell.rows.values()] for cell in cells]
     if max((len(values) for runs in series for _, _, values in runs), default=0) <= FEW:
         for place, (runs, look) in enumerate(zip(series, looks, strict=True)):
-            last = drawable(np.array([values[-1] for _, _, values in runs if values]), log=False)
-            axis.plot([place] * len(last), last, "o", color=look["color"], markersize=4, alpha=0.8)
-            if np.isfinite(last).any():
-                axis.hlines(np.nanmean(last), place - 0.3, place + 0.3, color=look["color"], linewidth=2)
-        axis.set(xlim=(-0.7, len(cells) - 0.3), xticks=[])
+            last_values(axis, place, [values[-1] for _, _, values in runs if values], shade=look["color"])
         return False
     for cell, look in zip(cells, looks, strict=True):
         epochs, values = over_seeds([row for row in cell.rows.values() if row.finished], metric)
@@ -178,10 +188,7 @@ def _put_legends(figure: Figure, bottom: Sequence[Axes], legends: Sequence[Mappi
         for label, handle in entries.items():
             looks.setdefault(label, set()).add((handle.get_color(), handle.get_linestyle()))
     if all(len(found) == 1 for found in looks.values()):
-        merged = {label: handle for entries in legends for label, handle in entries.items()}
-        longest = max(map(len, merged), default=1)
-        columns = max(1, min(len(merged), int(figure.get_figwidth() / (0.065 * longest + 0.7))))
-        figure.legend(list(merged.values()), list(merged), loc="outside lower left", ncols=columns, handlelength=3.2)
+        legend_below(figure, {label: handle for entries in legends for label, handle in entries.items()})
         return
     for axis, entries in zip(bottom, legends, strict=True):
         axis.legend(list(entries.values()), list(entries), loc="upper left", bbox_to_anchor=(-0.02, -0.16),
