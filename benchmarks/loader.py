@@ -1,7 +1,7 @@
 """Images a second of the loader, folders and shards, beside timm's and torchvision's.
 
 `python benchmarks/loader.py [images=256] [size=224] [batch=32] [workers=0,2] [rounds=9] [quality=90] [width=500]
-[height=375] [folder=] [out=results/benchmarks]`.
+[height=375] [folder=] [stem=loader] [out=results/benchmarks]`.
 All read the same generated JPEG files (of about ImageNet's mean dimensions and bytes) and deliver what a network takes:
 batches of random crops, resized and mirrored, float32 and normalised. Each round every loader makes one pass of its
 own, starting its workers; the order turns from round to round. A ratio is taken within each round, then its median
@@ -41,11 +41,12 @@ from tasks.engine.provenance import provenance
 
 DEFAULTS = {
     "images": "256", "size": "224", "batch": "32", "workers": "0,2", "rounds": "9", "quality": "90", "width": "500",
-    "height": "375", "folder": "", "out": results("benchmarks"),
+    "height": "375", "folder": "", "stem": "loader", "out": results("benchmarks"),
 }  # fmt: skip
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = 4
-OURS, REFERENCES = ("ours, folders", "ours, shards"), ("timm", "torchvision")
+OURS, REFERENCES = ("ours, folders", "ours, shards", "ours, folders, decode=full"), ("timm", "torchvision")
+DECODER = "decoding alone"
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 Pass = Callable[[int], Batches]  # epoch -> its batches: pictures (B, 3, S, S) float32, classes (B,)
@@ -120,6 +121,18 @@ def torchvision_loader(root: Path, *, size: int, batch: int, workers: int) -> Pa
     return lambda epoch: iter(loader)
 
 
+def decoder(root: Path) -> Pass:
+    """Decode every file whole with libjpeg-turbo, and no more: what no loader of these pixels can undercut."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    def passing(epoch: int) -> Batches:
+        for path in sorted((root / "train").rglob("*.JPEG")):
+            decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
+            yield torch.empty(1), torch.empty(1)
+
+    return passing
+
+
 def clocks() -> tuple[float, float]:
     """Return CPU seconds of this process and of the workers that have ended, and wall seconds."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -131,7 +144,7 @@ def timed(passing: Pass, epoch: int, *, size: int) -> tuple[int, float, float]:
     count, begun = 0, clocks()
     batches = passing(epoch)
     for images, labels in batches:
-        assert images.shape == (len(labels), 3, size, size) and images.dtype == torch.float32
+        assert images.ndim == 1 or (images.shape == (len(labels), 3, size, size) and images.dtype == torch.float32)
         count += len(labels)
     del batches  # with it the workers, whose time counts once they have ended
     ended = clocks()
@@ -142,8 +155,10 @@ def measure(root: Path, shards: Path, *, workers: int, options: dict[str, int]) 
     """Time all loaders in turns with so many workers; one row a loader and round."""
     size, batch = options["size"], options["batch"]
     passes: dict[str, Pass] = {
-        OURS[0]: ours(ImageFolderSet(str(root), image_size=size), batch=batch, workers=workers),
-        OURS[1]: ours(ImageShardSet(str(shards), image_size=size), batch=batch, workers=workers),
+        OURS[0]: ours(ImageFolderSet(str(root), image_size=size, decode="quick"), batch=batch, workers=workers),
+        OURS[1]: ours(ImageShardSet(str(shards), image_size=size, decode="quick"), batch=batch, workers=workers),
+        OURS[2]: ours(ImageFolderSet(str(root), image_size=size), batch=batch, workers=workers),
+        DECODER: decoder(root),
         REFERENCES[0]: timm_loader(root, size=size, batch=batch, workers=workers),
         REFERENCES[1]: torchvision_loader(root, size=size, batch=batch, workers=workers),
     }
@@ -177,11 +192,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     text = "| workers | loader | images a CPU second | images a second | / timm | / torchvision |\n"
     text += "| --- | --- | --- | --- | --- | --- |\n"
     for workers in dict.fromkeys(row["workers"] for row in rows):
-        for loader in (*OURS, *REFERENCES):
+        for loader in (*OURS, *REFERENCES, DECODER):
             cpu = rates(rows, loader, workers, "cpu")
             ratios = [
                 spread([a / b for a, b in zip(cpu, rates(rows, other, workers, "cpu"), strict=True)], 3)
-                if loader in OURS else ""
+                if loader not in REFERENCES else ""
                 for other in REFERENCES
             ]  # fmt: skip
             wall = spread(rates(rows, loader, workers, "wall"), 1)
@@ -220,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
         rows = [row for count in workers for row in measure(root, shards, workers=count, options=whole)]
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "loader.csv").open("w", newline="") as file:
+    with (out / f"{options['stem']}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -231,11 +246,14 @@ def main(argv: Sequence[str]) -> int:
         f"{whole['rounds']} rounds in turns, each a pass of every loader. Median (quartiles); ratios are of CPU time, "
         "workers included, within a round; above 1 ours is faster.\n\n" + table(rows) + "\n"
         "All end in normalised float32 on the CPU. Ours also seeds each picture's crop by itself, which the others do "
-        f"not: that is what lets a run resume inside an epoch.\n\n{provenance(ROOT)}, "
+        "not: that is what lets a run resume inside an epoch. Rows without decode=full decode what the crop needs "
+        '(`tasks/data/quick_view.py`). "Decoding alone" decodes every file whole in this process with libjpeg-turbo '
+        "and makes no batch: its ratio bounds any loader that decodes at full scale.\n\n"
+        f"{provenance(ROOT)}, "
         f"load {os.getloadavg()[0]:.1f}. "
         f"Command: `make benchmark-loader {' '.join(argv)}`\n"
     )
-    (out / "loader.md").write_text(text)
+    (out / f"{options['stem']}.md").write_text(text)
     print(text)
     return 0
 

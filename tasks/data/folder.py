@@ -8,11 +8,12 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tasks.base import InputError
@@ -20,11 +21,14 @@ from tasks.data.files import existing_folder, is_macos_junk, quoted
 from tasks.data.identity import Part
 from tasks.data.images import CroppedImageSet, Split, Triple, UnreadableImageError
 from tasks.data.published import verified_name
+from tasks.data.quick_view import quick_view
 
 # What Pillow raises for damaged files of the formats that ImageFolder accepts.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+
+DECODINGS = ("full", "quick")
 
 # ILSVRC 2012, its channel statistics and its terms
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000, "classes": 1000}
@@ -72,6 +76,9 @@ class ImageFolderSet(CroppedImageSet):
         licence: Terms of the pictures, for the record; None: ImageNet's, or "not stated" for another set.
         interpolation: "bilinear" or "bicubic", for both views.
         max_corrupt: Unreadable pictures a run may meet in each split; None allows 0.1 % of it, at least 10.
+        decode: How training pictures are decoded. "full" decodes and resizes with Pillow, as torchvision's transforms
+            do. "quick" draws the same crops and decodes no more than they need: see `tasks.data.quick_view`.
+            Evaluation is Pillow's with either.
 
     Raises:
         InputError: if the folders are missing, empty, or differ in their classes between train and val, or another set
@@ -91,7 +98,11 @@ class ImageFolderSet(CroppedImageSet):
         licence: str | None = None,
         interpolation: str = "bilinear",
         max_corrupt: int | None = None,
+        decode: str = "full",
     ) -> None:
+        if decode not in DECODINGS:
+            raise InputError(f"data.decode={decode}: must be one of {', '.join(DECODINGS)}")
+        self.decode = decode
         super().__init__(
             image_size=image_size, resize_ratio=resize_ratio, crop_scale=crop_scale, interpolation=interpolation,
             max_corrupt=max_corrupt,
@@ -131,6 +142,19 @@ class ImageFolderSet(CroppedImageSet):
 
     def label(self, split: Split, index: int) -> int:
         return int(self._splits[split].labels[index])
+
+    def train_example(self, index: int) -> tuple[Tensor, int]:
+        if self.decode == "full":
+            return super().train_example(index)
+        try:
+            with Image.open(self._splits["train"].open(index)) as image:
+                return quick_view(image, self._view), self.label("train", index)
+        except DECODE_ERRORS as error:
+            raise UnreadableImageError(f"{self.location('train', index)}: {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        facts = super().describe()
+        return facts if self.decode == "full" else {**facts, "decode": self.decode}
 
     def _decode(self, split: Split, index: int) -> Image.Image:
         try:

@@ -198,18 +198,25 @@ class RandomView:
         low, high = crop_scale
         if not 0 < low <= high <= 1:
             raise InputError(f"data.crop_scale={list(crop_scale)}: must be two fractions, 0 < smallest <= largest <= 1")
-        self.size = [size, size]
+        self.side, self.interpolation = size, interpolation.value
         self._interpolation = interpolation
         self._scale, self._ratio = [low, high], [3 / 4, 4 / 3]
 
     def __call__(self, image: Any) -> Any:
         """Return a view of `image`, a PIL image or a uint8 tensor (C, H, W), as the same kind."""
-        # The first version's draw is the second's, bit for bit, in a third of the time: 0.06 ms of 5 ms per picture.
-        box = RandomResizedCrop.get_params(image, self._scale, self._ratio)
-        image = v2.functional.resized_crop(
-            image, *box, size=self.size, interpolation=self._interpolation, antialias=True
-        )
+        image = self.resize(image, self.draw_box(image))
         return v2.functional.horizontal_flip(image) if random.random() < 0.5 else image
+
+    def draw_box(self, image: Any) -> tuple[int, int, int, int]:
+        """Draw the part to show: top, left, height, width. Of a PIL image the header is enough."""
+        # The first version's draw is the second's, bit for bit, in a third of the time: 0.06 ms of 5 ms per picture.
+        return RandomResizedCrop.get_params(image, self._scale, self._ratio)
+
+    def resize(self, image: Any, box: tuple[int, int, int, int]) -> Any:
+        """Return a part of `image` at the size of the view."""
+        return v2.functional.resized_crop(
+            image, *box, size=[self.side, self.side], interpolation=self._interpolation, antialias=True
+        )
 
 
 class CroppedImageSet(ImageSet):
