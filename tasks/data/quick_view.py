@@ -20,7 +20,7 @@ import random
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
@@ -32,7 +32,7 @@ DCT_SCALES = (8, 4, 2)  # libjpeg's reductions that Pillow offers
 PILLOW_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def quick_view(image: Image.Image, view: RandomView) -> Tensor:
+def quick_view(image: ImageFile.ImageFile, view: RandomView) -> Tensor:
     """Return a random view (3, S, S) uint8 of a picture that is opened but not decoded.
 
     The crop and the mirror image are those that `view` would draw: the same distribution, and the same numbers from
@@ -50,7 +50,7 @@ def quick_view(image: Image.Image, view: RandomView) -> Tensor:
     return pixels.flip(-1) if mirrored else pixels
 
 
-def _full_scale(image: Image.Image, box: Box, view: RandomView) -> Tensor | None:
+def _full_scale(image: ImageFile.ImageFile, box: Box, view: RandomView) -> Tensor | None:
     """Decode into a tensor, crop and resize; None where torchvision's decoder refuses the file."""
     assert image.fp is not None
     image.fp.seek(0)
@@ -65,7 +65,7 @@ def _full_scale(image: Image.Image, box: Box, view: RandomView) -> Tensor | None
     return F.interpolate(crop, [view.side, view.side], mode=view.interpolation, antialias=True)[0]
 
 
-def _reduced(image: Image.Image, box: Box, view: RandomView, *, reduction: int) -> Tensor:
+def _reduced(image: ImageFile.ImageFile, box: Box, view: RandomView, *, reduction: int) -> Tensor:
     """Decode at a part of the scale, and resize the same part of the picture."""
     image.draft(None, (image.width // reduction, image.height // reduction))
     top, left, height, width = (length / reduction for length in box)
