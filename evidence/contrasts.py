@@ -1,12 +1,13 @@
 """Contrasts of two optimizers over rates and decays: paired differences over seeds, corrected for their number.
 
-A sweep asks for them in its file: `table.pairs` names the optimizers, ours first.
+A sweep asks for them in its file: `table.pairs` names the optimizers, ours first, and `table.scores` what stands for
+top-1 and loss where that is another score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.special import stdtr
 
@@ -89,6 +90,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[k]))
         corrected[k] = least
     return corrected
+
+
+def with_scores(rows: Sequence[ResultRow], names: Mapping[str, str]) -> list[ResultRow]:
+    """Return the rows with scores of a task under the names that contrasts are made of.
+
+    Args:
+        rows: Runs.
+        names: Name here -> name in the records, e.g. `{"val/top1": "val/attacked_accuracy"}`.
+    """
+    return [
+        replace(row, scores={here: row.scores[name] for here, name in names.items() if name in row.scores})
+        for row in rows
+    ]
 
 
 def cells(rows: Sequence[ResultRow]) -> dict[tuple[str, str, float, float], list[ResultRow]]:

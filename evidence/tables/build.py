@@ -76,7 +76,8 @@ def write_table(data: SweepRows, paper: Sequence[PaperNumber], folder: Path) -> 
         return
     if data.rows and spec.get("pairs"):
         pairs = [(ours, theirs) for ours, theirs in spec["pairs"]]
-        page, notes = contrasts.tabulate(contrasts.contrasts(data.rows, pairs)), [contrasts.NOTE, *filter(None, [note])]
+        rows = contrasts.with_scores(data.rows, spec["scores"]) if "scores" in spec else data.rows
+        page, notes = contrasts.tabulate(contrasts.contrasts(rows, pairs)), [contrasts.NOTE, *filter(None, [note])]
     elif data.rows:
         page, notes = by_setting.tabulate(data.rows, spec, paper), [note]
     else:

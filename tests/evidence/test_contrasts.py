@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy import stats
 
-from evidence.contrasts import MEAN, NOTE, TUNED, Contrast, contrasts, corrected, holm, tabulate
+from evidence.contrasts import MEAN, NOTE, TUNED, Contrast, contrasts, corrected, holm, tabulate, with_scores
 from evidence.figures import contrast
 from evidence.records.row import ResultRow
 
@@ -92,6 +93,12 @@ def test_a_failed_run_and_runs_of_other_settings_are_left_out(rows: list[ResultR
     text = tabulate(found)
     assert "1 runs failed" in " ".join(text[1])
     assert "Holm" in NOTE
+
+
+def test_another_score_stands_for_top1(rows: list[ResultRow]) -> None:
+    renamed = [replace(row, scores={"val/attacked_accuracy": row.scores["val/top1"]}) for row in rows]
+    again = with_scores(renamed, {"val/top1": "val/attacked_accuracy", "val/loss": "val/attacked_loss"})
+    assert [row.scores for row in again] == [{"val/top1": row.scores["val/top1"]} for row in rows]
 
 
 def test_the_figure_marks_where_the_projection_gets_ahead(rows: list[ResultRow], tmp_path: Path) -> None:
