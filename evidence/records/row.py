@@ -7,6 +7,7 @@ curves are thinned, so what is made from a run can be made from its record again
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,9 @@ DRAWN = (
 )  # fmt: skip
 PROBES = ("train/", "lr", "norm/", "effective_step/", "cosine/", "margin/", "projected/", "variant/", "oscillation/")
 POINTS, SCORE_POINTS, SCORES = 48, 200, 12  # of a curve; of a score's curve; scores a run keeps a curve of
+PLACES = re.compile(
+    r"\s+(?:'(?:paths\.|data_root)[^']*'|(?:paths\.\w+|data_root)=\S*)"
+)  # words that name folders of one machine
 COUNTED = ("val_examples", "test_examples")  # entries of a record's `data`
 NOT_CONFIGURED = ("optimizer", "scale", "data set")  # what `Run.setting` adds to the configuration
 Curve = tuple[Sequence[int], Sequence[float], Sequence[float | None]]  # steps, epochs, values
@@ -215,7 +219,8 @@ def result_row(run: Run, *, figures: Sequence[str] = ()) -> ResultRow:
         date=run.text("ended")[:10], monitor=run.monitor, better="lower" if run.lower_is_better else "higher",
         status="finished" if run.finished else "diverged", off_recipe=off_recipe(run),
         torch=run.torch, config_hash=run.text("config_hash"),
-        command=run.text("command"), scores={key: _ten_digits(value) for key, value in run.scores.items()},
+        command=PLACES.sub("", run.text("command")),
+        scores={key: _ten_digits(value) for key, value in run.scores.items()},
         curves=_curves(run, figures),
         measures={k: _ten_digits(v) for k, v in measured.items() if v is not None and math.isfinite(v)},
         config={key: value for key, value in setting.items() if key not in NOT_CONFIGURED},

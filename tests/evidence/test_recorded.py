@@ -71,6 +71,12 @@ def test_a_row_read_from_the_records_is_the_row_of_its_run(tmp_path, write_run):
     assert store.rows_of_runs(runs.load_runs(tmp_path / "again")) == [row]
 
 
+def test_a_recorded_command_names_no_folder_of_one_machine(tmp_path, write_run):
+    command = "scripts/train.py opt=sgd paths.runs=/home/a 'paths.results=/home/my b' data_root=/data/c train.seed=0"
+    run = runs.load_run(write_run(tmp_path, change={"command": command}))
+    assert result_row(run).command == "scripts/train.py opt=sgd train.seed=0"
+
+
 def test_records_without_overrides_take_them_from_the_name():
     row = ResultRow(name="sgd,wd=0,lr=0.1,mini,seed=0,schedule=step,train.epochs=2")
     assert row.words == {"schedule": "step", "train.epochs": "2"}
