@@ -72,7 +72,7 @@ def test_a_row_read_from_the_records_is_the_row_of_its_run(tmp_path, write_run):
 
 
 def test_a_recorded_command_names_no_folder_of_one_machine(tmp_path, write_run):
-    command = "scripts/train.py opt=sgd paths.runs=/home/a 'paths.results=/home/my b' data_root=/data/c train.seed=0"
+    command = "scripts/train.py opt=sgd paths.runs=a 'paths.results=my b' data_root=c train.seed=0"
     run = runs.load_run(write_run(tmp_path, change={"command": command}))
     assert result_row(run).command == "scripts/train.py opt=sgd train.seed=0"
 

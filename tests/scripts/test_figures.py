@@ -254,7 +254,7 @@ def test_nothing_of_a_long_legend_leaves_the_figure(tmp_path, write_run, monkeyp
     figure.draw_without_rendering()
     (legend,), outside = figure.legends, figure.bbox
     box = legend.get_window_extent()
-    assert len(legend.get_texts()) == 14
+    assert len(legend.get_texts()) == 14 + 1  # the predicted cap
     assert outside.x0 <= box.x0 and box.x1 <= outside.x1 and outside.y0 <= box.y0
     assert all(box.y1 <= axis.get_tightbbox().y0 + 1 for axis in figure.axes)
     assert all(axis.get_window_extent().height > 150 for axis in figure.axes)
