@@ -97,8 +97,6 @@ DEPARTURES = {
 
 
 FILE_DEPARTURES = {
-    "imagenet.yaml": {"decode": "quick"},
-    "imagenet_shards.yaml": {"decode": "quick"},
     "coco_with_boxes.yaml": {"keep_empty": False},
     "language_ptb.yaml": {"random_lengths": True},
     "penn_treebank.yaml": {"order": "appearance"},

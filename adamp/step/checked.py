@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from abc import abstractmethod
@@ -162,6 +163,10 @@ class CheckedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         current = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
+        # A pickled optimizer of an earlier release has not heard of the options since.
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            if parameter.default is not parameter.empty:
+                self.defaults.setdefault(name, parameter.default)
         for index, group in enumerate(self.param_groups):
             # An option that the checkpoint does not have keeps this optimizer's value.
             options = current[index] if index < len(current) else self.defaults

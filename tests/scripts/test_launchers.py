@@ -24,7 +24,9 @@ from tests import commands
 def cells(folder: Path, number: int) -> list[Cell]:
     made = []
     for place in range(number):
-        plan: Any = SimpleNamespace(experiment="e", name=f"run-{place}", folder=folder / f"run-{place}", argv=())
+        plan: Any = SimpleNamespace(
+            experiment="e", name=f"run-{place}", folder=folder / f"run-{place}", argv=(), config={}
+        )
         cell = Cell(place, (), plan)
         cell.note(launcher="local")
         made.append(cell)
