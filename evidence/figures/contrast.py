@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from evidence.contrasts import by_seed, cells
 from evidence.figures.style import Drawn, canvas, colour, legend_below, plain, save
 from evidence.records.row import ResultRow
-from evidence.stats import mean_and_deviation, paired
+from evidence.stats import paired
 
 Cells = Mapping[tuple[str, str, float, float], Sequence[ResultRow]]
 
@@ -42,13 +42,13 @@ def draw(rows: Sequence[ResultRow], spec: Mapping[str, Any], folder: Path, *, st
 def _draw(by_cell: Cells, spec: Mapping[str, Any], path: Path, *, title: str) -> Drawn:
     written: list[tuple[Any, ...]] = []
     with canvas(title, rows=2, columns=2, size=(10, 7.4)) as (figure, axes):
-        for ours, theirs in spec["pairs"]:
+        for number, (ours, theirs) in enumerate(spec["pairs"]):
             rate = float(spec["rate"][ours])
             for opt in (ours, theirs):
                 _scores(axes[0], by_cell, opt, written)
                 _curve(axes[1], by_cell, opt, rate, "norm/mean", written)
                 _curve(axes[2], by_cell, opt, rate, "effective_step/mean", written)
-            _difference(axes[3], by_cell, (ours, theirs), rate, written)
+            _difference(axes[3], by_cell, (ours, theirs), rate, written, number=number)
         momentum = spec.get("cap")
         if momentum is not None:
             _caps(axes[2], by_cell, float(momentum), written)
@@ -77,19 +77,22 @@ def _draw(by_cell: Cells, spec: Mapping[str, Any], path: Path, *, title: str) ->
 
 
 def _scores(axis: Axes, by_cell: Cells, opt: str, written: list[tuple[Any, ...]]) -> None:
-    """Draw the last score over the rate, a line a decay."""
+    """Draw the last score over the rate with the interval of its mean, a line a decay."""
     for number, decay in enumerate(sorted({key[2] for key in by_cell if key[1] == opt})):
-        rates, means = [], []
+        rates, means, halves = [], [], []
         for (_, _, _, rate), runs in sorted((k, r) for k, r in by_cell.items() if k[1] == opt and k[2] == decay):
-            values = list(by_seed(runs, "val/top1").values())
-            if values:
+            scores = by_seed(runs, "val/top1")
+            mean = paired(scores, dict.fromkeys(scores, 0.0))
+            if mean is not None:
                 rates.append(rate)
-                means.append(mean_and_deviation(values)[0])
+                means.append(mean.mean)
+                halves.append(0.0 if mean.low is None else mean.mean - mean.low)
             label = f"{opt} decay {decay:g}"
             written += [(label, row.name, row.seed, "val/top1", row.steps, rate, row.scores.get("val/top1", ""))
                         for row in runs]  # fmt: skip
         axis.plot(rates, means, color=colour(opt), linestyle="--" if number else "-", marker="o", markersize=3,
                   label=plain(f"{opt}, decay {decay:g}"))  # fmt: skip
+        axis.errorbar(rates, means, yerr=halves, color=colour(opt), linestyle="none", linewidth=0.8, label="_")
 
 
 def _no_decay(by_cell: Cells, opt: str, rate: float) -> Sequence[ResultRow]:
@@ -131,7 +134,9 @@ def _caps(axis: Axes, by_cell: Cells, momentum: float, written: list[tuple[Any, 
                     for step, value in zip(steps[2:], means, strict=True)]  # fmt: skip
 
 
-def _difference(axis: Axes, by_cell: Cells, pair: tuple[str, str], rate: float, written: list[tuple[Any, ...]]) -> None:
+def _difference(
+    axis: Axes, by_cell: Cells, pair: tuple[str, str], rate: float, written: list[tuple[Any, ...]], *, number: int
+) -> None:
     """Draw the paired difference of the scores over the steps, and mark the last crossing of zero."""
     sides = []
     for opt in pair:
@@ -153,7 +158,8 @@ def _difference(axis: Axes, by_cell: Cells, pair: tuple[str, str], rate: float, 
         crossing = points[k][0] + (points[k + 1][0] - points[k][0]) * share
         written.append((label, "crossing", "", "ahead from step", round(crossing), "", 0))
         axis.axvline(crossing, color=colour(pair[0]), linestyle=":", linewidth=1)
-        axis.text(crossing, 0.04, f"ahead from {crossing:.0f} ", ha="right", va="bottom", rotation=90, fontsize=6.5,
+        side = ("left", "right")[number % 2]  # two pairs may cross at about the same step
+        axis.text(crossing, 0.04, f"ahead from {crossing:.0f}", ha=side, va="bottom", rotation=90, fontsize=6.5,
                   color=colour(pair[0]), transform=axis.get_xaxis_transform())  # fmt: skip
     axis.plot([t for t, _ in points], means, color=colour(pair[0]), label=plain(label))
     known = [(t, d.low, d.high) for t, d in points if d.low is not None and d.high is not None]
