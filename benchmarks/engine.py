@@ -229,7 +229,7 @@ def main(words: Sequence[str]) -> int:
         + "".join(f"| {name} | {r['median']:.4f} | {r['low']:.4f} to {r['high']:.4f} |\n" for name, r in rows)
         + "\n| measured alone | ms a step | of a bare step | target |\n| --- | --- | --- | --- |\n"
         + "".join(f"| {name} | {ms:.3f} | {100 * ms / step:.2f} % | {aim} |\n" for name, ms, aim in alone)
-        + f"\n{provenance(ROOT)}. Command: `make benchmark {' '.join(words)}`\n"
+        + f"\n{provenance(ROOT)}. Command: `make benchmark {pages.shown(words)}`\n"
     )
     pages.write(text, result, options, stem="engine")
     return 0

@@ -108,7 +108,7 @@ def main(words: Sequence[str]) -> int:
         f"| one by one, pictures in memory | {result['alone']:.1f} | {result['ratio']:.1f} |\n"
         f"| one by one, pictures from the image tasks' loader | {result['alone'] + result['loader']:.1f} | "
         f"{result['ratio_with_loader']:.1f} |\n"
-        f"\n{provenance(ROOT)}. Command: `make benchmark-many {' '.join(words)}`\n"
+        f"\n{provenance(ROOT)}. Command: `make benchmark-many {pages.shown(words)}`\n"
     )
     pages.write(text, result, options, stem="many")
     return 0

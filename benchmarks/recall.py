@@ -132,7 +132,7 @@ def table(found: Mapping[str, Mapping[str, Any]], options: Mapping[str, str], wo
         f"\nOurs takes {cpu:.2f} x the CPU time of faiss (aim: at most {MOST_TIME}) and {wall:.2f} x its wall-clock "
         "time, which says little where other work shares the cores.\n"
     )
-    lines.append(f"{provenance(ROOT)}. Command: `{' '.join(['python benchmarks/recall.py', *words])}`\n")
+    lines.append(f"{provenance(ROOT)}. Command: `python benchmarks/recall.py {pages.shown(words)}`\n")
     return "\n".join(lines)
 
 
