@@ -27,6 +27,7 @@ METRICS = {
     metric.name: metric
     for metric in (
         Metric("top1", label="top-1", scores=_TOP1, curve=_TOP1),
+        Metric("test_top1", label="top-1, test split", scores=("test/top1",)),
         Metric("top5", label="top-5", scores=_TOP5, curve=_TOP5),
         Metric("ap", scores=_AP, curve=_AP),
         Metric("ap50", scores=("val/ap50",)),

@@ -12,7 +12,8 @@ from launch.words import did_you_mean
 
 NAMES = (
     "imagenet", "imagenet_shards", "imagenet_parquet", "imagenet9_clusters", "imagenet_a", "mnist", "cifar10", "coco",
-    "cub", "cars", "inshop", "sop", "mtat", "speech_commands", "dcase2017_task4", "wikitext103", "penn_treebank",
+    "bccd", "cub", "cars", "inshop", "sop", "mtat", "speech_commands", "fsdd", "dcase2017_task4", "wikitext103",
+    "penn_treebank",
 )  # fmt: skip
 
 

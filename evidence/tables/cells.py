@@ -144,7 +144,9 @@ def fill(cells: Sequence[Cell], *, runs: Path, recorded: Mapping[tuple[str, str]
 
 
 def published(cell: Cell, spec: TableSpec, paper: Sequence[PaperNumber]) -> dict[str, str]:
-    """Return metric -> what the paper prints for a cell, empty where it prints nothing."""
+    """Return metric -> what the paper prints for a cell, empty where it prints nothing or the table is of no paper."""
+    if "paper" not in spec:
+        return {}
     experiment, opt = cell.overrides.get("experiment", ""), cell.overrides.get("opt", "sgd")
     wanted = {
         "paper": spec["paper"],

@@ -42,6 +42,7 @@ class Listing:
         clips: Split ("train", "val", "test") -> clips, in an order that depends on the files alone.
         licence: Terms of the recordings.
         notes: Counts worth a word in the record, e.g. clips that carry none of the labels.
+        same_level: Whether each clip is scaled so that its largest sample is 1.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Listing:
     clips: dict[str, list[Clip]]
     licence: str
     notes: dict[str, int] = field(default_factory=dict)
+    same_level: bool = False
 
 
 class ClipSet:
@@ -80,7 +82,7 @@ class ClipSet:
         max_undecodable: int | None = None,
     ) -> None:
         self.name, self.classes, self.licence = listing.name, listing.classes, listing.licence
-        self.multi_label, self.notes = listing.multi_label, listing.notes
+        self.multi_label, self.notes, self.same_level = listing.multi_label, listing.notes, listing.same_level
         self.sample_rate, self.root = sample_rate, listing.root
         paths = sorted({clip.path for clips in listing.clips.values() for clip in clips})
         self.cache = decode_all(
@@ -120,7 +122,11 @@ class ClipSet:
 
     def samples(self, split: str, index: int, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return samples start to stop of a clip, between -1 and 1 for a usual recording; others are not read."""
-        return load_samples(self.entries[split][index], start, stop)
+        entry = self.entries[split][index]
+        if not self.same_level:
+            return load_samples(entry, start, stop)
+        wave = load_samples(entry)
+        return wave[start:stop] / np.float32(np.abs(wave).max() or 1)  # a silent clip stays silent
 
     def targets(self, split: str, numbers: Sequence[int]) -> Tensor:
         """Return classes (B,) int64 of a single-label set, else which of the K classes each has, (B, K) float32."""

@@ -1,4 +1,4 @@
-"""Readers of the three sets in the folders their authors publish, with their official splits.
+"""Readers of the published sets in the folders of their authors, with their official splits where they have any.
 
 They look at names and lists alone; decoding is for `tasks.audio.cache`.
 """
@@ -6,6 +6,7 @@ They look at names and lists alone; decoding is for `tasks.audio.cache`.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -53,6 +54,11 @@ SPEECH_COMMANDS = {
     "speech_commands": {"clips": 105_829, "words": 35},  # v0.02: Warden, arXiv:1804.03209
     "speech_commands_v0.01": {"clips": 64_727, "words": 30},
 }
+FSDD = {"clips": 3_000, "speakers": 6}
+FSDD_FOLDERS = ("recordings", "free-spoken-digit-dataset/recordings", "fsdd/recordings")
+FSDD_RECORDING = re.compile(r"([0-9])_([A-Za-z]+)_([0-9]+)\.wav")  # digit, speaker, number
+# The last two of six speakers in alphabetical order: no voice in two splits
+FSDD_HELD_OUT = {"theo": "val", "yweweler": "test"}
 MTAT_TOP_TAGS = 50  # classes in every publication
 MTAT = {"clips": 25_863, "tags": 188}
 DCASE_FILES = {"training": 51_172, "testing": 488, "evaluation": 1_103}
@@ -60,13 +66,14 @@ DCASE_FILES = {"training": 51_172, "testing": 488, "evaluation": 1_103}
 MTAT_SPLITS = {"train": "0123456789ab", "val": "c", "test": "def"}
 LICENCES = {
     "speech_commands": "CC BY 4.0 (Google)",
+    "fsdd": "CC BY-SA 4.0 (Free Spoken Digit Dataset)",
     "mtat": "research use; recordings CC BY-NC-SA (Magnatune)",
     "dcase2017_task4": "annotations CC BY 4.0 (Google AudioSet); recordings of YouTube",
 }
 
 
 def find_folder(root: str | Path | None, inside: tuple[str, ...], sign: str) -> Path:
-    """Return the folder that holds the file `sign`: the root, or one of the known places inside it.
+    """Return the folder that holds a file of the pattern `sign`: the root, or one of the known places inside it.
 
     Raises:
         InputError: The root is not given, is no folder, or holds no such file.
@@ -77,7 +84,7 @@ def find_folder(root: str | Path | None, inside: tuple[str, ...], sign: str) -> 
     if not base.is_dir():
         raise InputError(f"data_root={root}: does not exist")
     for place in ("", *inside):
-        if (base / place / sign).is_file():
+        if any(path.is_file() for path in (base / place).glob(sign)):
             return base / place
     raise InputError(f"data_root={root}: no {sign} there nor in {' or '.join(inside)}")
 
@@ -119,6 +126,37 @@ def speech_commands(root: str | Path | None, *, name: str | None = None, licence
         same = (version for version, published in SPEECH_COMMANDS.items() if counts == published)
         name = next(same, verified_name("speech_commands", counts, SPEECH_COMMANDS["speech_commands"]))
     return Listing(name, folder, tuple(words), False, clips, licence or LICENCES["speech_commands"])
+
+
+def fsdd(root: str | Path | None, *, name: str | None = None, licence: str | None = None) -> Listing:
+    """Read the Free Spoken Digit Dataset: `recordings/<digit>_<speaker>_<number>.wav`, mono at 8 kHz.
+
+    Splits are by speaker, so that scores are those of a voice never heard: theo validates, yweweler tests, all others
+    train. The set's own split (numbers 0 to 4 are test) has every speaker on both sides. The recordings of theo and
+    yweweler are 20 dB quieter than the others', so every clip is scaled to the same peak.
+
+    Args:
+        root: The folder with the recordings, or one of those around it.
+        name: What records call the set; None: "fsdd", with "_subset" or "_unverified" for other numbers of clips and
+            speakers than the set has.
+        licence: Terms of the recordings; None: those of the published set.
+
+    Raises:
+        InputError: There are no recordings, a file is not named as they are, or a split has none.
+    """
+    folder = find_folder(root, FSDD_FOLDERS, "[0-9]_*_*.wav")
+    clips: dict[str, list[Clip]] = {"train": [], "val": [], "test": []}
+    speakers = set()
+    for path in sorted(path for path in folder.glob("*.wav") if not is_macos_junk(path.name)):
+        match = FSDD_RECORDING.fullmatch(path.name)
+        if match is None:
+            raise InputError(f"data_root: {folder}: {quoted(path.name)} is not named <digit>_<speaker>_<number>.wav")
+        digit, speaker, _ = match.groups()
+        clips[FSDD_HELD_OUT.get(speaker, "train")].append(Clip(path, (int(digit),)))
+        speakers.add(speaker)
+    if name is None:
+        name = verified_name("fsdd", {"clips": sum(map(len, clips.values())), "speakers": len(speakers)}, FSDD)
+    return Listing(name, folder, tuple("0123456789"), False, clips, licence or LICENCES["fsdd"], same_level=True)
 
 
 def mtat(
@@ -295,4 +333,4 @@ def _sorted_draw(files: dict[str, set[int]]) -> set[str]:
     return val_files
 
 
-READERS = {"speech_commands": speech_commands, "mtat": mtat, "dcase2017_task4": dcase}
+READERS = {"speech_commands": speech_commands, "fsdd": fsdd, "mtat": mtat, "dcase2017_task4": dcase}

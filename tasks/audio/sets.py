@@ -38,7 +38,7 @@ def official_set(
     """Read an official set from its folder; the first time decodes it into the cache.
 
     Args:
-        name: speech_commands, mtat or dcase2017_task4.
+        name: speech_commands, fsdd, mtat or dcase2017_task4.
         root: The folder.
         num_tags: Of mtat, the most frequent tags that are classes; None: 50.
         resample: False refuses clips that are not of 16 kHz.

@@ -76,6 +76,7 @@ def text_corpus(
     name: str,
     order: Order = "frequency",
     unit: Unit = "word",
+    max_words: int | None = None,
     vocabulary_size: int | None = None,
     licence: str = "",
     cache: str | Path | None = None,
@@ -84,12 +85,15 @@ def text_corpus(
 
     Args:
         root: Folder of the three files; null for the text in this repository.
-        name: Name of the set; of a name in `PUBLISHED_TOKENS` the numbers of tokens are checked.
+        name: Name of the set; of a name in `PUBLISHED_TOKENS` the numbers of tokens are checked. With `max_words` N
+            records call it NAME_topN: its perplexities are others.
         order: "frequency": `<eos>` first, then the words of the training file by falling frequency, ties by first
             appearance, which is what gives an adaptive softmax's cutoffs their meaning; a word of another file that the
             training file lacks counts as `<unk>`. "appearance": all words of all three files as they come (Penn
             Treebank).
         unit: "word", or "char" for single characters, where a space is one too.
+        max_words: Of the order "frequency", how many tokens the vocabulary keeps, `<eos>` and `<unk>` among them; all
+            others count as `<unk>`. None: every word of the training file.
         vocabulary_size: What the vocabulary must hold, a check that this is the right text; null for no check.
         licence: Of the text, for the records.
         cache: Folder for the numbers; null for $ADAMP_DATA or ~/.cache/adamp/data.
@@ -102,16 +106,21 @@ def text_corpus(
         raise InputError(f"data.order is {order!r}; choose frequency or appearance")
     if unit not in ("word", "char"):
         raise InputError(f"data.unit is {unit!r}; choose word or char")
+    if max_words is not None and not (max_words >= 2 and (order, unit) == ("frequency", "word")):
+        raise InputError(
+            f"data.max_words={max_words}: must be at least 2, of a text of words in the order of their frequency"
+        )
     folder = EMBEDDED if root is None else Path(root)
     paths = {split: find(folder, split) for split in SPLITS}
     base = Path(cache) if cache is not None else cache_folder()
-    rule = {"order": order, "unit": unit, "format": _FORMAT}
+    rule: dict[str, Any] = {"order": order, "unit": unit, "format": _FORMAT}
+    rule |= {} if max_words is None else {"max_words": max_words}
     target = base / "tokens" / f"{name}-{_digest(list(paths.values()), rule)}"
     if not (target / "vocabulary.json").exists():
         try:
             with locked(target):
                 if not (target / "vocabulary.json").exists():
-                    _build(paths, target, order=order, unit=unit)
+                    _build(paths, target, order=order, unit=unit, max_words=max_words)
         except OSError as error:
             raise InputError(
                 f"the cache {target.parent} cannot be written ({error.strerror}); set ADAMP_DATA"
@@ -125,6 +134,7 @@ def text_corpus(
         )
     tokens = {split: np.load(target / f"{split}.npy", mmap_mode="r") for split in SPLITS}
     _check_token_counts(name, paths, tokens)
+    name += "" if max_words is None else f"_top{max_words}"
     return Corpus(name, words, np.asarray(stored["counts"], dtype=np.int64), tokens, unit, licence)
 
 
@@ -181,8 +191,14 @@ def tokenise(line: str, unit: Unit) -> list[str]:
     return [*(line.split() if unit == "word" else line), EOS]
 
 
-def build_vocabulary(paths: dict[str, Path], *, order: Order, unit: Unit) -> dict[str, int]:
-    """Return word -> number, by the rule of `text_corpus`."""
+def build_vocabulary(
+    paths: dict[str, Path], *, order: Order, unit: Unit, max_words: int | None = None
+) -> dict[str, int]:
+    """Return word -> number, by the rule of `text_corpus`.
+
+    Raises:
+        InputError: `<unk>` is not among the words kept.
+    """
     if order == "appearance":
         numbers: dict[str, int] = {}
         for split in SPLITS:
@@ -196,13 +212,19 @@ def build_vocabulary(paths: dict[str, Path], *, order: Order, unit: Unit) -> dic
     del counts[EOS]
     # A Counter keeps the order of first appearance, and the sort is stable: ties stay in that order.
     ranked = sorted(counts, key=lambda word: -counts[word])
+    if max_words is not None:
+        ranked = ranked[: max_words - 1]
+        if "<unk>" not in ranked:
+            raise InputError(
+                f"data.max_words={max_words}: {paths['train']} has no <unk> among so many most frequent words"
+            )
     # A text of words brings its own <unk>; of characters none does.
     return {word: number for number, word in enumerate([EOS, *ranked, *(["<unk>"] if unit == "char" else [])])}
 
 
-def _build(paths: dict[str, Path], target: Path, *, order: Order, unit: Unit) -> None:
+def _build(paths: dict[str, Path], target: Path, *, order: Order, unit: Unit, max_words: int | None) -> None:
     """Write the numbers into a folder beside the target and rename it: the cache is whole or not there."""
-    numbers = build_vocabulary(paths, order=order, unit=unit)
+    numbers = build_vocabulary(paths, order=order, unit=unit, max_words=max_words)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for split, path in paths.items():

@@ -41,6 +41,20 @@ def speech_commands(base: Path, *, words=("yes", "no", "up"), each: int = 8) -> 
     return root
 
 
+def fsdd(base: Path, *, speakers=("anna", "theo", "yweweler"), each: int = 2, rate: int = 8_000) -> Path:
+    """Ten digits by each speaker; returns the folder around recordings/."""
+    root = base / "free-spoken-digit-dataset"
+    for digit in range(10):
+        for number, speaker in enumerate(speakers):
+            for i in range(each):
+                write(
+                    root / "recordings" / f"{digit}_{speaker}_{i}.wav",
+                    tone(digit + number, 0.3 + 0.1 * i, rate=rate),
+                    rate=rate,
+                )
+    return root
+
+
 def mtat(base: Path, *, seconds: float = 1.0, tags: int = 188, clips: int = 32) -> Path:
     """Clips over all sixteen folders, every eighth without a frequent tag, one empty file."""
     root = base / "mtat"

@@ -1,10 +1,11 @@
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tasks.audio import official, official_set
-from tasks.audio.official import DCASE_LISTS, EVENTS, dcase, mtat, published_draw, speech_commands
+from tasks.audio.official import DCASE_LISTS, EVENTS, dcase, fsdd, mtat, published_draw, speech_commands
 from tasks.base import InputError
 from tests.tasks.audio import layouts
 
@@ -67,6 +68,45 @@ def test_files_that_macos_adds_are_no_clips(tmp_path):
     before = speech_commands(root).clips
     (root / "yes" / "._00000000_nohash_0.wav").write_bytes(b"Mac OS X")
     assert speech_commands(root).clips == before
+
+
+def test_no_speaker_of_the_digits_is_in_two_splits(tmp_path):
+    root = layouts.fsdd(tmp_path, speakers=("george", "lucas", "theo", "yweweler"))
+    listing = fsdd(root)
+    speakers = {split: {name.split("_")[1] for name in names(listing, split)} for split in listing.clips}
+    assert speakers == {"train": {"george", "lucas"}, "val": {"theo"}, "test": {"yweweler"}}
+    assert {split: len(clips) for split, clips in listing.clips.items()} == {"train": 40, "val": 20, "test": 20}
+    assert listing.classes == tuple("0123456789")
+    assert all(clip.labels == (int(clip.path.name[0]),) for clips in listing.clips.values() for clip in clips)
+    assert (listing.name, listing.licence) == ("fsdd_subset", "CC BY-SA 4.0 (Free Spoken Digit Dataset)")
+    assert fsdd(root / "recordings").clips == fsdd(tmp_path).clips == listing.clips
+
+
+def test_a_recording_of_digits_under_another_name_is_refused(tmp_path):
+    root = layouts.fsdd(tmp_path, each=1)
+    layouts.write(root / "recordings" / "ten_theo_0.wav", layouts.tone(1, 0.1))
+    with pytest.raises(InputError, match=r"'ten_theo_0\.wav' is not named <digit>_<speaker>_<number>\.wav"):
+        fsdd(root)
+
+
+def test_every_digit_has_the_same_peak_whatever_its_recording_had(tmp_path):
+    root = layouts.fsdd(tmp_path)
+    layouts.write(root / "recordings" / "0_theo_0.wav", 0.01 * layouts.tone(0, 0.3, rate=8_000), rate=8_000)
+    layouts.write(root / "recordings" / "1_theo_0.wav", np.zeros(800), rate=8_000)
+    data = official_set("fsdd", str(root), cache=str(tmp_path / "cache"))
+    waves = [data.samples("val", index) for index in range(data.num("val"))]
+    peaks = {clip.path.name: np.abs(wave).max() for clip, wave in zip(data.clips["val"], waves, strict=True)}
+    assert peaks.pop("1_theo_0.wav") == 0
+    assert set(peaks.values()) == {1}
+    assert np.array_equal(data.samples("val", 0, 10, 20), waves[0][10:20])
+
+
+def test_digits_are_resampled_into_the_cache(tmp_path):
+    data = official_set("fsdd", str(layouts.fsdd(tmp_path)), cache=str(tmp_path / "cache"))
+    assert data.sample_rate == 16_000
+    assert [data.length("val", index) for index in range(2)] == [4_800, 6_400]  # 0.3 and 0.4 s
+    with pytest.raises(InputError, match="has 8000 Hz, not 16000"):
+        official_set("fsdd", str(tmp_path), cache=str(tmp_path / "cache"), resample=False)
 
 
 def test_mtat_takes_the_most_frequent_tags_and_splits_by_the_first_digit(roots):
@@ -170,13 +210,13 @@ def test_a_missing_list_and_an_unknown_label_of_dcase_are_refused_by_name(tmp_pa
         dcase(root)
 
 
-@pytest.mark.parametrize("name", ["speech_commands", "mtat", "dcase2017_task4"])
+@pytest.mark.parametrize("name", ["speech_commands", "fsdd", "mtat", "dcase2017_task4"])
 def test_a_folder_that_is_not_given_or_does_not_exist_or_holds_no_set_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="data_root is not set"):
         official_set(name, None)
     with pytest.raises(InputError, match=r"data_root=/nowhere: does not exist"):
         official_set(name, "/nowhere")
-    with pytest.raises(InputError, match=r"no \w+\.(txt|csv) there"):
+    with pytest.raises(InputError, match=r"no \S+\.(txt|csv|wav) there"):
         official_set(name, str(tmp_path))
 
 

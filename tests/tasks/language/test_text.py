@@ -39,6 +39,21 @@ def test_a_word_that_the_training_text_lacks_is_unknown(wikitext: Path, corpus: 
     assert corpus.words[corpus.tokens["valid"][-2]] == "<unk>"
 
 
+def test_a_capped_vocabulary_keeps_the_most_frequent_words_under_a_name_of_its_own(
+    wikitext: Path, corpus: Corpus, tmp_path: Path
+) -> None:
+    size = corpus.words.index("<unk>") + 1
+    capped = text_corpus(wikitext, name="fixture", max_words=size, vocabulary_size=size, cache=tmp_path)
+    assert (capped.name, capped.words) == (f"fixture_top{size}", corpus.words[:size])
+    expected = np.where(corpus.tokens["valid"] < size, corpus.tokens["valid"], size - 1)
+    assert np.array_equal(capped.tokens["valid"], expected)
+    assert capped.counts.sum() == corpus.counts.sum()
+    with pytest.raises(InputError, match=rf"data\.max_words={size - 1}: .*wiki\.train\.tokens has no <unk>"):
+        text_corpus(wikitext, name="fixture", max_words=size - 1, cache=tmp_path)
+    with pytest.raises(InputError, match=r"data\.max_words=9: must be at least 2, of a text of words"):
+        text_corpus(wikitext, name="fixture", unit="char", max_words=9, cache=tmp_path)
+
+
 @pytest.mark.parametrize("names", ["{}.txt", "ptb.{}.txt", "wiki.{}.tokens.xz"])
 def test_other_layouts_give_the_same_numbers(names: str, wikitext: Path, corpus: Corpus, tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
