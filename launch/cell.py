@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +21,8 @@ from launch.compose import plan
 from launch.outcome import ComparisonPage, RunOutcome
 from launch.schema import check_arguments, check_data_root
 from tasks.engine.run_spec import RunSpec
+
+log = logging.getLogger(__name__)
 
 NOTE = "launch.json"
 
@@ -43,15 +47,23 @@ class Cell:
         return f"{self.plan.experiment}/{self.plan.name}"
 
     def note(self, **facts: Any) -> None:
-        """Write into the run's folder who was asked to run it, so that `make status` knows of it before it starts."""
-        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        """Write into the run's folder who was asked to run it, so that `make status` knows of it before it starts.
+
+        Where it cannot be written, the cell runs all the same.
+        """
         known = {
             "argv": list(self.plan.argv), "asked": datetime.now(UTC).isoformat(timespec="seconds"),
             **progress.this_process(), "config": dict(self.plan.config), **facts,
         }  # fmt: skip
         temporary = self.plan.folder / f"{NOTE}.tmp"
-        temporary.write_text(json.dumps(known, indent=2, default=str) + "\n", encoding="utf-8")
-        temporary.replace(self.plan.folder / NOTE)
+        try:
+            self.plan.folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(known, indent=2, default=str) + "\n", encoding="utf-8")
+            temporary.replace(self.plan.folder / NOTE)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            log.warning("%s: its launcher's note cannot be written: %s", self.title, error.strerror)
 
     def noted(self) -> dict[str, Any]:
         """Return the note of an earlier launch, empty where there is none."""

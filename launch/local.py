@@ -6,6 +6,7 @@ submitit's local executor starts everything at once: hence these lines.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
@@ -27,7 +28,10 @@ from hydra.core.utils import JobReturn
 from evidence.runs.progress import last_line
 from launch.cell import Cell, returned, unfinished
 from launch.checkout import TRAIN
+from launch.output import train_without_output
 from tasks.base import InputError
+
+STOPPED = tuple(128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))  # exit codes
 
 
 @dataclass
@@ -70,6 +74,7 @@ class LocalLauncher(BasicLauncher):
             return self._one_by_one(job_overrides, initial_job_idx)
         if self.jobs != "auto" and not (isinstance(self.jobs, int) and self.jobs >= 1):
             raise InputError(f"jobs is {self.jobs}; it must be a number of runs at a time, at least 1, or auto")
+        train_without_output()
         launch = unfinished(self, job_overrides)
         if not launch.cells:
             return launch.returns({})
@@ -186,7 +191,7 @@ class Packing:
             seat = load.index(min(load))
             env["CUDA_VISIBLE_DEVICES"] = self.seats[seat]
         env.setdefault("OMP_NUM_THREADS", str(threads(self.jobs * self.processes)))
-        with log.open("ab") as out:
+        with _opened(log) as out:
             process = subprocess.Popen(
                 self.command(cell), env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True, preexec_fn=partial(begin_child, os.getpid()),
@@ -199,17 +204,17 @@ class Packing:
         code = job.process.returncode
         code = 128 - code if code < 0 else code
         self.codes[job.cell.place] = code
-        how = "finished" if code == 0 else "stopped" if code in (130, 143) else f"failed with code {code}"
+        how = "finished" if code == 0 else "stopped" if code in STOPPED else f"failed with code {code}"
         minutes, seconds = divmod(int(time.monotonic() - job.begun), 60)
         print(f"[{len(self.codes)}/{total}] {how} after {minutes}:{seconds:02d}  {job.cell.title}", flush=True)
-        if code not in (0, 130, 143):
+        if code not in (0, *STOPPED):
             log = log_of(job.cell)
             job.cell.note(launcher="local", log=str(log), code=code)
             print(f"    {last_line(log)}\n    {log}", flush=True)
 
     @contextmanager
     def _relayed(self) -> Iterator[None]:
-        """Hand signals on to the runs: they save and stop (SIGINT, SIGTERM), or save and go on (SIGUSR1)."""
+        """Hand signals on to the runs: they save and stop (SIGINT, SIGTERM, SIGHUP), or save and go on (SIGUSR1)."""
 
         def forward(number: int, frame: Any) -> None:
             if number != signal.SIGUSR1:
@@ -218,7 +223,9 @@ class Packing:
                 if job.process.poll() is None:
                     job.process.send_signal(number)
 
-        listened = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        listened = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            listened.append(signal.SIGHUP)
         previous = {number: signal.signal(number, forward) for number in listened}
         try:
             yield
@@ -227,6 +234,19 @@ class Packing:
                 job.process.terminate()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _opened(log: Path) -> Iterator[IO[bytes]]:
+    """Open a run's log for appending; where that fails the run goes without one."""
+    with contextlib.ExitStack() as stack:
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            out = stack.enter_context(log.open("ab"))
+        except OSError as error:
+            print(f"{log}: {error.strerror}; its run goes without a log", file=sys.stderr, flush=True)
+            out = stack.enter_context(Path(os.devnull).open("ab"))
+        yield out
 
 
 def threads(processes: int) -> int:

@@ -27,6 +27,7 @@ from evidence.runs.progress import last_line
 from launch.cell import Cell, unfinished
 from launch.checkout import python_path
 from launch.local import log_of, one_run
+from launch.output import train_without_output
 from tasks.base import InputError
 
 GRACE_S = 120  # for runs to save after Ctrl-C
@@ -73,6 +74,7 @@ class RayLauncher(Launcher):
         """
         import ray
 
+        train_without_output()
         launch = unfinished(self, job_overrides)
         if not launch.cells:
             return launch.returns({})

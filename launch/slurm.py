@@ -27,6 +27,7 @@ from evidence.runs import progress
 from launch.cell import Cell, unfinished
 from launch.checkout import python_path
 from launch.outcome import RunOutcome
+from launch.output import train_without_output
 from tasks.base import InputError
 
 OWN = {"submitit_folder", "max_num_timeout"}  # what the executor's constructor takes
@@ -65,6 +66,7 @@ class SlurmLauncher(BaseSubmititLauncher):
             InputError: The cluster refuses the jobs.
         """
         progress.queue.cache_clear()
+        train_without_output()
         launch = unfinished(self, job_overrides)
         cells, queued = [], 0
         for cell in launch.cells:

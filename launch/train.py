@@ -26,12 +26,13 @@ from evidence.runs.run import ReadError
 from launch import checkout
 from launch.compose import CONFIG_ERRORS, CONFIGS, explain, plan, readable
 from launch.outcome import ComparisonPage, RunOutcome
+from launch.output import train_without_output
 from launch.schema import check_arguments, check_data_root
 from launch.trust import without_trust
 from launch.words import unknown_flag
 from tasks.base import InputError
 from tasks.engine.config import check_division
-from tasks.engine.errors import Diverged, RunFailed, Stopped
+from tasks.engine.errors import RESUMES, Diverged, RunFailed, Stopped
 
 # What a launcher needs besides the suite, and the extra that brings it.
 LAUNCHERS = {"slurm": ("submitit", "slurm"), "ray": ("ray", "ray")}
@@ -57,6 +58,7 @@ class Command:
 
 def run_config(cfg: DictConfig, outcome: RunOutcome) -> int:
     """Run one configuration here, or start its processes, and return the exit code; a run drawn here is noted."""
+    train_without_output()
     join_cluster()
     overrides = list(HydraConfig.get().overrides.task)
     planned = plan(cfg, overrides)
@@ -138,7 +140,8 @@ def guarded(call: Callable[[], int], words: Sequence[str] = ()) -> int:
         # In a table a run that diverged is a cell that says so.
         return 0 if isinstance(error, Diverged) and sweeping() else 1
     except Stopped as error:
-        _say(f"{error}; a checkpoint is saved, the same command goes on from it")
+        goes_on = "a checkpoint is saved, the same command goes on from it" if error.saved else RESUMES
+        _say(f"{error}; {goes_on}")
         if "SUBMITIT_EXECUTOR" in os.environ:
             if error.code == 128 + signal.SIGUSR2:
                 queue_again()

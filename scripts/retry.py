@@ -127,7 +127,10 @@ def launch(shared: Sequence[str], words: Sequence[Sequence[str]], typed: Sequenc
             if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal's Ctrl-C reaches the sweep by itself
                 process.send_signal(number)
 
-        previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        forwarded = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            forwarded.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, forward) for number in forwarded}
         try:
             return process.wait()
         finally:

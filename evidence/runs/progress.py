@@ -272,12 +272,16 @@ def last_line(log: Path) -> str:
 
 
 def _locked(folder: Path) -> bool:
-    """Whether a process of this machine holds the folder."""
+    """Whether a process of this machine holds the folder; without locks, whether the one that noted itself lives."""
     try:
         with (folder / ".lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            holder = lock.read(32)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return holder.isdigit() and _start_time(int(holder)) is not None
     except OSError:
         return False
     return False

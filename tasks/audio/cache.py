@@ -7,6 +7,7 @@ renamed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -186,7 +187,8 @@ class _Store:
     def locked(self) -> Iterator[None]:
         self.arrays.mkdir(parents=True, exist_ok=True)
         with self.index_path.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks: then several build the same
+                fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 self.index = dict(json.loads(self.index_path.read_text(encoding="utf-8")))
             except (OSError, ValueError):

@@ -11,14 +11,14 @@ import hashlib
 import logging
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tasks.base import InputError, Shard
 from tasks.data.images import ImageSet, Split, UnreadableImageError
@@ -331,7 +331,7 @@ def batch_loader(source: Dataset[Any], numbers: range, num_workers: int) -> Data
         batch_size=None,
         sampler=numbers,
         num_workers=num_workers,
-        collate_fn=_identity,
+        collate_fn=_shared,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
         # Without a generator of its own, starting a pass would draw from torch's global one.
@@ -352,9 +352,26 @@ def ignore_signals(worker_id: int) -> None:
     Schedulers and terminals signal the whole process group; a worker that dies of it takes the run down
     before the checkpoint is written.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _identity(loaded: Any) -> Any:
+def _shared(loaded: Any) -> Any:
+    """Move a worker's batch to shared memory here: torch's sending thread would swallow the error where that is full.
+
+    The batch would then never arrive, and the main process would wait for it for ever.
+    """
+    if get_worker_info() is not None:
+        _share(loaded)
     return loaded
+
+
+def _share(value: Any) -> None:
+    if isinstance(value, Tensor):
+        value.share_memory_()  # type: ignore[no-untyped-call]
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            _share(each)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for each in value:
+            _share(each)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 from tasks.base import InputError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the file; raise it when its keys change meaning
 Contents = dict[str, Any]
@@ -67,7 +71,7 @@ def save(path: Path, contents: Contents) -> None:
         with temporary.open("wb") as file:
             torch.save({"format": FORMAT, **contents}, file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno(), temporary)
     # torch reports a short write of its archive as a RuntimeError.
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
@@ -82,7 +86,10 @@ def save(path: Path, contents: Contents) -> None:
         ) from None
     if path.exists():
         _keep_previous(path)
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot save a checkpoint in {path.parent}: {error.strerror}; run again to resume") from None
     _sync_folder(path.parent)
 
 
@@ -93,12 +100,37 @@ def _keep_previous(path: Path) -> None:
         previous.hardlink_to(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+# What file systems such as FUSE and CIFS answer to an fsync that they lack
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def sync(handle: int, path: Path) -> None:
+    """Force a file to the disk; where the file system knows no such thing, say so once.
+
+    Raises:
+        OSError: The disk failed.
+    """
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _warn_unsupported(path.parent, f"fsync ({error.strerror}): a power cut may lose the last checkpoint")
+
+
+@functools.cache
+def _warn_unsupported(folder: Path, what: str) -> None:
+    log.warning("the file system of %s does not support %s", folder, what)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk. The file in it is whole already, so no failure ends the run."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            sync(handle, folder / "last.pt")
+        finally:
+            os.close(handle)
 
 
 def load(path: Path, *, run: str) -> Contents:

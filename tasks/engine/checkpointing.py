@@ -103,7 +103,9 @@ class Checkpoints:
     def _load(self, path: Path) -> checkpoint.Contents:
         """Read a checkpoint on every process, process 0 first: only it may set a damaged file aside."""
         contents = self.world.run_on_rank0(lambda: checkpoint.load(path, run=self.run))
-        return contents if contents is not None else checkpoint.load(path, run=self.run)
+        return self.world.run_everywhere(
+            lambda: contents if contents is not None else checkpoint.load(path, run=self.run)
+        )
 
     def restore_best(self, state: TrainState) -> None:
         """Load the best weights so far into the state.

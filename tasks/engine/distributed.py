@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, zip_longest
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -120,6 +120,18 @@ class World:
         if problem := self.broadcast_object(problem):
             raise InputError(problem)
         return value
+
+    def run_everywhere(self, call: Callable[[], T]) -> T:
+        """Call on every process and return each one's value; an InputError of any is raised on all of them."""
+        value, problem = None, None
+        try:
+            value = call()
+        except InputError as error:
+            problem = f"process {self.rank}: {error}" if self.rank else str(error)
+        problems = self.broadcast_object(self.gather_objects(problem))
+        if said := next((each for each in problems if each), None):
+            raise InputError(said)
+        return cast(T, value)
 
     def check_equal(self, value: Tensor, what: str) -> None:
         """Raise when a 0-d tensor differs between processes.

@@ -15,15 +15,16 @@ from tasks.base import InputError
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can be resumed
-    """The run saved a checkpoint and stopped because a signal asked for it.
+    """The run stopped because a signal asked for it, with a checkpoint unless it waited for data.
 
     Attributes:
         code: Exit code for the shell, 128 + signal number.
+        saved: Whether a checkpoint of its last step was saved.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.code = 128 + number
+    def __init__(self, number: int, *, saved: bool = True) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}" + ("" if saved else " while it waited for data"))
+        self.code, self.saved = 128 + number, saved
 
 
 class RunFailed(RuntimeError):  # noqa: N818 - "failed" is the status in the record

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tasks.base import Batch, Shard, Task
-from tasks.engine.dead_workers import read_batches
+from tasks.engine.dead_workers import WaitsTooLong, read_batches
 from tasks.engine.distributed import World, in_data_order
 from tasks.engine.reproducibility import generator_states, seed_generators, set_generator_states
 
@@ -38,6 +38,7 @@ def evaluate(
     place: Callable[[Any], Any],
     autocast: Callable[[], AbstractContextManager[Any]],
     stop: Callable[[], bool],
+    read: Callable[[Iterable[Batch]], Iterable[Batch]] = read_batches,
 ) -> dict[str, float] | None:
     """Score the networks on every split. Collective.
 
@@ -53,6 +54,7 @@ def evaluate(
         place: Moves a batch to the device.
         autocast: Makes the precision context.
         stop: Polled between batches; True gives up.
+        read: Yields the batches; it may end a wait with `WaitsTooLong`.
 
     Returns:
         The scores of all splits on every process, or None when some process was asked to stop.
@@ -67,11 +69,16 @@ def evaluate(
         for split, batches in splits(world.shard()).items():
             records, state, stopped = [], {}, False  # type: ignore[var-annotated]
             with torch.no_grad():
-                for batch in read_batches(batches):
-                    if stopped := stop():
-                        break
-                    with autocast():
-                        records.append(task.predict(modules, place(batch), state))
+                try:
+                    for batch in read(batches):
+                        if stopped := stop():
+                            break
+                        with autocast():
+                            records.append(task.predict(modules, place(batch), state))
+                except WaitsTooLong:
+                    if world.size > 1 or not stop():  # the others wait elsewhere
+                        raise
+                    return None
             if world.all_reduce_max(int(stopped)):
                 return None
             ordered = in_data_order(world.gather_objects(records) or [])

@@ -53,7 +53,9 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
             if child.poll() is None:
                 child.send_signal(number)
 
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    forwarded = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        forwarded.append(signal.SIGHUP)
     previous = {number: signal.signal(number, forward) for number in forwarded}
     try:
         return _wait(children, grace_seconds)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from adamp import scale_invariant_parameters
 from tasks.base import Task
 from tasks.engine.config import check_division
+from tasks.engine.dead_workers import was_reading
 from tasks.engine.distributed import World, process_group
 from tasks.engine.errors import Diverged, Stopped, translate_errors
 from tasks.engine.group_overrides import Marks, convert_networks, override_by_marks
@@ -81,7 +84,7 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
             logger.start(record.entries, spec.folder)
         _print_header(spec, world, record.entries, trainer)
     try:
-        with translate_errors():
+        with report_own_failure(world), translate_errors():
             scores = trainer.fit()
     except BaseException as error:
         if record is not None:
@@ -91,6 +94,17 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
         record_outcome(spec, record, loggers, trainer, None)
         spec.print_summary(record.entries, "finished")
     return scores
+
+
+@contextmanager
+def report_own_failure(world: World) -> Iterator[None]:
+    """Print an error that this process alone met, where it read a batch: process 0 learns only that it has ended."""
+    try:
+        yield
+    except Exception as error:
+        if not world.is_main and was_reading(error):
+            print(f"process {world.rank} failed: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def data_facts(task: Task, record: RunRecord | None) -> dict[str, Any]:

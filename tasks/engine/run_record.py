@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import os
 import time
@@ -21,6 +22,8 @@ from tasks.engine import checkpoint
 from tasks.engine.config import config_hash, differing_keys
 from tasks.engine.provenance import command_line, git_state, hardware, now, peak_memory_mib, versions
 from tasks.engine.record_schema import DATA_IDENTITY, RunEntries, Segment, segment_changes, wrong_entry
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,6 +176,11 @@ class RunRecord:
             raise InputError(
                 f"{self.folder} is being run by process {holder} now; wait for it, or use tag=NAME"
             ) from None
+        except OSError as error:  # e.g. Lustre without flock
+            log.warning(
+                "%s: the file system has no locks (%s), so nothing keeps a second process out of it", self.folder,
+                error.strerror,
+            )  # fmt: skip
         try:
             lock.truncate(0)
             lock.write(str(os.getpid()))
@@ -264,7 +272,7 @@ class RunRecord:
         """Return the bytes of metrics written, synced to disk: a checkpoint relies on them."""
         assert self._metrics is not None
         try:
-            os.fsync(self._metrics.fileno())
+            checkpoint.sync(self._metrics.fileno(), self.folder / "metrics.jsonl")
         except OSError as error:
             raise InputError(f"cannot write {self._metrics.name}: {error.strerror}; run again to resume") from None
         # Not tell(): until the first write it is the end of the file before it was truncated

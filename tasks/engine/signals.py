@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +23,13 @@ class SignalRequests:
         saving: A save is requested and not yet done.
         stopping: A stop is requested.
         number: Signal that requested the stop.
+        when_stopping: Called when a stop is requested, while a batch is waited for.
     """
 
     def __init__(self) -> None:
         self.saving = self.stopping = False
         self.number = int(signal.SIGTERM)
+        self.when_stopping: Callable[[], None] | None = None
 
     @property
     def pending(self) -> int:
@@ -35,7 +37,7 @@ class SignalRequests:
         return STOP if self.stopping else SAVE if self.saving else NOTHING
 
     def ask_to_stop(self, number: int, frame: Any = None) -> None:
-        """SIGINT, SIGTERM, SIGUSR2: save and stop. A second Ctrl-C stops at once, without saving.
+        """SIGINT, SIGTERM, SIGHUP, SIGUSR2: save and stop. A second Ctrl-C stops at once, without saving.
 
         With SIGUSR2 a cluster announces preemption or the end of the time limit. It wins over a SIGTERM that comes
         along, in either order, since it tells that the run will be continued.
@@ -45,6 +47,8 @@ class SignalRequests:
         if not (self.stopping and self.number == signal.SIGUSR2):
             self.number = number
         self.stopping = True
+        if self.when_stopping is not None:
+            self.when_stopping()
 
     def ask_to_save(self, number: int, frame: Any = None) -> None:
         """SIGUSR1: save and continue."""
@@ -71,7 +75,10 @@ def begin_child(parent: int) -> None:
 
 @contextmanager
 def listen() -> Iterator[SignalRequests]:
-    """Collect SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 during the block, and restore the handlers after it."""
+    """Collect SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 during the block, and restore the handlers after it.
+
+    SIGHUP, which comes when a terminal closes, stays ignored under nohup.
+    """
     requests = SignalRequests()
     if threading.current_thread() is not threading.main_thread():
         yield requests  # Python lets only the main thread set handlers
@@ -80,6 +87,8 @@ def listen() -> Iterator[SignalRequests]:
         signal.SIGINT: requests.ask_to_stop, signal.SIGTERM: requests.ask_to_stop, signal.SIGUSR1: requests.ask_to_save,
         signal.SIGUSR2: requests.ask_to_stop,
     }  # fmt: skip
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handlers[signal.SIGHUP] = requests.ask_to_stop
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield requests

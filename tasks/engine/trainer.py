@@ -20,9 +20,9 @@ from tasks.base import Batch, InputError, Shard, Task
 from tasks.engine import checkpoint, checkpointing
 from tasks.engine.checkpointing import Checkpoints
 from tasks.engine.config import Train, check_division
-from tasks.engine.dead_workers import read_batches
+from tasks.engine.dead_workers import WaitsTooLong, read_batches
 from tasks.engine.distributed import World
-from tasks.engine.errors import Diverged, Stopped
+from tasks.engine.errors import RESUMES, Diverged, RunFailed, Stopped
 from tasks.engine.evaluate import evaluate, share_faulty_examples
 from tasks.engine.loggers import RunLogger
 from tasks.engine.nested import to_device
@@ -221,16 +221,20 @@ class Trainer:
         state, progress, train = self.state, self.state.progress, self.train
         shard = self.world.shard(train.accumulation)
         epoch_batches = self.task.train_batches(self._epochs_before() + progress.epoch, shard, progress.batch)
-        batches = read_batches(epoch_batches)
+        batches = self._read(epoch_batches)
         for net in state.modules.values():
             net.train()
         while progress.batch < self.epoch_steps and not self._out_of_steps():
             epoch = progress.epoch + progress.batch / self.epoch_steps
             for optimizer in state.optimizers.values():
                 apply_schedules(optimizer, phase.schedule or {}, epoch=epoch, epochs=phase.epochs)
+            try:
+                micro_batches = [next(batches) for _ in range(train.accumulation)]
+            except WaitsTooLong:
+                self._give_up_waiting(save=True)
             num_updates = train_step(
-                state, self.task, self.wrapped_modules, [next(batches) for _ in range(train.accumulation)],
-                train=train, world=self.world, compare_gradients=not self._gradients_compared,
+                state, self.task, self.wrapped_modules, micro_batches, train=train, world=self.world,
+                compare_gradients=not self._gradients_compared,
             )  # fmt: skip
             self._gradients_compared |= num_updates > 0
             if state.non_finite.has_diverged:
@@ -278,12 +282,16 @@ class Trainer:
         for modules, suffix in ((state.modules, ""), (averaged, "_ema")):
             if not modules:
                 continue
-            split_scores = evaluate(
-                self.task, splits, modules, self.world, seed=self.train.seed + 1_000_003 * (state.progress.step + 1),
-                place=partial(to_device, device=self.world.device, channels_last=self.train.channels_last),
-                autocast=partial(autocast, self.train, self.world),
-                stop=lambda: self.signals.pending == STOP,
-            )  # fmt: skip
+            seed = self.train.seed + 1_000_003 * (state.progress.step + 1)
+            try:
+                split_scores = evaluate(
+                    self.task, splits, modules, self.world, seed=seed,
+                    place=partial(to_device, device=self.world.device, channels_last=self.train.channels_last),
+                    autocast=partial(autocast, self.train, self.world),
+                    stop=lambda: self.signals.pending == STOP, read=self._read,
+                )  # fmt: skip
+            except WaitsTooLong:
+                self._give_up_waiting(save=False)
             if split_scores is None:
                 if save_if_stopped:
                     self._save()
@@ -362,6 +370,30 @@ class Trainer:
         self._save()
         if request == STOP:
             self._stop()
+
+    def _read(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        return read_batches(batches, minutes=self.train.timeout_minutes, signals=self.signals)
+
+    def _give_up_waiting(self, *, save: bool) -> NoReturn:
+        """End a run whose next batch does not come. Not collective: the other processes may be within a step.
+
+        Args:
+            save: Whether the state is that of a step's end. It is saved if no other process is needed for that, and if
+                loading draws no numbers in this process.
+
+        Raises:
+            Stopped: A signal asked for it.
+            RunFailed: The time for a batch is over.
+        """
+        if self.signals.pending != STOP:
+            raise RunFailed(
+                f"no batch came within train.timeout_minutes={self.train.timeout_minutes:g}; {RESUMES}\n"
+                "Does the disk of the data answer? Slow data need a longer train.timeout_minutes"
+            )
+        saved = save and self.world.size == 1 and self.train.num_workers > 0
+        if saved:
+            self._save()
+        raise Stopped(self.signals.number, saved=saved)
 
     def _stop(self) -> NoReturn:
         number = self.signals.number if self.signals.pending == STOP else 0

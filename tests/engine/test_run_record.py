@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from evidence.records.row import as_run, result_row
 from evidence.runs.run import read_run
@@ -189,6 +190,7 @@ OTHER_FACTS: dict[str, tuple[Any, str]] = {
     "torch": ({"versions": lambda: {"torch": "9.9", "python": "3.11"}}, "torch 1.0 -> 9.9"),
     "processes": ({"hardware": lambda n: {"machine": "m", "cpu": "c", "processes": 2}}, "processes 1 -> 2"),
     "processor": ({"hardware": lambda n: {"machine": "o", "cpu": "other", "processes": 1}}, "cpu c -> other"),
+    "threads": ({}, "threads 1 -> 3"),
     "nothing": ({}, ""),
 }
 
@@ -201,6 +203,7 @@ def test_a_run_resumed_on_something_else_says_and_keeps_what_trained_each_part(
         "git_state": lambda root: {"commit": "a" * 40, "dirty": False}, "versions": lambda: {"torch": "1.0"},
         "hardware": lambda n: {"machine": "m", "cpu": "c", "processes": 1},
     }  # fmt: skip
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for name, fact in facts.items():
         monkeypatch.setattr(run_record, name, fact)
     stopped_at(tmp_path / "r", 5)
@@ -208,6 +211,8 @@ def test_a_run_resumed_on_something_else_says_and_keeps_what_trained_each_part(
     others, said = OTHER_FACTS[case]
     for name, fact in others.items():
         monkeypatch.setattr(run_record, name, fact)
+    if case == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     made = toys.trainer(toys.Toy(), tmp_path / "r", progress=False)
     made.fit()
     assert bool(said) == bool(caplog.messages)
@@ -219,7 +224,7 @@ def test_a_run_resumed_on_something_else_says_and_keeps_what_trained_each_part(
     run = read_run(tmp_path / "r")
     expected = {"commit": ("a" * 10 + "/" + "b" * 10, "1.0", "m"), "changes": ("a" * 10 + "+", "1.0", "m"),
                 "torch": ("a" * 10, "1.0/9.9", "m"), "processes": ("a" * 10, "1.0", "m, 1 then 2 processes"),
-                "processor": ("a" * 10, "1.0", "m / o"), "nothing": ("a" * 10, "1.0", "m")}  # fmt: skip
+                "processor": ("a" * 10, "1.0", "m / o"), "threads": ("a" * 10, "1.0", "m"), "nothing": ("a" * 10, "1.0", "m")}  # fmt: skip
     assert (run.commit, run.torch, run.machine) == expected[case]
     restored = as_run(result_row(run), tmp_path)
     assert (restored.commit, restored.torch, restored.machine) == expected[case]
@@ -250,3 +255,27 @@ def test_a_record_of_an_earlier_version_keeps_its_last_start_as_a_segment(tmp_pa
     assert any("commit cccccccccc -> " in change for change in again.begin_segment(5, threads=1))
     again.close()
     assert [(each["from_step"], each["to_step"]) for each in segments(tmp_path / "r")] == [(3, 5), (5, None)]
+
+
+@pytest.mark.parametrize(("key", "value", "refused"), [
+    ("train.accumulation", 2, True), ("train.precision", "bf16", True), ("train.threads", 2, True),
+    ("train.device", "cuda", True), ("train.batch_size", 8, True), ("train.compile", True, True),
+    ("train.num_workers", 3, False), ("train.checkpoint_minutes", 1, False), ("gpus", 2, False), ("jobs", 2, False),
+    ("data_root", "/b", False), ("launcher", "slurm", False),
+])  # fmt: skip
+def test_a_resumed_run_may_change_only_what_changes_no_number(
+    key: str, value: object, refused: bool, tmp_path: Path
+) -> None:
+    made = record(tmp_path / "r")
+    made.update(status="interrupted")
+    made.close()
+    (tmp_path / "r" / "checkpoints").mkdir()
+    (tmp_path / "r" / "checkpoints" / "last.pt").touch()
+    *parents, leaf = key.split(".")
+    changed = {**CONFIG, parents[0]: {**CONFIG[parents[0]], leaf: value}} if parents else {**CONFIG, key: value}
+    if refused:
+        with pytest.raises(InputError, match=f"{key}: .* -> {value}") as error:
+            record(tmp_path / "r", changed)
+        assert "tag=NAME" in str(error.value)
+    else:
+        record(tmp_path / "r", changed).close()
