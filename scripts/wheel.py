@@ -12,7 +12,6 @@ Exit code: 0 built and equal, 1 not equal or a tool failed, 2 wrong options.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -119,15 +118,6 @@ def call(words: Sequence[str], *, cwd: Path | None = None, env: dict[str, str] |
     return done.stdout
 
 
-def compile_levels(folder: Path) -> None:
-    """Compile the kernel for each level of this machine's architecture."""
-    folder.mkdir()
-    flag = "-march=" if platform.machine() == "x86_64" else "-mcpu=generic -march="
-    for level in cpu_build.PACKAGED_LEVELS.get(platform.machine(), {}):
-        words = [*cpu_build.find_compiler(), *cpu_build.PORTABLE_FLAGS, *f"{flag}{level}".split(), "-s"]
-        cpu_build.compile_library(folder / f"cpu-{level}.so", words)
-
-
 def main(argv: Sequence[str]) -> int:
     """Build, repair, install, compare and time the wheel."""
     out = ROOT / parse(argv, options=OPTIONS)["out"]
@@ -136,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
     (work / "stage").mkdir(parents=True)
     # Build, and let auditwheel find the platforms
     stage(work / "stage")
-    compile_levels(work / "stage" / "adamp" / "kernels" / "libraries")
+    cpu_build.compile_packaged(work / "stage" / "adamp" / "kernels" / "libraries")
     (work / "stage" / "setup.py").write_text(SETUP)
     raw = build("wheel", work / "stage", work)
     call([*UV, "tool", "run", *AUDITWHEEL, "repair", "-w", str(out), str(raw)])

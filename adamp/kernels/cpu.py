@@ -1,7 +1,8 @@
 """AdamP and SGDP for all tensors in one call on the CPU: passes their addresses to `cpu.cpp`.
 
 The kernel is plain C++ without torch's headers, so it needs a compiler only: a few seconds at the first use on a
-machine, or beforehand with `python -m adamp.kernels.cpu`. `adamp.kernels.cpu_build` says where the library is stored.
+machine, or beforehand with `python -m adamp.kernels.cpu`, for an image that runs elsewhere with `--package`.
+`adamp.kernels.cpu_build` says where the library is stored.
 
 The specification is the single-tensor implementation in `adamp.adamp` and `adamp.sgdp`; the results differ from it
 in rounding alone and do not depend on the number of threads.
@@ -19,7 +20,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from adamp.kernels.cpu_build import BuildError, build, is_compiled, load, unavailable_reason
+from adamp.kernels.cpu_build import BuildError, build, compile_packaged, is_compiled, load, unavailable_reason
 from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions, Unmoved
 from adamp.marks import ScaleInvariantMode
 
@@ -201,8 +202,10 @@ def _run(name: str, options: _Options, mode: ScaleInvariantMode, *tensors: Seque
 
 
 def main() -> int:
-    """Compile the kernel and print its path."""
+    """Compile the kernel and print its path; with --package into this installation, for other processors too."""
     try:
+        if "--package" in sys.argv[1:]:
+            compile_packaged()
         was_compiled = is_compiled()
         path = build()
     except BuildError as error:

@@ -5,6 +5,9 @@ environments of a user share it, so its name depends on all that decides on its 
 library and compiler. It does not depend on torch's version: the kernel is given addresses and uses none of torch's
 headers. `$CXX` names the compiler, else the first of c++, g++ and clang++ is used. Without a compiler the newest
 library of this source and processor serves.
+
+A stored library ends with a digest of its bytes. It is loaded only if they agree, and if it belongs to this user or
+to root and nobody else can write it: a damaged file would kill the process, another user's would run as this one.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +78,10 @@ def packaged_library() -> Path | None:
 def _cache_folder() -> Path:
     if folder := os.environ.get("ADAMP_KERNEL_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamp"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adamp"
+    except RuntimeError:  # no HOME, and a user without a name
+        return Path(tempfile.gettempdir()) / f"adamp-{os.geteuid()}"
 
 
 @functools.cache
@@ -91,8 +99,8 @@ def _compiler_digest() -> str:
     """Return a digest of the compiler's command and file, which an upgrade replaces; the compiler is not started."""
     command = find_compiler()
     file = Path(shutil.which(command[0]) or command[0]).resolve()
-    stat = file.stat()
-    return _digest(f"{shlex.join(command)}\n{file}\n{stat.st_size}\n{stat.st_mtime_ns}")
+    status = file.stat()
+    return _digest(f"{shlex.join(command)}\n{file}\n{status.st_size}\n{status.st_mtime_ns}")
 
 
 def _digest(text: str) -> str:
@@ -156,24 +164,73 @@ def build(*, force: bool = False) -> Path:
     if not force and (packaged := packaged_library()):
         return packaged
     target = _target()
+    # Read before locking: a cache that another user has filled need not be writable
+    if not force and _fault(target) is None:
+        return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
         with _only_one(target.with_suffix(".lock")):
-            if force or not target.is_file():
+            if force or _fault(target) is not None:
                 compiler = find_compiler()
                 log.info("compiling the CPU kernel of AdamP and SGDP, once for this machine, into %s", target)
-                compile_library(target, [*compiler, *FLAGS])
+                compile_library(target, [*compiler, *FLAGS], seal=True)
     except OSError as error:
-        raise BuildError(f"{target.parent} cannot be written ({error}): set ADAMP_KERNEL_CACHE to a folder") from error
+        fault = f"; {_fault(target)}" if target.exists() else ""
+        raise BuildError(
+            f"{target.parent} cannot be written ({error}){fault}: set ADAMP_KERNEL_CACHE to a folder of your own"
+        ) from error
     return target
 
 
-def compile_library(target: Path, command: Sequence[str]) -> None:
+SEAL = b"adamp-sha256:"  # before the digest at the end of a stored library, which a loader never reads
+
+
+def _fault(path: Path) -> str | None:
+    """Return why a stored library must not be loaded, None for one that may."""
+    try:
+        with path.open("rb") as file:
+            return _fault_of(path, file)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+
+
+def _fault_of(path: Path, file: BinaryIO) -> str | None:
+    status = os.fstat(file.fileno())
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{path} cannot be loaded: it belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{path} cannot be loaded: other users can write it"
+    content, seal, digest = file.read().rpartition(SEAL)
+    if not seal or hashlib.sha256(content).digest() != digest:
+        return f"{path} cannot be loaded: it is damaged"
+    return None
+
+
+def compile_packaged(folder: Path = PACKAGED) -> None:
+    """Compile the kernel into an installation, for each level of this machine's architecture.
+
+    For a wheel, or an image that runs on other processors and has no compiler.
+
+    Raises:
+        BuildError: No compiler, the compiler failed, or the folder cannot be written.
+    """
+    flag = "-march=" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=generic -march="
+    try:
+        folder.mkdir(exist_ok=True)
+        for level in PACKAGED_LEVELS.get(platform.machine(), {}):
+            words = [*find_compiler(), *PORTABLE_FLAGS, *f"{flag}{level}".split(), "-s"]
+            compile_library(folder / f"cpu-{level}.so", words)
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written ({error})") from error
+
+
+def compile_library(target: Path, command: Sequence[str], *, seal: bool = False) -> None:
     """Compile the kernel into a file, which appears complete or not at all.
 
     Args:
         target: The file.
         command: The compiler and its flags.
+        seal: Whether the file ends with a digest of its bytes, as `load` wants it of the cache's.
 
     Raises:
         BuildError: The compiler cannot be started or has failed.
@@ -187,6 +244,13 @@ def compile_library(target: Path, command: Sequence[str]) -> None:
             raise BuildError(f"the C++ compiler {command[0]} cannot be started: {error}") from error
         if done.returncode:
             raise BuildError(f"`{shlex.join(full)}` failed:\n{done.stderr[-2000:]}")
+        output.chmod(0o755)
+        with output.open("r+b") as file:
+            digest = hashlib.sha256(file.read()).digest()
+            if seal:
+                file.write(SEAL + digest)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the bytes
         output.replace(target)
 
 
@@ -199,11 +263,19 @@ class _Loaded:
 
 def _open(path: Path) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(path))
+        with path.open("rb") as file:
+            if path.parent != PACKAGED and (fault := _fault_of(path, file)):
+                raise BuildError(fault)
+            # The very file that was checked: its name may mean another one by now
+            checked = Path(f"/proc/self/fd/{file.fileno()}")
+            library = ctypes.CDLL(str(checked if checked.exists() else path))
         for name in ("adamp_step", "sgdp_step"):
             getattr(library, name).restype = None
     except (OSError, AttributeError) as error:
-        raise BuildError(f"{path} cannot be loaded ({error}): remove it, it will be compiled again") from error
+        way_out = "remove it, it will be compiled again"
+        if "failed to map segment" in str(error):
+            way_out = "no programs run from its folder (noexec): set ADAMP_KERNEL_CACHE to one from which they do"
+        raise BuildError(f"{path} cannot be loaded ({error}): {way_out}") from error
     return library
 
 
@@ -226,7 +298,7 @@ def load() -> ctypes.CDLL:
 
 def is_compiled() -> bool:
     """Return whether a library for this machine is at hand and can be loaded; starts no compiler."""
-    if _Loaded.library is None and _Loaded.failure is None and (packaged_library() or _target()).is_file():
+    if _Loaded.library is None and _Loaded.failure is None and (packaged_library() or _fault(_target()) is None):
         with contextlib.suppress(BuildError):
             load()
     return _Loaded.library is not None
@@ -240,5 +312,6 @@ def unavailable_reason() -> str | None:
         _check_system()
         find_compiler()
     except BuildError as error:
-        return str(error)
+        target = _target()
+        return f"{_fault(target)}; {error}" if target.exists() else str(error)
     return None

@@ -368,7 +368,7 @@ def _shared(loaded: Any) -> Any:
 
 def _share(value: Any) -> None:
     if isinstance(value, Tensor):
-        value.share_memory_()  # type: ignore[no-untyped-call]
+        value.share_memory_()
     elif isinstance(value, Mapping):
         for each in value.values():
             _share(each)

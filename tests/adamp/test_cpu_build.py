@@ -90,12 +90,90 @@ def test_a_compiler_that_is_not_there_and_a_cache_that_cannot_be_made_are_named(
         cpu.build()
 
 
-def test_a_damaged_library_is_refused_in_words(fresh, tmp_path):
+@pytest.fixture(scope="module")
+def built():
+    """The bytes of a whole stored library."""
+    return cpu_build.build(force=cpu_build.PACKAGED.is_dir()).read_bytes()
+
+
+def store(content, mode=0o755, uid=None):
     target = cpu_build._target()
-    target.parent.mkdir()
-    target.write_text("not a library")
-    assert not cpu.is_compiled()
-    assert "cannot be loaded" in cpu.unavailable_reason()
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(content)
+    target.chmod(mode)
+    if uid is not None:
+        os.chown(target, uid, -1)
+    return target
+
+
+def changed(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+SPOILED = {
+    "no library": lambda whole: (b"not a library", 0o755, None),
+    "cut": lambda whole: (whole[: len(whole) // 2], 0o755, None),
+    "cut in the digest": lambda whole: (whole[:-1], 0o755, None),
+    "one bit": lambda whole: (changed(whole, len(whole) // 3), 0o755, None),
+    "empty": lambda whole: (b"", 0o755, None),
+    "writable by others": lambda whole: (whole, 0o777, None),
+    "another user's": lambda whole: (whole, 0o755, 12345),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_a_library_that_is_damaged_or_not_ones_own_is_refused_in_words_and_compiled_again(
+    fault, fresh, built, tmp_path
+):
+    if fault == "another user's" and os.geteuid():
+        pytest.skip("needs root")
+    target = store(*SPOILED[fault](built))
+    with fresh.context() as without:
+        without.setenv("CXX", "")
+        without.setenv("PATH", "")
+        without.setattr(cpu_build, "_target", lambda: target)
+        assert not cpu.is_compiled()
+        assert "cannot be loaded: it" in cpu.unavailable_reason() or "other users can write" in cpu.unavailable_reason()
+        with pytest.raises(cpu_build.BuildError):
+            cpu_build._open(target)
+    (tmp_path / "whole").write_bytes(built)
+    fresh.setattr(cpu_build, "_target", lambda: target)
+    copies = f'while [ "$1" != -o ]; do shift; done; cp {tmp_path}/whole "$2"'
+    fresh.setenv("CXX", compiler(tmp_path / "c++", copies))
+    assert cpu_build._fault(cpu.build()) is None and cpu.is_compiled()
+    assert (target.stat().st_uid, target.stat().st_mode & 0o777) == (os.geteuid(), 0o755)
+    step()
+
+
+def test_a_cache_that_can_be_read_and_not_written_serves(fresh, built, tmp_path):
+    target = store(built)
+    fresh.setattr(cpu_build, "_only_one", lambda lock: pytest.fail("it asks for a lock"))
+    assert cpu.build() == target and cpu.is_compiled()
+
+
+def test_a_folder_from_which_no_programs_run_is_named(fresh, built, monkeypatch):
+    def refuse(path):
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    target = store(built)
+    monkeypatch.setattr(cpu_build.ctypes, "CDLL", refuse)
+    with pytest.raises(cpu.BuildError, match=r"noexec.*set ADAMP_KERNEL_CACHE to one from which they do"):
+        cpu_build._open(target)
+
+
+def test_without_a_home_the_cache_is_a_folder_of_this_user(fresh):
+    fresh.delenv("ADAMP_KERNEL_CACHE")
+    fresh.delenv("XDG_CACHE_HOME", raising=False)
+    fresh.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert cpu_build._cache_folder().name == f"adamp-{os.geteuid()}"
+
+
+@pytest.mark.slow
+def test_an_image_gets_libraries_for_every_processor_of_its_kind(fresh, tmp_path):
+    fresh.setattr(cpu_build, "PACKAGED", tmp_path / "libraries")
+    cpu_build.compile_packaged(tmp_path / "libraries")
+    assert cpu_build.packaged_library() and cpu.is_compiled()
+    step()
 
 
 def test_libraries_of_two_compilers_have_two_names_and_without_one_the_last_serves(fresh, tmp_path):

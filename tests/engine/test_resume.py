@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tasks.base import InputError, Task
+from tasks.engine import checkpointing
 from tasks.engine.checkpointing import Checkpoints
 from tasks.engine.errors import Stopped
 from tests.engine import toys
@@ -198,3 +199,20 @@ def test_a_stop_that_arrives_while_a_checkpoint_is_being_written_is_not_lost(
     resumed, lines = run("plain", tmp_path / "stopped")
     assert lines == metrics
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("task", "refused"), [(toys.Toy, False), (toys.Memory, True)])
+def test_another_number_of_processes_is_refused_only_where_a_task_carries_state(
+    task: type[toys.Toy], refused: bool, tmp_path: Path
+) -> None:
+    made = toys.trainer(task(), tmp_path / "r")
+    made.fit()
+    toys.close(made)
+    contents = made.checkpoints.load_latest()
+    assert contents is not None
+    contents["processes"] *= 2  # as two processes save
+    if refused:
+        with pytest.raises(InputError, match="carries state of 2 processes; resume with GPUS=2, not 1"):
+            checkpointing.restore(made.state, contents, toys.CPU)
+    else:
+        checkpointing.restore(made.state, contents, toys.CPU)

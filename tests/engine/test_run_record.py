@@ -224,7 +224,8 @@ def test_a_run_resumed_on_something_else_says_and_keeps_what_trained_each_part(
     run = read_run(tmp_path / "r")
     expected = {"commit": ("a" * 10 + "/" + "b" * 10, "1.0", "m"), "changes": ("a" * 10 + "+", "1.0", "m"),
                 "torch": ("a" * 10, "1.0/9.9", "m"), "processes": ("a" * 10, "1.0", "m, 1 then 2 processes"),
-                "processor": ("a" * 10, "1.0", "m / o"), "threads": ("a" * 10, "1.0", "m"), "nothing": ("a" * 10, "1.0", "m")}  # fmt: skip
+                "processor": ("a" * 10, "1.0", "m / o"), "threads": ("a" * 10, "1.0", "m"),
+                "nothing": ("a" * 10, "1.0", "m")}  # fmt: skip
     assert (run.commit, run.torch, run.machine) == expected[case]
     restored = as_run(result_row(run), tmp_path)
     assert (restored.commit, restored.torch, restored.machine) == expected[case]

@@ -1,4 +1,4 @@
-"""Output that cannot be written and file systems that lack an operation: the run goes on, with a line where it matters."""
+"""Output that cannot be written, file systems that lack an operation: the run goes on, with a line where it matters."""
 
 from __future__ import annotations
 
