@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return where `make data` puts data sets: `$ADAMP_DATA`, or `~/.cache/adamp/data`."""
-    return Path(os.environ.get("ADAMP_DATA") or "~/.cache/adamp/data").expanduser()
+    """Return where `make data` puts data sets: `$ADAMP_DATA`, or `~/.cache/adamp/data`.
+
+    Without HOME a user whom the system does not know, as in some containers, has a folder of temporary files.
+    """
+    try:
+        return Path(os.environ.get("ADAMP_DATA") or "~/.cache/adamp/data").expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"adamp-data-{os.geteuid()}"
 
 
 @contextmanager
