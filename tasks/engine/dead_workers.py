@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data._utils import signal_handling
 
-from tasks.base import Batch
+from tasks.base import Batch, InputError
 from tasks.engine.signals import SignalRequests
 
 STOP_SECONDS = 5.0  # that a run which is asked to stop still waits for a batch
@@ -85,6 +85,8 @@ def read_batches(
             error.while_reading = True  # type: ignore[attr-defined]
             if isinstance(error, WaitsTooLong):
                 end_workers()
+            if isinstance(error, InputError) and "Original Traceback" in str(error):  # torch adds a worker's
+                raise InputError(str(error).rpartition(f"{InputError.__name__}: ")[2].strip()) from error
             raise
         finally:  # only this assignment: a call would let the handler run once more
             DEATHS.reading = False
