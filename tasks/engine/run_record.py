@@ -272,6 +272,7 @@ class RunRecord:
         """Return the bytes of metrics written, synced to disk: a checkpoint relies on them."""
         assert self._metrics is not None
         try:
+            self._metrics.flush()  # what a full disk did not take before
             checkpoint.sync(self._metrics.fileno(), self.folder / "metrics.jsonl")
         except OSError as error:
             raise InputError(f"cannot write {self._metrics.name}: {error.strerror}; run again to resume") from None
