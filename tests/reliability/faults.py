@@ -3,9 +3,9 @@
 usage: python tests/reliability/faults.py [kinds=WORD,WORD] [out=results/faults.json] [page=docs/reliability.md]
 
 Options: kinds=WORD,... takes the kinds whose names hold one of the words; out= and page= say where the figures go, the
-page between its two marks. With kinds= nothing is written unless out= or page= is given; the file then keeps its figures of
-other kinds. Exit code 1 if a fault is not
-survived. Needs no root and no network; what a machine cannot make is skipped with a reason.
+page between its two marks. With kinds= nothing is written unless out= or page= is given, and the file keeps its figures
+of other kinds. Exit code 1 if a fault is not survived. Needs no root and no network; what a machine cannot make is
+skipped with a reason.
 """
 
 from __future__ import annotations
