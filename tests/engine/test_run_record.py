@@ -178,6 +178,7 @@ def stopped_at(folder: Path, step: int) -> None:
     made = toys.trainer(task, folder, progress=False)
     with pytest.raises(Stopped):
         made.fit()
+    assert made.state.progress.step == step, "a signal from elsewhere, e.g. of timeout(1), stopped it"
     toys.close(made)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 import adamp
 from tasks.base import LoopState, Shard, StepContext, Task, Update
 from tasks.engine.config import Train
+from tasks.engine.dead_workers import DEATHS
 from tasks.engine.distributed import World
 from tasks.engine.phases import Phase
 from tasks.engine.run_record import RunRecord
@@ -205,3 +208,14 @@ def kill_at(step: int, number: int = signal.SIGTERM) -> Callable[[], None]:
             os.kill(os.getpid(), number)
 
     return hook
+
+
+def kill_while_waiting(made: Trainer, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal as soon as the trainer waits for a batch after a step."""
+
+    def send() -> None:
+        while not (made.state.progress.step == step and DEATHS.reading):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -593,11 +592,11 @@ def _(folder: Path, name: str) -> None:
 
 @fault("a signal while a batch is waited for", "SIGTERM", "SIGINT", "SIGHUP")
 def _(folder: Path, name: str) -> None:
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.Signals[name]))
-    timer.start()
+    made = toys.trainer(Disturbed(_sleep), folder, progress=False, num_workers=1)
+    toys.kill_while_waiting(made, 6, signal.Signals[name])
     with patched(dead_workers, "STOP_SECONDS", 0.2), refused(Stopped, says=name):
-        trained(folder, Disturbed(_sleep), num_workers=1)
-    timer.join()
+        made.fit()
+    toys.close(made)
     assert goes_on(folder).record.entries["resumed_from"] == [6]  # type: ignore[union-attr]
 
 
@@ -675,7 +674,7 @@ def _(folder: Path, name: str) -> None:
 @fault("a rank dies and comes back", "torchrun")
 def _(folder: Path, name: str) -> None:
     line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2",
-            "-m", "tests.reliability.elastic", str(folder)]  # fmt: skip
+            "-m", "tests.reliability.test_waiting", str(folder), "comes back"]  # fmt: skip
     env = commands.importing(ROOT, {**os.environ, "OMP_NUM_THREADS": "1"})
     done = subprocess.run([sys.executable, *line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

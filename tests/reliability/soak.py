@@ -47,7 +47,7 @@ def _stage(frame):
         if place[0].endswith("engine/evaluate.py") and place[1] == "evaluate": return "evaluation"
         caches = place[0].endswith(("language/text.py", "audio/cache.py"))
         if caches and place[1] in ("_build", "decode_all"): return "cache"
-        if place[0].endswith("engine/loop.py") and place[1] == "_train_epoch": return "training"
+        if place[0].endswith("engine/trainer.py") and place[1] == "_train_epoch": return "training"
         frame = frame.f_back
     return "start"
 def _watch():

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,11 +82,9 @@ def test_a_signal_is_answered_while_a_batch_is_waited_for(
 ) -> None:
     monkeypatch.setattr(dead_workers, "STOP_SECONDS", 0.2)
     made = toys.trainer(Slow(evaluating=evaluating, num_workers=num_workers), tmp_path / "r", num_workers=num_workers)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+    toys.kill_while_waiting(made, 4 if evaluating else 2)
     with pytest.raises(Stopped) as stopped:
         made.fit()
-    timer.join()
     toys.close(made)
     assert stopped.value.code == 143 and stopped.value.saved == (step > 0)
     assert not multiprocessing.active_children()
@@ -138,12 +135,11 @@ def test_an_error_of_one_process_ends_all_and_is_said(how: str, tmp_path: Path) 
         made.fit()
         toys.close(made)
     words = [sys.executable, "-m", "tests.reliability.test_waiting", str(folder), how]
-    code = f"import sys; from tasks.engine.processes import spawn; sys.exit(spawn({words!r}, 2, grace_seconds=60))"
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    code = f"import sys; from tasks.engine.processes import spawn; sys.exit(spawn({words!r}, 2, grace_seconds=240))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == (0 if how == "whole" else 2), done.stderr
     assert FAILURES[how] in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert time.monotonic() - begun < 55  # nobody was killed
+    assert done.stdout.count("ended by itself") == 2  # nobody was killed
 
 
 class Unread(toys.Toy):
@@ -158,6 +154,7 @@ class Unread(toys.Toy):
 
 
 def main(folder: Path, how: str) -> int:
+    """What each of two processes does; "comes back" is started by torchrun, whose first start loses process 1."""
     from launch.train import guarded
     from tasks.engine.run import report_own_failure
 
@@ -170,8 +167,11 @@ def main(folder: Path, how: str) -> int:
                     raise OSError(5, "Input/output error")
 
                 checkpoint._load = unread
+            task = Unread() if how == "reading" else toys.Toy()
+            if how == "comes back" and world.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                task.before_step = toys.kill_at(8, signal.SIGKILL)
             with translate_errors():
-                made = toys.trainer(Unread() if how == "reading" else toys.Toy(), folder, world=world)
+                made = toys.trainer(task, folder, world=world, checkpoint_minutes=0)
                 with report_own_failure(world):
                     made.fit()
         return 0
@@ -180,4 +180,7 @@ def main(folder: Path, how: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    try:
+        sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    finally:
+        print("ended by itself", flush=True)
