@@ -268,7 +268,8 @@ TARGETS = {
     "report": "scripts.report", "tables": "scripts.tables --page --figures",
     "verify-results": "scripts.verify_results",
     "soak": "tests.reliability.soak", "corpus": "tests.reliability.corpus", "fuzz": "tests.reliability.fuzz",
-    "load": "tests.reliability.load", "dry-run": "scripts.dry_run", "imagenet-check": "scripts.imagenet_check",
+    "load": "tests.reliability.load", "faults": "tests.reliability.faults", "audit": "scripts.audit",
+    "dry-run": "scripts.dry_run", "imagenet-check": "scripts.imagenet_check",
     "benchmark": "benchmarks.engine", "benchmark-optimizers": "benchmarks.optimizers",
     "benchmark-gpu": "benchmarks.gpu_optimizers", "benchmark-audio": "benchmarks.audio", "doctor": "scripts.doctor",
 }  # fmt: skip

@@ -4,8 +4,8 @@ usage: python tests/reliability/faults.py [kinds=WORD,WORD] [out=results/faults.
 
 Options: kinds=WORD,... takes the kinds whose names hold one of the words; out= and page= say where the figures go, the
 page between its two marks. With kinds= nothing is written unless out= or page= is given, and the file keeps its figures
-of other kinds. Exit code 1 if a fault is not survived. Needs no root and no network; what a machine cannot make is
-skipped with a reason.
+of other kinds, each with the commit and the machine that it was made on. Exit code 1 if a fault is not survived. Needs
+no root and no network; what a machine cannot make is skipped with a reason.
 """
 
 from __future__ import annotations
@@ -122,14 +122,19 @@ def main(argv: Sequence[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         skipped = [[outcome.kind, outcome.name, outcome.skipped] for outcome in outcomes if outcome.skipped]
         faults = [[outcome.kind, outcome.name, outcome.trouble] for outcome in lost]
-        if wanted and out.is_file():  # a part: the other kinds keep their figures
+        where = provenance(ROOT)
+        rows: dict[str, Any] = {kind: {**row, "where": where} for kind, row in kinds.items()}
+        seconds = round(time.monotonic() - begun)
+        if wanted and out.is_file():  # a part: the other kinds keep their figures, commit and machine
             before = json.loads(out.read_text(encoding="utf-8"))
-            kinds = {**before["kinds"], **kinds}
+            rows = {**before["kinds"], **rows}
+            seconds += before["seconds"]
             faults = [*(each for each in before["not survived"] if each[0] not in counts(outcomes)), *faults]
             skipped = [*(each for each in before["skipped"] if each[0] not in counts(outcomes)), *skipped]
+        kinds = rows
         injected, survived = (sum(row[key] for row in kinds.values()) for key in ("injected", "survived"))
-        facts = {"where": provenance(ROOT), "seconds": round(time.monotonic() - begun), "injected": injected,
-                 "survived": survived, "kinds": kinds, "not survived": faults, "skipped": skipped}  # fmt: skip
+        facts = {"seconds": seconds, "injected": injected, "survived": survived, "kinds": kinds,
+                 "not survived": faults, "skipped": skipped}  # fmt: skip
         out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if values["page"] or not wanted:
         write_page(Path(values["page"] or ROOT / "docs" / "reliability.md"), table(kinds))
