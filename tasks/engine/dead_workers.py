@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import multiprocessing
 import signal
@@ -100,8 +101,13 @@ def end_workers() -> None:
     DEATHS.listen()
     DEATHS.reading = False
     for worker in multiprocessing.active_children():
-        worker.kill()
-        worker.join(STOP_SECONDS)
+        if worker.daemon:
+            worker.kill()
+            worker.join(STOP_SECONDS)
+
+
+# Python ends daemons by SIGTERM, which they ignore, and then waits: those of a pass that an error still holds
+atexit.register(end_workers)
 
 
 def was_reading(error: BaseException | None) -> bool:

@@ -81,7 +81,8 @@ def test_a_signal_is_answered_while_a_batch_is_waited_for(
     evaluating: bool, num_workers: int, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_workers, "STOP_SECONDS", 0.2)
-    made = toys.trainer(Slow(evaluating=evaluating, num_workers=num_workers), tmp_path / "r", num_workers=num_workers)
+    task = Slow(evaluating=evaluating, num_workers=num_workers)
+    made = toys.trainer(task, tmp_path / "r", num_workers=num_workers, timeout_minutes=1)
     toys.kill_while_waiting(made, 4 if evaluating else 2)
     with pytest.raises(Stopped) as stopped:
         made.fit()
@@ -120,6 +121,17 @@ def test_a_full_shared_memory_is_said_where_torch_would_wait_for_ever(monkeypatc
         list(read_batches(batches, minutes=1))
 
 
+def test_a_process_ends_although_an_error_holds_its_workers() -> None:
+    code = """
+from tasks.engine import dead_workers
+from tests.reliability.test_waiting import Batches
+held = iter(Batches([0, 1], lambda number: None))
+next(held)
+raise SystemExit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=90).returncode == 3
+
+
 FAILURES = {
     "reading": "process 1 failed: picture 7 cannot be read now",
     "loading": "process 1: ",
@@ -135,8 +147,8 @@ def test_an_error_of_one_process_ends_all_and_is_said(how: str, tmp_path: Path) 
         made.fit()
         toys.close(made)
     words = [sys.executable, "-m", "tests.reliability.test_waiting", str(folder), how]
-    code = f"import sys; from tasks.engine.processes import spawn; sys.exit(spawn({words!r}, 2, grace_seconds=240))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    code = f"import sys; from tasks.engine.processes import spawn; sys.exit(spawn({words!r}, 2, grace_seconds=60))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == (0 if how == "whole" else 2), done.stderr
     assert FAILURES[how] in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert done.stdout.count("ended by itself") == 2  # nobody was killed
