@@ -101,7 +101,7 @@ FILE_DEPARTURES = {
     "language_ptb.yaml": {"random_lengths": True},
     "penn_treebank.yaml": {"order": "appearance"},
     "shakespeare_chars.yaml": {"unit": "char"},
-    "shakespeare_top4000.yaml": {"max_words": 4000},
+    "shakespeare_top3000.yaml": {"max_words": 3000},
 }
 
 
