@@ -130,6 +130,8 @@ class Ssd(SSD, Detector):
         init: "random", or "imagenet" for the thirteen convolutions of VGG; fc6 and fc7 are random in both.
         weights: File of ImageNet weights; None looks in the usual places.
         mean: Colour around pictures that are zoomed out, in [0, 1].
+        crop: Zoom out and crop in training.
+        colours: Distort colours in training.
 
     Raises:
         InputError: An option is out of its range, or the weights are missing or do not fit.
@@ -153,6 +155,8 @@ class Ssd(SSD, Detector):
         init: str = "imagenet",
         weights: str | None = None,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        crop: bool = True,
+        colours: bool = True,
     ) -> None:
         if image_size not in LAYOUTS:
             raise InputError(f"model.image_size={image_size}: choose 300 or 512, SSD's two sizes")
@@ -164,7 +168,8 @@ class Ssd(SSD, Detector):
         head = SSDHead(maps.channels, boxes.num_anchors_per_location(), num_classes + 1)
         super().__init__(maps, boxes, (image_size, image_size), num_classes + 1, head=head)
         self.transform = nn.Identity()  # views resize and the task normalises
-        self.view, self.origin = SsdView(image_size, (mean[0], mean[1], mean[2])), maps.origin
+        self.view = SsdView(image_size, (mean[0], mean[1], mean[2]), crop=crop, colours=colours)
+        self.origin = maps.origin
         self.image_size, self._bn_extras = image_size, bn_extras
         # The last map has one cell: batch norm behind it sees one value per picture.
         self.num_examples, self.example_side = (4 if bn_extras else 1), image_size

@@ -155,18 +155,20 @@ class SsdView:
     Args:
         size: Side S of a view.
         mean: Channel means in [0, 1]: the colour around a picture that is zoomed out.
+        crop: Zoom out and crop in training; else the whole picture, mirrored or not.
+        colours: Distort colours in training.
 
     Reference:
         Liu et al., arXiv:1512.02325, section 2.2 and 3.6.
     """
 
-    def __init__(self, size: int, mean: tuple[float, float, float]) -> None:
+    def __init__(self, size: int, mean: tuple[float, float, float], *, crop: bool = True, colours: bool = True) -> None:
         self.size = size
+        around = {tv_tensors.Image: [255 * value for value in mean], "others": 0}
         self._transform = v2.Compose(
             [
-                v2.RandomPhotometricDistort(),
-                v2.RandomZoomOut(fill={tv_tensors.Image: [255 * value for value in mean], "others": 0}),
-                v2.RandomIoUCrop(),
+                *([v2.RandomPhotometricDistort()] if colours else []),
+                *([v2.RandomZoomOut(fill=around), v2.RandomIoUCrop()] if crop else []),
                 v2.RandomHorizontalFlip(),
                 v2.Resize((size, size), antialias=True),
                 v2.SanitizeBoundingBoxes(),

@@ -51,10 +51,16 @@ def test_boxes_follow_their_pixels_through_scale_shift_and_mirror_image(number):
     assert boxes[0].tolist() == pytest.approx(measured(view), abs=0.5)
 
 
-def test_without_cropping_training_sees_the_whole_picture_mirrored_or_not():
+@pytest.mark.parametrize(
+    "view",
+    [
+        CenterNetView(100, crop=False, colours=False),
+        SsdView(100, (0.5, 0.5, 0.5), crop=False, colours=False),
+    ],
+)
+def test_without_cropping_training_sees_the_whole_picture_mirrored_or_not(view):
     box = (60, 40, 90, 100)
     image = scene(200, 120, box)
-    view = CenterNetView(100, crop=False, colours=False)
     plain, back = view.test(image)
     seen = set()
     for number in range(8):
