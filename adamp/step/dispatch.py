@@ -301,6 +301,7 @@ class ProjectedOptimizer(CheckedOptimizer):
         grad_scale = getattr(self, "grad_scale", None)
         parts_by_group = [(group, self._parts(i, group)) for i, group in enumerate(self.param_groups)]
         batches = []
+        undo: list[tuple[list[Tensor], list[Tensor]]] = []
         for group, parts in parts_by_group:
             for implementation, device, _, tensors, unmoved in parts:
                 # The kernels read GradScaler's factor and flag themselves
@@ -314,8 +315,13 @@ class ProjectedOptimizer(CheckedOptimizer):
                         found_inf=_to_device(found_inf, device),
                     )
                     continue
-                if found_inf is not None and bool(found_inf):
-                    continue
+                if found_inf is not None:
+                    changed = _changed_by_step(tensors)
+                    # On a device nothing waits for the flag: where it is set, the step is undone
+                    if not group["differentiable"] and _are_on_device(found_inf, *changed):
+                        undo.append((changed, [x.clone() for x in changed]))
+                    elif bool(found_inf):
+                        continue
                 tensors = _with_descent_gradients(tensors, maximize=group["maximize"], grad_scale=grad_scale)
                 if implementation == "foreach":
                     batches += [self._update_foreach(group, bucket) for bucket in _split_by_placement(tensors)]
@@ -323,6 +329,9 @@ class ProjectedOptimizer(CheckedOptimizer):
                 for index, (param, grad) in enumerate(zip(tensors.params, tensors.grads, strict=True)):
                     self._step_single(group, param, grad, {name: xs[index] for name, xs in tensors.states.items()})
         apply_batches_(batches)
+        for changed, before in undo:
+            assert found_inf is not None
+            _restore_where_(found_inf, changed, before)
 
     def _parts(self, index: int, group: dict[str, Any]) -> list[Part]:
         """Return the group's parameters with a gradient, divided by implementation, with their states."""
@@ -435,7 +444,23 @@ def step_device(param: Tensor, group: dict[str, Any]) -> torch.device:
 
 
 def _to_device(value: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if value is None else value.to(device, non_blocking=True)
+    # The CPU kernel reads the value at once, so it must have arrived
+    return None if value is None else value.to(device, non_blocking=device.type != "cpu")
+
+
+def _changed_by_step(tensors: ParamTensors) -> list[Tensor]:
+    return [local(x) for x in chain(tensors.params, *tensors.states.values())]
+
+
+def _are_on_device(*tensors: Tensor) -> bool:
+    return all(x.device.type != "cpu" for x in tensors)
+
+
+def _restore_where_(flag: Tensor, tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Set the tensors to what they were before if the flag, one number, is not 0; bit for bit, without a host read."""
+    for x, old in zip(tensors, before, strict=True):
+        is_set = flag.to(x.device, non_blocking=True).reshape(()) != 0
+        x.copy_(torch.where(is_set, old, x))
 
 
 def _check_capture(group: dict[str, Any], *, on_gpu: bool) -> None:

@@ -324,6 +324,55 @@ def test_what_the_kernel_does_not_take_is_unscaled_and_skipped_too(cls, options,
     torch.testing.assert_close(ours, plain)
 
 
+@every_optimizer
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("bad", [False, True])
+def test_on_a_device_the_flag_undoes_the_step_bit_for_bit(cls, options, foreach, bad, monkeypatch):
+    ours, plain = parameters(torch.float32), parameters(torch.float32)
+    optimizer, twin = (cls(params, **options, foreach=foreach, fused=False) for params in (ours, plain))
+    for each, params in ((optimizer, ours), (twin, plain)):
+        train(each, params, 2)
+    before = copy.deepcopy((ours, optimizer.state_dict()["state"]))
+    monkeypatch.setattr(dispatch, "_are_on_device", lambda *tensors: True)
+    for p, q in zip(ours, plain, strict=True):
+        q.grad = torch.ones_like(q)
+        p.grad = torch.full_like(p, float("inf")) if bad else 4 * q.grad
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor([float(bad)])
+    optimizer.step()
+    if not bad:
+        twin.step()
+    expected, state = before if bad else (plain, twin.state_dict()["state"])
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    now = optimizer.state_dict()["state"]
+    assert all(torch.equal(x, now[i][name]) for i, values in state.items() for name, x in values.items())
+
+
+@pytest.mark.parametrize("cls", [SGDP, AdamP])
+@pytest.mark.parametrize("foreach", [None, False])
+def test_the_flag_is_not_read_on_the_host_where_it_lies_on_a_device(cls, foreach):
+    """On tensors without data, which no kernel takes and which refuse to be read."""
+    param = nn.Parameter(torch.ones(3, 4, device="meta"))
+    optimizer = cls([param], lr=0.1, foreach=foreach)
+    optimizer.param_groups[0]["fused"] = True  # what makes GradScaler hand the flag over
+    param.grad = torch.ones_like(param)
+    optimizer.grad_scale, optimizer.found_inf = (torch.ones(1, device="meta") for _ in range(2))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_flag_that_the_host_reads_has_arrived_there(device):
+    class Moves(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.to:
+                moves.append(kwargs["non_blocking"])
+            return func(*args, **(kwargs or {}))
+
+    moves = []
+    with Moves():
+        dispatch._to_device(torch.ones(1), torch.device(device))
+    assert moves == [device != "cpu"]
+
+
 @pytest.mark.parametrize("strides", ["contiguous", "transposed"])
 @pytest.mark.parametrize("foreach", [None, False])
 def test_a_small_half_precision_gradient_is_widened_before_it_is_unscaled(strides, foreach):

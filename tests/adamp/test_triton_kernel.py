@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -16,7 +15,8 @@ import torch
 pytest.importorskip("triton")
 
 from adamp.kernels import triton_launch as fused
-from tests.adamp.kernel_cases import ADAMP, CASES, LARGE_CASES, SGD
+from benchmarks.gpu_resources import KERNELS, compile_step, usage
+from tests.adamp.kernel_cases import CASES, LARGE_CASES, SGD
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,90 +58,35 @@ def test_without_a_device_or_triton_the_kernels_say_why_they_cannot_be_used(monk
     assert fused.unavailable_reason() == "triton is not installed"
 
 
-class Target:
-    """Triton's driver as far as a compilation asks it: which GPU to compile for."""
-
-    def __init__(self, capability):
-        self.capability = capability
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self):
-        return self.capability  # a cache of compiled kernels each
-
-    def get_current_stream(self, device):
-        return 0
-
-
-@pytest.fixture
-def compiled(monkeypatch, tmp_path):
-    """Compile what a step would launch, with the arguments it would launch it with; return the kernels by name."""
-    from triton.runtime.driver import driver
-
+@pytest.fixture(autouse=True)
+def compiled_anew(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    before = driver._active
-
-    def compile_step(capability, dtype, *, family, **options):
-        kernels = {}
-        monkeypatch.setattr(
-            fused,
-            "_launch",
-            lambda kernel, grid, *args, **launch: kernels.update(
-                {kernel.__name__: kernel.warmup(*args, grid=(grid,), **launch)}
-            ),
-        )
-        driver.set_active(Target(capability))
-        w, g, m, v = (torch.zeros(4, 9000, dtype=dtype) for _ in range(4))
-        if family == "adamp":
-            fused.adamp([w], [g], [m], [v], [torch.zeros(())], **{**ADAMP, **options})
-        else:
-            fused.sgdp([w], [g], [m], **{**SGD, **options})
-        return kernels
-
-    yield compile_step
-    driver._active = before
 
 
-def resources(cubin, tmp_path):
-    """Registers a thread and bytes of the stack that a kernel's machine code takes, and its instructions' names."""
-    dump = [
-        Path(importlib.util.find_spec("triton").origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump",
-        tmp_path / "kernel.cubin",
-    ]
-    dump[1].write_bytes(cubin)
-    used, sass = (
-        subprocess.run([*dump, word], capture_output=True, text=True).stdout for word in ("-res-usage", "-sass")
-    )
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", used).groups())
-    return registers, stack, set(re.findall(r"\b(STL|LDL)\b", sass))
+# Four neighbouring entries a load, by their bytes; two of float64
+VECTOR_LOAD = {2: r"v2\.b32", 4: r"v4\.b32", 8: r"v2\.b64"}
 
 
-def check(kernels, capability, tmp_path, *, dtype=torch.float32):
-    assert set(kernels) == {"row_sums", "decide", "radial_sums", "coefficients", "apply_update"}
+def check(kernels, capability, *, dtype=torch.float32):
+    assert set(kernels) == set(KERNELS)
     for name, kernel in kernels.items():
         ptx = kernel.asm["ptx"]
         assert f".target sm_{capability}" in ptx, name
         assert len(kernel.asm["cubin"]) > 0
-        registers, stack, spills = resources(kernel.asm["cubin"], tmp_path)
-        assert (stack, spills) == (0, set()), f"{name} spills registers"
-        # 65,536 registers, handed out by 8 for each thread of a warp: of 64 warps that may run on it, how many do
-        warps = 65_536 // (-(-registers // 8) * 8 * 32)
-        assert warps >= (0.25 if dtype == torch.float64 else 0.43) * 64, f"{name} takes {registers} registers"
+        taken = usage(kernel, capability)
+        assert (taken.stack, taken.spills) == (0, 0), f"{name} spills registers"
+        assert taken.occupancy >= (0.25 if dtype == torch.float64 else 0.43), f"{name}: {taken}"
         assert not re.search(r"\batom\.|\bred\.global", ptx), f"{name} adds in no fixed order"
         arguments = dict(zip(kernel.src.fn.arg_names, kernel.src.signature.values(), strict=True))
         for number in ("lr", "eps", "keep1", "gain1", "log_beta2", "weight_decay"):
             assert arguments.get(number, "fp64") == "fp64", "a Python float must arrive whole"
-    # Tiles of aligned tensors move 16 bytes a load.
     for name in ("row_sums", "radial_sums", "apply_update"):
-        assert re.search(r"ld\.global\S*\.(v4\.b32|v2\.b64)", kernels[name].asm["ptx"]), name
+        assert re.search(rf"ld\.global\S*\.{VECTOR_LOAD[dtype.itemsize]}", kernels[name].asm["ptx"]), name
 
 
-def test_the_kernels_compile_for_a_gpu(compiled, tmp_path):
+def test_the_kernels_compile_for_a_gpu():
     scaling = {"grad_scale": torch.ones(1), "found_inf": torch.zeros(1)}
-    check(compiled(90, torch.float32, family="sgdp", lr=torch.tensor(0.1), **scaling), 90, tmp_path)
+    check(compile_step(90, torch.float32, "sgdp", lr=torch.tensor(0.1), **scaling), 90)
 
 
 @pytest.mark.slow  # 2 to 6 s each on one core
@@ -159,8 +104,8 @@ def test_the_kernels_compile_for_a_gpu(compiled, tmp_path):
         (torch.float64, "sgdp", {}),
     ],
 )
-def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, family, options, compiled, tmp_path):
-    check(compiled(capability, dtype, family=family, **options), capability, tmp_path, dtype=dtype)
+def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, family, options):
+    check(compile_step(capability, dtype, family, **options), capability, dtype=dtype)
 
 
 @pytest.mark.parametrize(
