@@ -1,4 +1,4 @@
-"""One call on a machine with a CUDA device: its tests, optimizer steps, training steps, a small training; in minutes.
+"""One call on a machine with a CUDA device: its tests, optimizer steps, training steps, many networks; in minutes.
 
 `ADAMP_COMMIT=... make gpu-day` or `python -m benchmarks.gpu_day [minutes=8] [out=results/gpu] [device=cuda] [size=full]
 [workers=8]`. It needs torch and triton, for parts of it timm and pytest, but no network, no git and none of the suite's
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adamp import SGDP, AdamP
+from benchmarks import gpu_networks
 from benchmarks.gpu_optimizers import graph_of, idle_clock, launches
 from benchmarks.optimizers import ADAM, SGD, TINY, attached, compared, take_turns
 from benchmarks.peers import Make
@@ -284,36 +285,6 @@ def training_step(day: Day, *, is_compiled: bool, tiny: bool) -> Iterator[dict[s
             }
 
 
-def small_training(day: Day, *, num_steps: int) -> Iterator[dict[str, Any]]:
-    """Yield loss and growth of the weights' norm after a training with batch norm, by optimizer and seed."""
-    device = day.device
-    centres = torch.randn(10, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
-    makes: dict[str, Make] = {
-        "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
-        "SGDP": lambda p: SGDP(p, lr=0.1, momentum=0.9, nesterov=True, fused=True),
-        "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3),
-        "AdamP": lambda p: AdamP(p, lr=1e-3, fused=True),
-    }
-    for name, make in makes.items():
-        for seed in range(3):
-            torch.manual_seed(seed)
-            layers: list[nn.Module] = []
-            for channels in (3, 32, 32):
-                layers += [nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
-            model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10)).to(device)
-            optimizer, filters = make(model.parameters()), [p for p in model.parameters() if p.ndim == 4]
-            norm = lambda filters=filters: sum(float(p.detach().square().sum()) for p in filters) ** 0.5  # noqa: E731
-            before, loss = norm(), torch.zeros(())
-            for _ in range(num_steps):
-                labels = torch.randint(10, (64,)).to(device)
-                images = centres[labels] + 2 * torch.randn(64, 3, 16, 16).to(device)
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(images), labels)
-                loss.backward()
-                optimizer.step()
-            yield {"optimizer": name, "seed": seed, "loss": float(loss.detach()), "norm_growth": norm() / before}
-
-
 def page(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the results as Markdown."""
     first = records[0] if records else {}
@@ -368,7 +339,12 @@ def main(words: Sequence[str]) -> int:
         if tiny:
             day.attempt("training steps", "eager", lambda: training_step(day, is_compiled=False, tiny=tiny))
         day.attempt("training steps", "compiled", lambda: training_step(day, is_compiled=True, tiny=tiny), needs=60)
-        day.attempt("training", "batch norm", lambda: small_training(day, num_steps=5 if tiny else 200))
+        experiment = gpu_networks.TINY if tiny else gpu_networks.FULL
+        # Half a minute is left for the page, and for what a seed takes beyond those before it
+        left = lambda: day.left() - 30  # noqa: E731
+        day.attempt(
+            "many networks", "projection-effect", lambda: gpu_networks.trainings(experiment, device, left), needs=60
+        )
     finally:
         day.page.write_text(page(day.records))
     failed = [r for r in day.records if "error" in r or r.get("exit_code", 0) not in (0, 5)]

@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_day
+from benchmarks import gpu_day, gpu_networks
 from evidence.runs.run import ReadError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +41,8 @@ sys.exit(gpu_day.main(sys.argv[1:]))
 def test_the_whole_call_on_a_bare_tree(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     tree = tmp_path / "tree"
-    for folder in ("adamp", "tasks", "evidence", "launch", "scripts", "benchmarks", "tests"):
-        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    for folder in ("adamp", "tasks", "evidence", "launch", "scripts", "benchmarks", "tests", "data/fashion_mnist_20k"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(BLOCKED)
@@ -56,10 +58,13 @@ def test_the_whole_call_on_a_bare_tree(tmp_path: Path) -> None:
     failures = [r for r in records if "error" in r or "skipped" in r]
     assert (done.returncode, failures) == (0, []), done.stderr
     assert records[0]["commit"] == "0" * 40
-    assert {r["part"] for r in records} == {"machine", "tests", "steps", "training steps", "training"}
+    assert {r["part"] for r in records} == {"machine", "tests", "steps", "training steps", "many networks"}
     assert all("skipped" in r["summary"] and "error" not in r["summary"] for r in records if r["part"] == "tests")
     fused = [r for r in records if r.get("optimizer") == "AdamP fused" and r["part"] == "steps"]
     assert [round(r["bytes_per_weight"]) for r in fused] == [16, 8]
+    networks = [r for r in records if r["part"] == "many networks"]
+    assert [r["seed"] for r in networks if "seed" in r] == [0] * 4 + [1] * 4
+    assert [r["name"] for r in networks[8:]] == ["SGDP - SGD", "AdamP - AdamW"]
     assert "## training steps" in (tmp_path / "out" / "day.md").read_text()
 
 
@@ -76,6 +81,23 @@ def test_failures_and_lack_of_time_are_results(tmp_path: Path) -> None:
     assert first == {"part": "steps", "name": "first", "ms": 1.0}
     assert failed["error"] == "RuntimeError: the device is gone"
     assert "s were left" in skipped["skipped"]
+
+
+def test_cells_beside_others_end_as_they_do_alone() -> None:
+    cells = gpu_networks.TINY.cells
+
+    def losses(of: Sequence[gpu_networks.Cell]) -> list[float]:
+        experiment = replace(gpu_networks.TINY, cells=of, seeds=1)
+        return [r["loss"] for r in gpu_networks.trainings(experiment, torch.device("cpu")) if "seed" in r]
+
+    assert losses(cells) == pytest.approx([*losses(cells[:2]), *losses(cells[2:])], rel=1e-5)
+
+
+def test_no_seed_is_begun_without_time_for_it() -> None:
+    results = list(gpu_networks.trainings(gpu_networks.TINY, torch.device("cpu"), lambda: 0.0))
+    assert [r["seed"] for r in results if "seed" in r] == [0] * 4
+    assert "s were left" in results[4]["skipped"]
+    assert results[5]["seeds"] == 1
 
 
 @pytest.mark.parametrize(
