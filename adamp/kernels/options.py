@@ -10,13 +10,15 @@ from adamp.marks import ScaleInvariantMode
 
 
 class Unmoved:
-    """A token of tensors that have not moved between the steps that it is handed to.
+    """A token of tensors of which nothing but gradients has moved between the steps that it is handed to.
 
     Attributes:
         tables: What a kernel keeps for these steps.
+        moved_grads: Addresses of the gradients if they have moved since the kernel last set this to None.
     """
 
     tables: Any = None
+    moved_grads: list[int] | None = None
 
 
 class StepOptions(TypedDict):

@@ -24,6 +24,7 @@ TILE_COLUMNS = (16, 128, 512)  # longest rows of the tiles that take whole rows;
 ITEM_ENTRIES = 4096  # entries of an item at least: a program first reads tables, which takes as long as some tiles
 MAX_ITEMS = 1024  # items of a tensor of many short rows; their sums are added up by one program
 MAX_SETS = 8  # lists of tensors whose tables are kept
+GRAD = 1  # column of the gradients' addresses, as in `adamp.kernels.triton_tiles`
 MAX_CAPTURES = 8  # captures between two eager steps
 Examined = Literal["rows", "tensors", "none"]  # what is projected of the matrices: each row, or each as one row
 
@@ -40,7 +41,8 @@ class Tables:
         shared: Whether a row of an examined tensor is split.
         sums: (4, slots), scalars: (T, 5): scratch.
         stream: The CUDA stream on which these were allocated.
-        addresses: The contents of `pointers` (T, 7), allocated on `pointers_stream`.
+        addresses: The contents of `pointers` (T, 7), allocated on `pointers_stream`; of these `table` is the source,
+            and `aligned` (T,) says whether all but the gradients are.
         spare: Pinned and device memory for tables of captures, which can allocate neither, and how many are used.
     """
 
@@ -56,6 +58,8 @@ class Tables:
     scalars: Tensor
     stream: Any
     addresses: list[int] = field(default_factory=list)
+    table: Tensor | None = None
+    aligned: Tensor | None = None
     pointers: Tensor | None = None
     pointers_stream: Any = None
     spare: tuple[Tensor, Tensor] | None = None
@@ -129,12 +133,28 @@ def _build_tables(shapes: list[torch.Size], *, examined: Examined, real: torch.d
     )
 
 
-def _pointer_table(addresses: list[int], row_lengths: Tensor) -> Tensor:
-    """Return the addresses, one row per tensor, and whether its rows are aligned for loads of 16 bytes."""
+def _pointer_table(addresses: list[int], row_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the addresses, one row per tensor, and whether its rows are aligned for loads of 16 bytes.
+
+    Second, whether they would be with any aligned gradient.
+    """
     columns = torch.tensor(addresses, dtype=torch.int64).view(-1, len(row_lengths))
     # All tensors begin at a multiple of 16 bytes, and so does each row
-    aligned = (columns[:-1] % 16 == 0).all(0) & (row_lengths % 16 == 0)
-    return torch.cat([columns, aligned[None].long()]).t().contiguous()
+    begins = columns[:-1] % 16 == 0
+    others = torch.cat([begins[:GRAD], begins[GRAD + 1 :]]).all(0) & (row_lengths % 16 == 0)
+    return torch.cat([columns, (others & begins[GRAD])[None].long()]).t().contiguous(), others
+
+
+def _move_grads_(tables: Tables, grads: list[int], stream: Any) -> None:
+    """Replace the addresses of the gradients alone: most steps find theirs elsewhere."""
+    assert tables.table is not None and tables.aligned is not None
+    count, column = len(grads), torch.tensor(grads, dtype=torch.int64)
+    table = tables.table.clone()  # the last one may be in use
+    table[:, GRAD] = column
+    table[:, -1] = tables.aligned & (column % 16 == 0)
+    tables.table, tables.pointers = table, _upload(table, tables.layout.device)
+    tables.addresses = [*tables.addresses[: GRAD * count], *grads, *tables.addresses[(GRAD + 1) * count :]]
+    tables.pointers_stream = stream
 
 
 def locate(
@@ -161,8 +181,11 @@ def locate(
         # Another step with these tables may have changed them since, and a capture needs memory
         is_ready = not capturable or (known.spare is not None and known.num_captured == 0)
         if known.pointers is pointers and known.examined == examined and is_ready:
+            if unmoved.moved_grads is not None:
+                _move_grads_(known, unmoved.moved_grads, stream)
+                unmoved.tables, unmoved.moved_grads = (known, known.pointers), None
             _keep_for(stream, known)
-            return known, pointers
+            return known, known.pointers
     shapes = [param.shape for param in params]
     addresses: list[int] = []
     for column in columns:
@@ -183,13 +206,14 @@ def locate(
     if capturing:
         return tables, _pointers_for_capture(tables, addresses)
     if tables.pointers is None or tables.addresses != addresses:
-        tables.pointers = _upload(_pointer_table(addresses, tables.row_lengths), device)
+        tables.table, tables.aligned = _pointer_table(addresses, tables.row_lengths)
+        tables.pointers = _upload(tables.table, device)
         tables.addresses, tables.pointers_stream = addresses, stream
     if capturable and (tables.spare is None or tables.num_captured):
         tables.spare, tables.num_captured = _allocate_spare(count, len(columns) + 1, device), 0
     _keep_for(stream, tables)
     if unmoved is not None:
-        unmoved.tables = tables, tables.pointers
+        unmoved.tables, unmoved.moved_grads = (tables, tables.pointers), None
     return tables, tables.pointers
 
 
@@ -216,7 +240,7 @@ def _pointers_for_capture(tables: Tables, addresses: list[int]) -> Tensor:
             "captures with moved gradients"
         )
     source, target = (x[tables.num_captured] for x in tables.spare)
-    source.copy_(_pointer_table(addresses, tables.row_lengths))
+    source.copy_(_pointer_table(addresses, tables.row_lengths)[0])
     target.copy_(source, non_blocking=True)  # part of the graph: replayed with it
     tables.num_captured += 1
     tables.kept_for_graphs.append(tables.spare)

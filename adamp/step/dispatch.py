@@ -109,7 +109,7 @@ class Part(NamedTuple):
         device: The device of the first.
         indices: Their places in the group.
         tensors: The parameters, their gradients and states.
-        unmoved: A token, another one after a tensor has moved.
+        unmoved: A token, another one after a tensor other than a gradient has moved.
     """
 
     implementation: Implementation
@@ -134,37 +134,48 @@ class GroupPlan:
         self.params, self.states, self.options = list(group["params"]), states, _choice_options(group)
         grads = [param.grad for param in self.params]
         self.parts = [_with_grads(part, []) for part in parts]
-        self.state_values = [x for state in states for x in state.values()]
+        self.state_values = _values(states)
         self.memory = self.params + [x for x in self.state_values if isinstance(x, Tensor)]
         plain = (Tensor, torch.nn.Parameter)
         self.is_plain = all(type(x) in plain for x in [*self.memory, *grads] if x is not None)
         self.on_gpu = any(param.is_cuda for param in self.params)
         if self.is_plain:
-            self.addresses = [x.data_ptr() for x in self.memory]
+            self.addresses = _addresses(self.memory)
             self.grad_kinds, self.grad_addresses = _kinds(grads), _addresses(grads)
 
     def current_parts(self, group: dict[str, Any]) -> list[Part] | None:
         """Return the parts with today's gradients, or None if the plan does not hold any more."""
         if not self.is_plain or self.options != _choice_options(group) or not _same(self.params, group["params"]):
             return None
-        if not _same(self.state_values, [x for state in self.states for x in state.values()]):
+        if not _same(self.state_values, _values(self.states)):
             return None
         grads = [param.grad for param in self.params]
-        if self.addresses != [x.data_ptr() for x in self.memory] or self.grad_kinds != _kinds(grads):
+        if self.addresses != _addresses(self.memory) or self.grad_kinds != _kinds(grads):
             return None
+        parts = [_with_grads(part, [grads[i] for i in part.indices]) for part in self.parts]
         grad_addresses = _addresses(grads)
         if self.grad_addresses != grad_addresses:
             self.grad_addresses = grad_addresses
-            self.parts = [part._replace(unmoved=Unmoved()) for part in self.parts]
-        return [_with_grads(part, [grads[i] for i in part.indices]) for part in self.parts]
+            for part in parts:
+                is_whole = len(part.indices) == len(grad_addresses)
+                part.unmoved.moved_grads = grad_addresses if is_whole else _addresses(part.tensors.grads)
+        return parts
 
 
 def _with_grads(part: Part, grads: list[Any]) -> Part:
     return part._replace(tensors=part.tensors._replace(grads=grads))
 
 
-def _addresses(grads: Sequence[Tensor | None]) -> list[int]:
-    return [grad.data_ptr() for grad in grads if grad is not None]
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [*map(Tensor.data_ptr, _present(tensors))]
+
+
+def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [x for x in tensors if x is not None]
+
+
+def _values(states: Sequence[dict[str, Any]]) -> list[Any]:
+    return [*chain.from_iterable(map(dict.values, states))]
 
 
 def _choice_options(group: dict[str, Any]) -> tuple[Any, ...]:
@@ -179,17 +190,15 @@ def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:
 
 def _kinds(grads: Sequence[Tensor | None]) -> tuple[list[Any], ...]:
     """Return what a choice depends on in the gradients, in few passes; shapes and devices are the parameters'."""
-    present = [grad for grad in grads if grad is not None]
+    present = _present(grads)
     layouts = [grad.layout for grad in present]
     are_strided = layouts.count(torch.strided) == len(layouts)
-    strides = [grad.stride() for grad in present] if are_strided else []
-    dtypes = [grad.dtype for grad in present]
     return (
         [grad is None for grad in grads],
         [*map(type, present)],
-        dtypes,
+        [grad.dtype for grad in present],
         layouts,
-        strides,
+        [*map(Tensor.stride, present)] if are_strided else [],
         [*map(Tensor.is_neg, present)],
     )
 

@@ -300,9 +300,12 @@ def the_optimizers_call_it(device: str) -> None:
             for path in ({"fused": True}, {"foreach": False, "fused": False}):
                 params = [nn.Parameter(w.clone()) for w in starts]
                 optimizer = cls(params, weight_decay=0.1, **options, **path)
-                for p, g in zip(params, grads, strict=True):
-                    p.grad = g.clone()
-                optimizer.step()
+                for shift in range(3):  # gradients that move from step to step
+                    kept = [p.grad for p in params]
+                    for p, g in zip(params, grads, strict=True):
+                        p.grad = g + shift
+                    optimizer.step()
+                    del kept
                 ends.append([p.detach() for p in params])
                 assert (params[0] in _cache) == ("foreach" not in path)
             same(*ends)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamp.kernels import triton_tables
+from adamp.kernels.options import Unmoved
 from adamp.kernels.triton_tables import MAX_SETS, _cache, locate
 
 
@@ -15,7 +18,7 @@ def tensors(count: int = 3) -> list[Tensor]:
     return [torch.zeros(4, 16 + 16 * i) for i in range(count)]
 
 
-def step(params: list[Tensor], grads: list[Tensor], **options: bool) -> tuple[triton_tables.Tables, Tensor]:
+def step(params: list[Tensor], grads: list[Tensor], **options: Any) -> tuple[triton_tables.Tables, Tensor]:
     return locate(params, (params, grads, None, None, None, None), examined="rows", **options)
 
 
@@ -114,6 +117,22 @@ def test_a_step_on_another_stream_keeps_the_tables_it_reads(monkeypatch: pytest.
     tables, pointers = step(params, grads)
     used = [tables.layout, tables.items, tables.sums, tables.scalars, pointers]
     assert recorded == [(x.data_ptr(), "second") for x in used]
+
+
+def test_gradients_that_have_moved_alone_give_the_table_that_is_built_anew() -> None:
+    params, grads = tensors(), tensors()
+    unmoved = Unmoved()
+    tables, pointers = step(params, grads, unmoved=unmoved)
+    before = pointers.clone()
+    for moved in (tensors(), [torch.zeros(1000)[1 : 1 + p.numel()].view(p.shape) for p in params]):
+        unmoved.moved_grads = [g.data_ptr() for g in moved]
+        assert step(params, moved, unmoved=unmoved)[0] is tables
+        anew, aligned = triton_tables._pointer_table(tables.addresses, tables.row_lengths)
+        assert tables.addresses[3:6] == [g.data_ptr() for g in moved]
+        assert torch.equal(tables.pointers, anew) and torch.equal(tables.aligned, aligned)
+        assert step(params, moved, unmoved=unmoved)[1] is tables.pointers
+    assert tables.pointers[:, -1].tolist() == [0, 0, 0] != before[:, -1].tolist()
+    assert torch.equal(pointers, before), "a step that still runs may read it"
 
 
 def test_items_cover_each_entry_once() -> None:
