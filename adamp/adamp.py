@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.kernels.options import AdamPOptions, Unmoved
+from adamp.kernels.options import AdamPOptions, Shards, Unmoved
 from adamp.marks import ScaleInvariantMode
 from adamp.projection import project
 from adamp.step.checked import check_betas, decayed_update
 from adamp.step.dispatch import (
     ParamTensors,
     ProjectedOptimizer,
-    compensations,
+    kernel_extras,
     local_in_compute_dtype,
     step_buffers,
     step_device,
@@ -190,6 +190,7 @@ class AdamP(ProjectedOptimizer):
         *,
         kernel: Any,
         unmoved: Unmoved,
+        shards: Shards | None,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
@@ -198,7 +199,7 @@ class AdamP(ProjectedOptimizer):
             tensors.grads,
             *(tensors.states[name] for name in ("exp_avg", "exp_avg_sq", "step")),
             **{name: group[name] for name in AdamPOptions.__annotations__},
-            **compensations(tensors),
+            **kernel_extras(tensors, shards),
             unmoved=unmoved,
             grad_scale=grad_scale,
             found_inf=found_inf,

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from adamp.kernels.options import SGDPOptions, Unmoved
+from adamp.kernels.options import SGDPOptions, Shards, Unmoved
 from adamp.marks import ScaleInvariantMode
 from adamp.projection import project
 from adamp.step.checked import check_bool, check_number, decayed_update
 from adamp.step.dispatch import (
     ParamTensors,
     ProjectedOptimizer,
-    compensations,
+    kernel_extras,
     local_in_compute_dtype,
     step_buffers,
 )
@@ -206,6 +206,7 @@ class SGDP(ProjectedOptimizer):
         *,
         kernel: Any,
         unmoved: Unmoved,
+        shards: Shards | None,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
@@ -214,7 +215,7 @@ class SGDP(ProjectedOptimizer):
             tensors.grads,
             tensors.states.get("momentum_buffer"),
             **{name: group[name] for name in SGDPOptions.__annotations__},
-            **compensations(tensors),
+            **kernel_extras(tensors, shards),
             unmoved=unmoved,
             grad_scale=grad_scale,
             found_inf=found_inf,

@@ -7,13 +7,12 @@ are counted there and not in PTX, which does not know registers.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -144,50 +143,44 @@ def occupancy(registers: int, shared: int, *, warps: int, capability: int) -> fl
     return min(by_registers, by_shared, WARPS // warps, BLOCKS) * warps / WARPS
 
 
-def variants(dtype: torch.dtype) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield family, name and options of the steps that are compiled: the defaults, and all that takes registers."""
-    half = dtype.itemsize == 2
-    every = {
+def all_options(dtype: torch.dtype) -> dict[str, Any]:
+    """Return the options of a step that take registers, all at once."""
+    options = {
         "nesterov": True, "maximize": True, "lr": torch.tensor(0.1), "grad_scale": torch.ones(1),
-        "found_inf": torch.zeros(1), **({"compensations": [torch.zeros(4, 9000, dtype=dtype)]} if half else {}),
+        "found_inf": torch.zeros(1),
     }  # fmt: skip
-    for family in ("adamp", "sgdp"):
-        yield family, "defaults", {}
-        yield family, "all options", every
-    yield "sgdp", "projected buffer", {"project_buffer": True}
+    # What rounding takes is kept in half precision
+    return {**options, "compensations": [torch.zeros(4, 9000, dtype=dtype)]} if dtype.itemsize == 2 else options
 
 
 def measure(targets: Sequence[int], say: Callable[[str], object] = lambda line: None) -> list[dict[str, Any]]:
-    """Compile every variant for every target and return its kernels' usage, a record each."""
+    """Compile AdamP and SGDP for every target and return their kernels' usage, a record each."""
     records = []
     for capability in targets:
         for dtype in DTYPES:
-            for family, options_name, options in variants(dtype):
+            for family in ("adamp", "sgdp"):
                 kind = str(dtype).removeprefix("torch.")
-                say(f"sm_{capability}, {kind}, {family}, {options_name}")
-                kernels = compile_step(capability, dtype, family, **options)
+                say(f"sm_{capability}, {kind}, {family}")
+                kernels = compile_step(capability, dtype, family, **all_options(dtype))
                 for name in KERNELS:
-                    record = {"target": capability, "dtype": kind, "family": family, "options": options_name}
-                    records.append({**record, "kernel": name, **usage(kernels[name], capability)._asdict()})
+                    record = {"target": capability, "dtype": kind, "family": family, "kernel": name}
+                    records.append({**record, **usage(kernels[name], capability)._asdict()})
     return records
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return one row per kernel, target and dtype, each number the worst over optimizers and options."""
+    """Return one row per kernel, target and dtype, each number the worse of both optimizers."""
     lines = [
         "| kernel | target | dtype | registers | spills | local bytes | shared bytes | occupancy |",
         "|---" * 8 + "|",
     ]
-    for key in dict.fromkeys((KERNELS.index(r["kernel"]), r["target"], r["dtype"]) for r in records):
-        chosen = [r for r in records if (KERNELS.index(r["kernel"]), r["target"], r["dtype"]) == key]
+    rows = dict.fromkeys((r["kernel"], r["target"], r["dtype"]) for r in records)
+    for key in sorted(rows, key=lambda key: KERNELS.index(key[0])):
+        chosen = [r for r in records if (r["kernel"], r["target"], r["dtype"]) == key]
         most = [max(r[name] for r in chosen) for name in ("registers", "spills", "stack", "shared")]
-        cells = [KERNELS[key[0]], f"sm_{key[1]}", key[2], *most, f"{100 * min(r['occupancy'] for r in chosen):.0f} %"]
+        cells = [key[0], f"sm_{key[1]}", key[2], *most, f"{100 * min(r['occupancy'] for r in chosen):.0f} %"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join([*lines[:2], *sorted(lines[2:], key=_by_kernel)]) + "\n"
-
-
-def _by_kernel(line: str) -> int:
-    return KERNELS.index(line.split(" | ")[0].removeprefix("| "))
+    return "\n".join(lines) + "\n"
 
 
 def main(words: Sequence[str]) -> int:
@@ -201,19 +194,16 @@ def main(words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict("os.environ", {"TRITON_CACHE_DIR": folder}):
         records = measure([int(word) for word in targets], lambda line: print(line, file=sys.stderr, flush=True))
     spilling = [r for r in records if r["stack"] or r["spills"]]
-    compiled = len({(r["target"], r["dtype"], r["family"], r["options"]) for r in records})
     text = (
         "# What the Triton kernels take of a GPU\n\n"
-        f"Compiled ahead of time by triton {triton.__version__} and its ptxas, without a device: {compiled} steps, "
+        f"Compiled ahead of time by triton {triton.__version__} and its ptxas, without a device: "
         f"{len(records)} kernels, of which {len(spilling)} spill. Registers, spills (instructions that touch local "
-        "memory) and memory are read from the cubin, and the occupancy follows from them. Each number is the worst "
-        "over AdamP and SGDP and their options.\n\n"
+        "memory) and memory are read from the cubin, and the occupancy follows from them. Each number is the worse of "
+        "AdamP and SGDP, with Nesterov, maximize, a rate on the device, GradScaler and in half precision kahan_sum.\n\n"
         f"{table(records)}\n"
         f"{provenance(ROOT)}. Command: `{' '.join(['python -m benchmarks.gpu_resources', *words])}`\n"
     )
-    with contextlib.suppress(KeyError):
-        options.pop("targets")
-    pages.write(text, {"kernels": records}, {**options, "targets": targets}, stem="resources")
+    pages.write(text, {"kernels": records}, options, stem="resources")
     return int(bool(spilling))
 
 

@@ -27,6 +27,7 @@ from adamp.marks import ScaleInvariantMode
 __all__ = ["BuildError", "adamp", "build", "is_compiled", "sgdp", "supports", "unavailable_reason"]
 
 KEEPS_COMPENSATION = False
+TAKES_SHARDS = False
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _TENSOR_TYPES = (Tensor, torch.nn.Parameter)  # not their subclasses: a DTensor's memory is not its entries
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -19,6 +20,18 @@ class Unmoved:
 
     tables: Any = None
     moved_grads: list[int] | None = None
+
+
+class Shards(NamedTuple):
+    """Of parameters whose rows are divided among processes, what their parts do not tell.
+
+    Attributes:
+        num_rows: Rows of each whole parameter.
+        add_up_: Adds up a tensor over the processes that have the other rows, in place.
+    """
+
+    num_rows: list[int]
+    add_up_: Callable[[Tensor], None]
 
 
 class StepOptions(TypedDict):

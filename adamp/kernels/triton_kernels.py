@@ -1,5 +1,7 @@
 # mypy: ignore-errors
-"""The five Triton kernels of a fused AdamP or SGDP step, in their order; `adamp.kernels.triton_tiles` has the tables.
+"""The Triton kernels of a fused AdamP or SGDP step, in their order; `adamp.kernels.triton_tiles` has the tables.
+
+`add_up_rows` is launched only where the rows of tensors are divided among processes.
 
 No `from __future__ import annotations` here: Triton reads the annotations, and `tl.float64` keeps a Python float whole.
 """
@@ -8,6 +10,7 @@ import triton
 import triton.language as tl
 
 from adamp.kernels.triton_tiles import (
+    ALL_ROWS,
     BIAS_CORRECTION,
     CHANNEL,
     DECAY,
@@ -27,6 +30,7 @@ from adamp.kernels.triton_tiles import (
     SKIP,
     STEP_COUNT,
     STEP_SIZE,
+    TOTAL_COLUMNS,
     Rule,
     addresses,
     by_tile,
@@ -43,7 +47,7 @@ from adamp.kernels.triton_tiles import (
     window,
 )
 
-__all__ = ["Rule", "apply_update", "coefficients", "decide", "dtypes", "radial_sums", "row_sums"]
+__all__ = ["Rule", "add_up_rows", "apply_update", "coefficients", "decide", "dtypes", "radial_sums", "row_sums"]
 
 
 @triton.jit
@@ -107,8 +111,8 @@ def row_sums(
 
 
 @triton.jit
-def _test(layout, sums, num_slots, tensor, delta, eps, rule: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the decision of one tensor: by its rows, else as one vector."""
+def _add_up_rows(layout, sums, num_slots, tensor, delta, eps, rule: tl.constexpr, BLOCK: tl.constexpr):
+    """Return w·g, w·w and g·g of one tensor, and how many of its rows are not below the threshold."""
     entry = layout + tensor * LAYOUT_COLUMNS
     num_rows = tl.load(entry + NUM_ROWS)
     length = tl.load(entry + ROW_LENGTH)
@@ -144,14 +148,43 @@ def _test(layout, sums, num_slots, tensor, delta, eps, rule: tl.constexpr, BLOCK
         all_ww += ww
         all_gg += gg
         first += BLOCK
-    whole_limit = threshold(delta, num_rows * length, rule)
-    layer = is_below(tl.sum(all_wg), tl.sum(all_ww), tl.sum(all_gg), whole_limit, eps)
-    return tl.where(tl.sum(not_below) == 0, CHANNEL, tl.where(layer, LAYER, NONE))
+    return tl.sum(all_wg), tl.sum(all_ww), tl.sum(all_gg), tl.sum(not_below)
+
+
+@triton.jit
+def _test(layout, sums, totals, num_slots, tensor, delta, eps, rule: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the decision of one tensor: by its rows, else as one vector."""
+    entry = layout + tensor * LAYOUT_COLUMNS
+    if totals is not None:
+        total = totals + tensor * TOTAL_COLUMNS
+        wg, ww, gg, not_below = tl.load(total), tl.load(total + 1), tl.load(total + 2), tl.load(total + 3)
+    else:
+        wg, ww, gg, not_below = _add_up_rows(layout, sums, num_slots, tensor, delta, eps, rule, BLOCK)
+    limit = threshold(delta, tl.load(entry + ALL_ROWS) * tl.load(entry + ROW_LENGTH), rule)
+    layer = is_below(wg, ww, gg, limit, eps)
+    return tl.where(not_below == 0, CHANNEL, tl.where(layer, LAYER, NONE))
+
+
+@triton.jit(do_not_specialize=["num_slots"])
+def add_up_rows(
+    layout, sums, totals, num_slots, delta: tl.float64, eps: tl.float64, rule: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Write the sums over this process's rows of each examined tensor. One program per tensor."""
+    tensor = tl.program_id(0).to(tl.int64)
+    if tl.load(layout + tensor * LAYOUT_COLUMNS + IS_EXAMINED) != 0:
+        wg, ww, gg, not_below = _add_up_rows(
+            layout, sums, num_slots, tensor, delta, scalar(eps, rule.real), rule, BLOCK
+        )  # fmt: skip
+        total = totals + tensor * TOTAL_COLUMNS
+        tl.store(total, wg)
+        tl.store(total + 1, ww)
+        tl.store(total + 2, gg)
+        tl.store(total + 3, not_below)
 
 
 @triton.jit(do_not_specialize=["num_slots"])
 def decide(
-    pointers, layout, sums, scalars, lr_tensor, found_inf, num_slots,
+    pointers, layout, sums, totals, scalars, lr_tensor, found_inf, num_slots,
     lr: tl.float64, weight_decay: tl.float64, wd_ratio: tl.float64, delta: tl.float64, eps: tl.float64,
     log_beta1: tl.float64, log_beta2: tl.float64, rule: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -160,7 +193,9 @@ def decide(
     decision = tl.full((), NONE, tl.int32)
     if tl.load(layout + tensor * LAYOUT_COLUMNS + IS_EXAMINED) != 0:
         if rule.auto:
-            decision = _test(layout, sums, num_slots, tensor, delta, scalar(eps, rule.real), rule, BLOCK).to(tl.int32)
+            decision = _test(
+                layout, sums, totals, num_slots, tensor, delta, scalar(eps, rule.real), rule, BLOCK
+            ).to(tl.int32)  # fmt: skip
         else:
             decision = tl.full((), CHANNEL, tl.int32)
     ratio = tl.where(decision > NONE, scalar(wd_ratio, tl.float64), scalar(1.0, tl.float64))
@@ -251,10 +286,12 @@ def radial_sums(
 
 
 @triton.jit(do_not_specialize=["num_slots"])
-def coefficients(layout, sums, scalars, num_slots, eps: tl.float64, rule: tl.constexpr, BLOCK: tl.constexpr):
+def coefficients(
+    layout, sums, totals, scalars, num_slots, eps: tl.float64, rule: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Add up what `radial_sums` wrote: a coefficient per split row (instead of its first w·u) or one of the tensor.
 
-    One program per tensor.
+    Of tensors whose rows are divided among processes the sums, as this process's part. One program per tensor.
     """
     tensor = tl.program_id(0).to(tl.int64)
     entry = layout + tensor * LAYOUT_COLUMNS
@@ -284,8 +321,12 @@ def coefficients(layout, sums, scalars, num_slots, eps: tl.float64, rule: tl.con
             all_wu += wu
             all_ww += ww
             first += BLOCK
-        total = radial_coefficient(tl.sum(all_wu), tl.sum(all_ww), clamp)
-        tl.store(scalars + tensor * SCALAR_COLUMNS + LAYER_COEFFICIENT, total.to(tl.float64))
+        if totals is not None:
+            tl.store(totals + tensor * TOTAL_COLUMNS, tl.sum(all_wu))
+            tl.store(totals + tensor * TOTAL_COLUMNS + 1, tl.sum(all_ww))
+        else:
+            total = radial_coefficient(tl.sum(all_wu), tl.sum(all_ww), clamp)
+            tl.store(scalars + tensor * SCALAR_COLUMNS + LAYER_COEFFICIENT, total.to(tl.float64))
 
 
 @triton.jit
@@ -320,7 +361,7 @@ def _apply_update(
     pointers, layout, tensor, index, arguments, rule: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, FITS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    sums, scalars, grad_scale, hyper = arguments
+    sums, totals, scalars, grad_scale, hyper = arguments
     own_scalars = scalars + tensor * SCALAR_COLUMNS
     decision = tl.load(own_scalars + DECISION)
     if decision != SKIP:
@@ -331,7 +372,11 @@ def _apply_update(
         tensors = addresses(pointers, tensor, entry, rule, ALIGNED)
         coefficient = tl.zeros([ROWS, 1], rule.real)
         if decision == LAYER:
-            coefficient += tl.load(own_scalars + LAYER_COEFFICIENT).to(rule.real)
+            if totals is not None:
+                total = totals + tensor * TOTAL_COLUMNS
+                coefficient += radial_coefficient(tl.load(total), tl.load(total + 1), hyper[0])
+            else:
+                coefficient += tl.load(own_scalars + LAYER_COEFFICIENT).to(rule.real)
         elif (decision == CHANNEL) & (parts > 1):
             # A row's coefficient lies in the slot of its first part
             coefficient += tl.load(sums + tl.load(layout + tensor * LAYOUT_COLUMNS + FIRST_SLOT) + first_row)
@@ -370,9 +415,9 @@ def _apply_update(
 
 @triton.jit
 def apply_update(
-    pointers, layout, items, sums, scalars, grad_scale,
+    pointers, layout, items, sums, totals, scalars, grad_scale,
     eps: tl.float64, keep1: tl.float64, gain1: tl.float64, keep2: tl.float64, gain2: tl.float64, rule: tl.constexpr,
 ):  # fmt: skip
     """Update weights, states: 28 bytes of traffic per float32 weight for AdamP, 20 for SGDP; one program per item."""
-    arguments = (sums, scalars, grad_scale, hyperparameters(eps, keep1, gain1, keep2, gain2, rule))
+    arguments = (sums, totals, scalars, grad_scale, hyperparameters(eps, keep1, gain1, keep2, gain2, rule))
     by_tile(_apply_update, pointers, layout, items, arguments, rule)

@@ -1,5 +1,8 @@
 """AdamP and SGDP for CUDA: at most five kernels per step for any number of tensors, without a host read.
 
+Of weights whose rows are divided among processes (FSDP2) each steps its own rows; the sums on which a tensor's decision
+rests, and those of a tensor projected as one vector, are one small all-reduce each.
+
 A step computes the inner products of the rows of weight and gradient, one decision per tensor, w·u of rows or tensors
 that several programs share, its sum, and the update. Per float32 weight AdamP moves 36 bytes, SGDP 28; a tensor
 projected as one vector 16 (12) more. Addresses, shapes and work items are tables on the device, which are sent again
@@ -25,10 +28,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from adamp.kernels.options import AdamPOptions, SGDPOptions, StepOptions, Unmoved
+from adamp.kernels.options import AdamPOptions, SGDPOptions, Shards, StepOptions, Unmoved
 from adamp.kernels.triton_tables import Examined, locate
 
 KEEPS_COMPENSATION = True
+TAKES_SHARDS = True
 PLAIN = (Tensor, Parameter)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST_VERSION = (3, 6)  # the Triton of torch 2.11, the oldest one tested
@@ -140,6 +144,7 @@ def _step(
     *,
     flags: dict[str, bool],
     unmoved: Unmoved | None,
+    shards: Shards | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
@@ -163,7 +168,10 @@ def _step(
 
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         matrices: Examined = "none" if mode is False else "tensors" if mode == "tensor" else "rows"
-        tables, pointers = locate(params, columns, examined=matrices, capturable=options["capturable"], unmoved=unmoved)
+        tables, pointers = locate(
+            params, columns, examined=matrices, capturable=options["capturable"], unmoved=unmoved,
+            all_rows=None if shards is None else shards.num_rows,
+        )  # fmt: skip
         layout, items, sums, scalars = tables.layout, tables.items, tables.sums, tables.scalars
         slots, examined = sums.shape[1], tables.num_examined
         # Scale-invariance test (eq. 11)
@@ -171,8 +179,13 @@ def _step(
             launch(
                 kernels.row_sums, examined, pointers, layout, items, sums, scale, slots, options["delta"], eps, rule
             )  # fmt: skip
+        totals = None
+        if rule.auto and shards is not None:
+            totals = torch.zeros(len(params), 4, dtype=sums.dtype, device=device)
+            launch(kernels.add_up_rows, len(params), layout, sums, totals, slots, options["delta"], eps, rule, BLOCK)
+            shards.add_up_(totals)
         launch(
-            kernels.decide, len(params), pointers, layout, sums, scalars, lr_tensor, infinite, slots,
+            kernels.decide, len(params), pointers, layout, sums, totals, scalars, lr_tensor, infinite, slots,
             lr, hyper.weight_decay, options["wd_ratio"], options["delta"], eps, *logs, rule, BLOCK,
         )  # fmt: skip
         # Radial part of rows and tensors that several programs share (eq. 10)
@@ -180,9 +193,15 @@ def _step(
             launch(
                 kernels.radial_sums, examined, pointers, layout, items, sums, scalars, scale, slots, *numbers, rule
             )  # fmt: skip
-            launch(kernels.coefficients, len(params), layout, sums, scalars, slots, eps, rule, BLOCK)
+            launch(kernels.coefficients, len(params), layout, sums, totals, scalars, slots, eps, rule, BLOCK)
+        if totals is not None:
+            assert shards is not None
+            shards.add_up_(totals)
         # Projection, decay and step
-        launch(kernels.apply_update, tables.num_items, pointers, layout, items, sums, scalars, scale, *numbers, rule)
+        launch(
+            kernels.apply_update, tables.num_items, pointers, layout, items, sums, totals, scalars, scale, *numbers,
+            rule,
+        )  # fmt: skip
 
 
 def _by_device_and_dtype(
@@ -208,6 +227,7 @@ def adamp(
     *,
     compensations: Sequence[Tensor] | None = None,
     unmoved: Unmoved | None = None,
+    shards: Shards | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[AdamPOptions],
@@ -221,7 +241,8 @@ def adamp(
         exp_avg_sqs: The second moments.
         steps: Float32 0-d tensors on the weights' device, the numbers of steps so far; incremented in place.
         compensations: What rounding has taken from the weights, like these; None to lose it.
-        unmoved: The same at each step as long as no tensor has moved; then all are of one device and dtype.
+        unmoved: The same at each step as long as nothing but gradients has moved; then all are of one device and dtype.
+        shards: Of parameters whose rows the same processes share; then all are of one device and dtype.
         grad_scale: The factor of the gradients, one float32.
         found_inf: One float32; unless it is 0 nothing changes and no step is counted.
         **options: The optimizer's options; `lr` is a float, or a 0-d tensor, which is read on its device.
@@ -232,7 +253,10 @@ def adamp(
     for group, columns in _by_device_and_dtype(
         params, (params, grads, exp_avgs, exp_avg_sqs, compensations, steps), unmoved
     ):
-        _step(group, columns, hyper, options, flags=flags, unmoved=unmoved, grad_scale=grad_scale, found_inf=found_inf)
+        _step(
+            group, columns, hyper, options, flags=flags, unmoved=unmoved, shards=shards, grad_scale=grad_scale,
+            found_inf=found_inf,
+        )  # fmt: skip
 
 
 def sgdp(
@@ -242,6 +266,7 @@ def sgdp(
     *,
     compensations: Sequence[Tensor] | None = None,
     unmoved: Unmoved | None = None,
+    shards: Shards | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     **options: Unpack[SGDPOptions],
@@ -253,7 +278,8 @@ def sgdp(
         grads: The gradients as backward left them, times `grad_scale`.
         momentum_buffers: The momentum buffers; None at momentum 0.
         compensations: What rounding has taken from the weights, like these; None to lose it.
-        unmoved: The same at each step as long as no tensor has moved; then all are of one device and dtype.
+        unmoved: The same at each step as long as nothing but gradients has moved; then all are of one device and dtype.
+        shards: Of parameters whose rows the same processes share; then all are of one device and dtype.
         grad_scale: The factor of the gradients, one float32.
         found_inf: One float32; unless it is 0 nothing changes.
         **options: The optimizer's options; `lr` is a float, or a 0-d tensor, which is read on its device.
@@ -265,4 +291,7 @@ def sgdp(
     project_buffer = options["project_buffer"] and not options["nesterov"]
     flags = {"adam": False, "buffer": buffers is not None, "project_buffer": project_buffer}
     for group, columns in _by_device_and_dtype(params, (params, grads, buffers, None, compensations, None), unmoved):
-        _step(group, columns, hyper, options, flags=flags, unmoved=unmoved, grad_scale=grad_scale, found_inf=found_inf)
+        _step(
+            group, columns, hyper, options, flags=flags, unmoved=unmoved, shards=shards, grad_scale=grad_scale,
+            found_inf=found_inf,
+        )  # fmt: skip

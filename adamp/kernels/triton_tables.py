@@ -34,9 +34,10 @@ class Tables:
     """Shapes, work items, scratch memory and addresses of one list of tensors.
 
     Attributes:
-        shapes: Shapes of the tensors, for which all else was built; examined: what is projected of them.
+        shapes: Shapes of the tensors, for which all else was built; examined: what is projected of them; all_rows: rows
+            of the whole tensors, where processes divide them.
         row_lengths: (T,) int64 on the CPU.
-        layout: (T, 8) int64, items: (I, 2) int32, see `adamp.kernels.triton_tiles`; examined tensors come first.
+        layout: (T, 9) int64, items: (I, 2) int32, see `adamp.kernels.triton_tiles`; examined tensors come first.
         num_examined: Items of examined tensors.
         shared: Whether a row of an examined tensor is split.
         sums: (4, slots), scalars: (T, 5): scratch.
@@ -48,6 +49,7 @@ class Tables:
 
     shapes: list[torch.Size]
     examined: Examined
+    all_rows: Sequence[int] | None
     row_lengths: Tensor
     layout: Tensor
     items: Tensor
@@ -89,12 +91,19 @@ def _allocate_spare(count: int, columns: int, device: torch.device) -> tuple[Ten
     return source, torch.empty_like(source, device=device)
 
 
-def _build_tables(shapes: list[torch.Size], *, examined: Examined, real: torch.dtype, device: torch.device) -> Tables:
+def _build_tables(
+    shapes: list[torch.Size],
+    *,
+    examined: Examined,
+    real: torch.dtype,
+    device: torch.device,
+    all_rows: Sequence[int] | None = None,
+) -> Tables:
     """Divide the tensors into items."""
     layout: list[list[int]] = []
     counts: list[int] = []
     num_slots, shared = 0, False
-    for shape in shapes:
+    for index, shape in enumerate(shapes):
         numel, is_examined = shape.numel(), examined != "none" and len(shape) > 1
         rows = shape[0] if is_examined and examined == "rows" else 1
         length = numel // max(rows, 1)
@@ -106,12 +115,14 @@ def _build_tables(shapes: list[torch.Size], *, examined: Examined, real: torch.d
         step = TILE_ROWS[tile]
         item_rows = 1 if parts > 1 else -(-entries // (max(length, 1) * step)) * step
         num_items = -(-rows // item_rows) * parts if numel else 0
-        layout.append([rows, length, tile, parts, width, num_slots, int(is_examined), item_rows])
+        layout.append([rows, length, tile, parts, width, num_slots, int(is_examined), item_rows, rows])
+        if all_rows is not None and is_examined:
+            layout[-1][-1] = all_rows[index]
         counts.append(num_items)
         if is_examined:
             num_slots += rows * parts if parts > 1 else num_items
             shared |= parts > 1
-    table = torch.tensor(layout, dtype=torch.int64).view(len(shapes), 8)
+    table = torch.tensor(layout, dtype=torch.int64).view(len(shapes), 9)
     # Items of examined tensors first
     order = torch.argsort(table[:, 6], descending=True, stable=True)
     per_tensor = torch.tensor(counts, dtype=torch.int64)[order]
@@ -121,6 +132,7 @@ def _build_tables(shapes: list[torch.Size], *, examined: Examined, real: torch.d
     return Tables(
         shapes,
         examined,
+        all_rows,
         row_lengths=table[:, 1].contiguous(),
         layout=_upload(table, device),
         items=_upload(items if len(items) else torch.zeros(1, 2, dtype=torch.int32), device),
@@ -164,6 +176,7 @@ def locate(
     examined: Examined,
     capturable: bool = False,
     unmoved: Unmoved | None = None,
+    all_rows: Sequence[int] | None = None,
 ) -> tuple[Tables, Tensor]:
     """Return the tables of a list of tensors and its pointers, those of the last step if nothing has moved.
 
@@ -173,6 +186,7 @@ def locate(
         examined: What is projected.
         capturable: Whether later steps may be captured.
         unmoved: A token handed to earlier steps with the same tensors at the same addresses.
+        all_rows: Rows of the whole tensors, if these are parts of them.
     """
     device, count = params[0].device, len(params)
     capturing, stream = _is_capturing(device), _current_stream(device)
@@ -195,11 +209,11 @@ def locate(
     sets: Sets = _cache.setdefault(params[0], OrderedDict())
     key = (examined, *map(id, params))
     tables = sets.get(key)
-    if tables is None or tables.shapes != shapes:
+    if tables is None or tables.shapes != shapes or tables.all_rows != all_rows:
         if capturing:
             raise RuntimeError("capturing a step in a CUDA graph needs one step with the same parameters before it")
         real = torch.promote_types(params[0].dtype, torch.float32)
-        tables = sets[key] = _build_tables(shapes, examined=examined, real=real, device=device)
+        tables = sets[key] = _build_tables(shapes, examined=examined, real=real, device=device, all_rows=all_rows)
         for oldest in [k for k, old in sets.items() if not old.kept_for_graphs][:-MAX_SETS]:
             del sets[oldest]
     sets.move_to_end(key)

@@ -7,10 +7,12 @@ row of all their entries. One program processes one item: a block of whole rows 
 
     pointers (T, 7) int64     addresses of weight, gradient, first state, second state, compensation, step; 1 if all
                               are aligned
-    layout   (T, 8) int64     R, C, tile, parts of a row, columns per part, first slot, 1 if examined, rows of an item
+    layout   (T, 9) int64     R, C, tile, parts of a row, columns per part, first slot, 1 if examined, rows of an item,
+                              rows of the whole tensor
     items    (I, 2) int32     tensor, index of the item within it
     scalars  (T, 5) float64   decision, step size, decay, sqrt of the second bias correction, layer coefficient
     sums     (4, slots)       w·g, w·w, g·g, rows not below the threshold; later w·u, w·w; last the rows' coefficients
+    totals   (T, 4)           the same of whole tensors; only where their rows are divided among processes
 
 The columns are named by the constants below. A tile is 512 entries, 4 a thread, or 128 of tensors that are not aligned
 and need an address per entry: with twice as many some registers spill, or half as many programs run side by side.
@@ -51,7 +53,8 @@ PART_WIDTH = tl.constexpr(4)
 FIRST_SLOT = tl.constexpr(5)
 IS_EXAMINED = tl.constexpr(6)
 ITEM_ROWS = tl.constexpr(7)
-LAYOUT_COLUMNS = tl.constexpr(8)
+ALL_ROWS = tl.constexpr(8)
+LAYOUT_COLUMNS = tl.constexpr(9)
 # Columns of `scalars`
 DECISION = tl.constexpr(0)
 STEP_SIZE = tl.constexpr(1)
@@ -59,6 +62,7 @@ DECAY = tl.constexpr(2)
 BIAS_CORRECTION = tl.constexpr(3)
 LAYER_COEFFICIENT = tl.constexpr(4)
 SCALAR_COLUMNS = tl.constexpr(5)
+TOTAL_COLUMNS = tl.constexpr(4)
 
 
 class Rule(NamedTuple):

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from adamp import kernels
-from adamp.kernels.options import Unmoved
+from adamp.kernels.options import Shards, Unmoved
 from adamp.marks import check_marked, check_mode, num_blocks
 from adamp.step.checked import (
     CheckedOptimizer,
@@ -30,7 +30,17 @@ from adamp.step.checked import (
     refuse_sparse,
     warn_without_matrices,
 )
-from adamp.step.dtensor import check_blocks, check_grad, is_sharded, layout_of, local, local_grad, placement_of
+from adamp.step.dtensor import (
+    check_blocks,
+    check_grad,
+    has_whole_rows,
+    is_sharded,
+    layout_of,
+    local,
+    local_grad,
+    placement_of,
+    sum_over_processes,
+)
 from adamp.step.foreach import StepBuffers, apply_batches_
 from adamp.step.precision import to_compute_dtype_all
 
@@ -85,7 +95,7 @@ def select_implementation(
     if group["differentiable"]:
         return "single"
     if is_sharded(param):
-        return "foreach"
+        return "fused" if group["fused"] and _takes_shard(group, param, grad, states) else "foreach"
     otherwise: Implementation = "single" if group["foreach"] is False else "foreach"
     # torch.compile traces these and generates its own kernel; it cannot trace the custom ones.
     if torch.compiler.is_compiling():
@@ -101,8 +111,19 @@ def select_implementation(
     return otherwise
 
 
+def _takes_shard(group: dict[str, Any], param: Tensor, grad: Tensor, states: Sequence[Tensor]) -> bool:
+    """Return whether the kernel can step this process's rows of a DTensor; each process comes to the same answer."""
+    kernel = kernels.kernel_for(param.device)
+    if torch.compiler.is_compiling() or kernel is None or not kernel.TAKES_SHARDS:
+        return False
+    is_alike = all(placement_of(x) == placement_of(param) for x in (grad, *states))
+    if not is_alike or not has_whole_rows(param) or group["scale_invariant"] not in ("auto", "rows", True, False):
+        return False
+    return bool(kernel.supports(*map(local, (param, grad, *states))))
+
+
 class Part(NamedTuple):
-    """Parameters of a group with one implementation; of the fused one, with one device and dtype as well.
+    """Parameters of a group with one implementation; of the fused one, with one device, dtype and placement as well.
 
     Attributes:
         implementation: Their implementation.
@@ -274,10 +295,11 @@ class ProjectedOptimizer(CheckedOptimizer):
         *,
         kernel: Any,
         unmoved: Unmoved,
+        shards: Shards | None,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        """Make the step of parameters of one device and dtype with its kernel."""
+        """Make the step of parameters of one device and dtype, and of this process's rows of them, with its kernel."""
 
     def _init_group(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
@@ -315,11 +337,13 @@ class ProjectedOptimizer(CheckedOptimizer):
             for implementation, device, _, tensors, unmoved in parts:
                 # The kernels read GradScaler's factor and flag themselves
                 if implementation == "fused":
+                    shards = _shards_of(tensors, group)
                     self._step_fused(
                         group,
-                        tensors,
+                        tensors if shards is None else _local_tensors(tensors),
                         kernel=kernels.kernel_for(device),
                         unmoved=unmoved,
+                        shards=shards,
                         grad_scale=_to_device(grad_scale, device),
                         found_inf=_to_device(found_inf, device),
                     )
@@ -411,10 +435,24 @@ def step_buffers(
     )
 
 
-def compensations(tensors: ParamTensors) -> dict[str, list[Tensor]]:
-    """Return the argument of a kernel that keeps what rounding takes, empty if it need not."""
-    kept = tensors.states.get("compensation")
-    return {} if kept is None else {"compensations": kept}
+def kernel_extras(tensors: ParamTensors, shards: Shards | None) -> dict[str, Any]:
+    """Return the arguments that only some kernels take: what rounding has taken, and the processes of the rows."""
+    extras = {"compensations": tensors.states.get("compensation"), "shards": shards}
+    return {name: value for name, value in extras.items() if value is not None}
+
+
+def _shards_of(tensors: ParamTensors, group: dict[str, Any]) -> Shards | None:
+    """Return the whole rows and the processes of parameters of one placement, None for ordinary tensors."""
+    if not is_sharded(tensors.params[0]):
+        return None
+    layout = layout_of(tensors.params, group["scale_invariant"])
+    num_rows = [shape[0] if shape else 1 for shape in layout.global_shapes]
+    return Shards(num_rows, lambda totals: sum_over_processes([(totals, layout.across_rows)]))
+
+
+def _local_tensors(tensors: ParamTensors) -> ParamTensors:
+    states = {name: [*map(local, xs)] for name, xs in tensors.states.items()}
+    return ParamTensors([*map(local, tensors.params)], [*map(local, tensors.grads)], states)
 
 
 def local_in_compute_dtype(tensors: ParamTensors) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
@@ -482,7 +520,8 @@ def _split_by_implementation(group: dict[str, Any], tensors: ParamTensors) -> li
     keys: list[tuple[Any, ...]] = []
     for i, (param, grad) in enumerate(zip(tensors.params, tensors.grads, strict=True)):
         implementation = select_implementation(group, param, grad, tensors.same_shape_states(i))
-        keys.append((implementation, param.device, param.dtype) if implementation == "fused" else (implementation,))
+        is_fused = implementation == "fused"
+        keys.append((implementation, *((param.device, param.dtype, placement_of(param)) if is_fused else ())))
     parts = []
     for key in dict.fromkeys(keys):
         members = [i for i, other in enumerate(keys) if other == key]

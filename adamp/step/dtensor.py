@@ -64,6 +64,11 @@ def placement_of(x: Tensor) -> Any:
     return (x.device_mesh, x.placements) if is_sharded(x) else None  # type: ignore[attr-defined]
 
 
+def has_whole_rows(x: Tensor) -> bool:
+    """Return whether each process has values of a DTensor, and a row that it has a part of as a whole."""
+    return all(p.is_replicate() or (not p.is_partial() and p.dim == 0) for p in x.placements)  # type: ignore[attr-defined]
+
+
 def local(x: Tensor) -> Tensor:
     """Return this process's part of a DTensor, a tensor that shares its memory; any other tensor itself."""
     return x.to_local() if is_sharded(x) else x  # type: ignore[attr-defined]

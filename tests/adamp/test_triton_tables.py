@@ -143,7 +143,7 @@ def test_items_cover_each_entry_once() -> None:
     )
     covered = [0] * len(shapes)
     for tensor, index in tables.items.tolist():
-        rows, length, _, parts, width, _, _, item_rows = tables.layout[tensor].tolist()
+        rows, length, _, parts, width, _, _, item_rows, _ = tables.layout[tensor].tolist()
         first, column = index // parts * item_rows, index % parts * width
         covered[tensor] += min(item_rows, rows - first) * min(width, length - column)
     assert covered == [p.numel() for p in params]
