@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 from adamp.kernels import triton_launch as fused
+from adamp.kernels.options import Shards
 from benchmarks.gpu_resources import KERNELS, compile_step, usage
 from tests.adamp.kernel_cases import CASES, LARGE_CASES, SGD
 
@@ -67,8 +68,8 @@ def compiled_anew(monkeypatch, tmp_path):
 VECTOR_LOAD = {2: r"v2\.b32", 4: r"v4\.b32", 8: r"v2\.b64"}
 
 
-def check(kernels, capability, *, dtype=torch.float32):
-    assert set(kernels) == set(KERNELS)
+def check(kernels, capability, *, dtype=torch.float32, more=()):
+    assert set(kernels) == {*KERNELS, *more}
     for name, kernel in kernels.items():
         ptx = kernel.asm["ptx"]
         assert f".target sm_{capability}" in ptx, name
@@ -106,6 +107,13 @@ def test_the_kernels_compile_for_a_gpu():
 )
 def test_the_kernels_compile_with_every_option_and_dtype(capability, dtype, family, options):
     check(compile_step(capability, dtype, family, **options), capability, dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["adamp", "sgdp"])
+def test_the_kernels_compile_for_rows_that_processes_share(family):
+    shards = Shards([8], lambda totals: None)
+    check(compile_step(90, torch.float32, family, shards=shards), 90, more=["add_up_rows"])
 
 
 @pytest.mark.parametrize(
