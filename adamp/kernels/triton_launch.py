@@ -38,7 +38,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OLDEST_VERSION = (3, 6)  # the Triton of torch 2.11, the oldest one tested
 # Without a limit ptxas chooses one by itself, and then spills a few registers. With 72 of them 7 programs run on an SM.
 RESOURCES = {"num_warps": 4, "maxnreg": 72}
-WIDE_RESOURCES = {"num_warps": 8, "maxnreg": 80}  # float64: half as many entries a thread
+# float64 has half as many entries a thread; with every option its update needs some registers more
+WIDE_RESOURCES = {"num_warps": 8, "maxnreg": 80}
+WIDE_UPDATE_RESOURCES = {"num_warps": 8, "maxnreg": 88}
 BLOCK = 256  # sums that one program adds up at a time
 
 
@@ -160,9 +162,8 @@ def _step(
     if lr_tensor is not None and lr_tensor.device.type == "cpu" and device.type != "cpu":
         lr, lr_tensor = lr_tensor.item(), None  # on the host already: no synchronisation
     lr_tensor, scale, infinite = (_to_device(device, x) for x in (lr_tensor, grad_scale, found_inf))
-    launch: Callable[..., None] = functools.partial(
-        _launch, **(WIDE_RESOURCES if dtype == torch.float64 else RESOURCES)
-    )
+    is_wide = dtype == torch.float64
+    launch: Callable[..., None] = functools.partial(_launch, **(WIDE_RESOURCES if is_wide else RESOURCES))
     numbers = (eps, hyper.keep[0], hyper.gain[0], hyper.keep[1], hyper.gain[1])
     logs = (math.log(beta) if beta > 0 else -math.inf for beta in hyper.betas)
 
@@ -200,7 +201,7 @@ def _step(
         # Projection, decay and step
         launch(
             kernels.apply_update, tables.num_items, pointers, layout, items, sums, totals, scalars, scale, *numbers,
-            rule,
+            rule, **(WIDE_UPDATE_RESOURCES if is_wide else RESOURCES),
         )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def run(rank: int, folder: str) -> None:
     results = {name: stepped(*case) for name, case in CASES.items()}
     if rank == 0:
         torch.save(results, Path(folder) / "results.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
