@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tasks.base import Batch, InputError, ManyUpdate, Shard, StepContext, Task
 from tasks.engine.config import check_division
-from tasks.engine.dead_workers import read_batches
+from tasks.engine.dead_workers import WaitsTooLong, end_of_wait, read_batches
 from tasks.engine.distributed import process_group
 from tasks.engine.errors import Diverged, Stopped, translate_errors
 from tasks.engine.group_overrides import convert_networks
@@ -291,11 +291,16 @@ class ManyTrainer:
 
     def _train_epoch(self) -> None:
         epoch = self.progress.epoch
-        batches = read_batches(self.task.train_batches(epoch, self.world.shard(), self.progress.batch))
+        batches = self._read(self.task.train_batches(epoch, self.world.shard(), self.progress.batch))
         for module in self.modules.values():
             module.train()
         while self.progress.batch < self.epoch_steps and not self._out_of_steps():
-            self._train_step(next(batches))
+            try:
+                batch = next(batches)
+            except WaitsTooLong:
+                save = self._save if self.train.num_workers > 0 else None  # else loading has drawn numbers here
+                raise end_of_wait(self.signals, self.train.timeout_minutes, save=save) from None
+            self._train_step(batch)
             progress = self.progress
             if progress.step % self.train.log_every == 0 and progress.batch < self.epoch_steps:
                 self._log(Member.log)
@@ -305,7 +310,14 @@ class ManyTrainer:
         is_last = epoch + 1 == self.epochs or self._out_of_steps()
         scores: Mapping[int, Mapping[str, float]] = {}
         if is_last or (epoch + 1) % self.train.eval_epochs == 0:
-            scores = self._evaluate()
+            try:
+                evaluated = self._evaluate()
+            except WaitsTooLong:
+                raise end_of_wait(self.signals, self.train.timeout_minutes, save=None) from None
+            if evaluated is None:
+                self._save()
+                raise Stopped(self.signals.number)
+            scores = evaluated
         self._log(lambda member: member.end_epoch(scores.get(self._index(member), {})))
         if self.active:
             self.bar.show(self.progress.step, epoch=epoch + 1, loss=None, lr=0.0)
@@ -371,10 +383,13 @@ class ManyTrainer:
             for member in members
         ]
 
+    def _read(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        return read_batches(batches, minutes=self.train.timeout_minutes, signals=self.signals)
+
     # ---------------------------------------------------------------------------------------------- scores, lines
 
-    def _evaluate(self) -> dict[int, dict[str, float]]:
-        """Score all networks on every split, with random draws of their own as in a run alone."""
+    def _evaluate(self) -> dict[int, dict[str, float]] | None:
+        """Score all networks on every split, with random draws of their own as in a run alone; None: asked to stop."""
         device, seed = self.world.device, self.train.seed + 1_000_003 * (self.progress.step + 1)
         random_states = generator_states(device)
         seed_generators(seed)
@@ -387,7 +402,9 @@ class ManyTrainer:
                 records: dict[int, list[Any]] = {index: [] for index in self.active}
                 states: dict[int, dict[str, Any]] = {index: {} for index in self.active}
                 with torch.no_grad():
-                    for batch in read_batches(batches):
+                    for batch in self._read(batches):
+                        if self.signals.pending == STOP:
+                            return None
                         nets = self._alone() if self.task.predicts_alone else self._parts()[1]
                         placed = to_device(batch, device, channels_last=False)
                         for index in self.active:
@@ -422,13 +439,16 @@ class ManyTrainer:
         if request == NOTHING or not self.active:
             return
         self.signals.saving = False
+        self._save()
+        if request == STOP:
+            raise Stopped(self.signals.number)
+
+    def _save(self) -> None:
         bad = self.losses.first_bad.tolist()
-        for index, member in list(self.active.items()):
+        for index, member in self.active.items():
             if not bad[index]:  # else it has diverged, which its next line says
                 member.save()
         self._saved_at = time.monotonic()
-        if request == STOP:
-            raise Stopped(self.signals.number)
 
 
 def run_many(specs: Sequence[RunSpec]) -> dict[str, BaseException | None]:

@@ -22,6 +22,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+CAUSE_SECONDS = 5.0  # that a process which another's failure ended waits for that one's exit code
+
+
 def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0) -> int:
     """Run `processes` copies of a command as one group on this machine and return the first failing exit code.
 
@@ -68,22 +71,29 @@ def spawn(command: Sequence[str], processes: int, *, grace_seconds: float = 10.0
 
 
 def _wait(children: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
-    failed, deadline = 0, float("inf")
+    failed, told, deadline = 0, 0.0, float("inf")
     while any(child.poll() is None for child in children):
         codes = [child.poll() for child in children]
-        if not failed and (failed := next((code for code in codes if code), 0)):
-            deadline = time.monotonic() + grace_seconds
-            for rank, child in enumerate(children):
-                if child.poll() is None:
-                    print(
-                        f"process {codes.index(failed)} ended with code {failed}; stopping {rank}",
-                        file=sys.stderr,
-                    )
-                    child.terminate()
+        if not failed and (codes_of_failed := [code for code in codes if code]):
+            told = told or time.monotonic()
+            # Code 1 may only tell of another process's failure, which takes its time to end
+            causes = [code for code in codes_of_failed if code != 1]
+            if causes or time.monotonic() - told > CAUSE_SECONDS:
+                failed = (causes or codes_of_failed)[0]
+                deadline = time.monotonic() + grace_seconds
+                for rank, child in enumerate(children):
+                    if child.poll() is None:
+                        print(
+                            f"process {codes.index(failed)} ended with code {failed}; stopping {rank}",
+                            file=sys.stderr,
+                        )
+                        child.terminate()
         if time.monotonic() > deadline:
             for child in children:
                 child.kill()
         time.sleep(0.05)
-    failed = failed or next((code for code in (child.poll() for child in children) if code), 0)
+    if not failed:
+        codes_of_failed = [code for code in (child.poll() for child in children) if code]
+        failed = next((code for code in codes_of_failed if code != 1), next(iter(codes_of_failed), 0))
     # A copy killed by signal n has returncode -n; shells use 128 + n
     return 128 - failed if failed < 0 else failed

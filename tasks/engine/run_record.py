@@ -160,6 +160,11 @@ class RunRecord:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run's folder {self.folder}: {error.strerror}; set paths.runs") from None
+        except UnicodeEncodeError as error:  # LC_ALL=C, and Python's UTF-8 mode switched off
+            raise InputError(
+                f"the run's folder {str(self.folder)!a} has letters that the locale's encoding "
+                f"{error.encoding} lacks; set PYTHONUTF8=1"
+            ) from None
 
     def _take_lock(self) -> IO[str]:
         # flock ends with the process, so a killed run leaves no stale lock

@@ -20,9 +20,9 @@ from tasks.base import Batch, InputError, Shard, Task
 from tasks.engine import checkpoint, checkpointing
 from tasks.engine.checkpointing import Checkpoints
 from tasks.engine.config import Train, check_division
-from tasks.engine.dead_workers import WaitsTooLong, read_batches
+from tasks.engine.dead_workers import WaitsTooLong, end_of_wait, read_batches
 from tasks.engine.distributed import World
-from tasks.engine.errors import RESUMES, Diverged, RunFailed, Stopped
+from tasks.engine.errors import Diverged, Stopped
 from tasks.engine.evaluate import evaluate, share_faulty_examples
 from tasks.engine.loggers import RunLogger
 from tasks.engine.nested import to_device
@@ -385,15 +385,8 @@ class Trainer:
             Stopped: A signal asked for it.
             RunFailed: The time for a batch is over.
         """
-        if self.signals.pending != STOP:
-            raise RunFailed(
-                f"no batch came within train.timeout_minutes={self.train.timeout_minutes:g}; {RESUMES}\n"
-                "Does the disk of the data answer? Slow data need a longer train.timeout_minutes"
-            )
-        saved = save and self.world.size == 1 and self.train.num_workers > 0
-        if saved:
-            self._save()
-        raise Stopped(self.signals.number, saved=saved)
+        can_save = save and self.world.size == 1 and self.train.num_workers > 0
+        raise end_of_wait(self.signals, self.train.timeout_minutes, save=self._save if can_save else None)
 
     def _stop(self) -> NoReturn:
         number = self.signals.number if self.signals.pending == STOP else 0

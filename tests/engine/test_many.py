@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 import adamp
 from tasks.base import InputError, Shard, Task
-from tasks.engine.errors import Diverged, Stopped
+from tasks.engine import dead_workers
+from tasks.engine.errors import Diverged, RunFailed, Stopped
 from tasks.engine.many import run_many
 from tasks.engine.phases import Phase
 from tasks.engine.run import run
@@ -156,12 +158,26 @@ def files(all_specs: Sequence[RunSpec]) -> list[bytes]:
     return [(each.folder / "metrics.jsonl").read_bytes() for each in all_specs]
 
 
-@pytest.mark.parametrize("step", [1, 6, 7, 20])
-def test_stopped_and_resumed_they_are_bitwise_the_same(step: int, tmp_path: Path) -> None:
+class StoppedInEvaluation(toys.Memory):
+    """Gets a signal at its sixth prediction."""
+
+    predictions = 0
+
+    def predict(self, *args: Any) -> Any:
+        self.predictions += 1
+        if self.predictions == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().predict(*args)
+
+
+@pytest.mark.parametrize("step", [1, 6, 7, 20, None])
+def test_stopped_and_resumed_they_are_bitwise_the_same(step: int | None, tmp_path: Path) -> None:
     whole, parts = (specs(tmp_path / kind, lambda: toys.Memory(dropout=0.0)) for kind in ("whole", "parts"))
     run_many(whole)
 
     def killing() -> Task:
+        if step is None:
+            return StoppedInEvaluation(dropout=0.0)
         task = toys.Memory(dropout=0.0)
         task.before_step = toys.kill_at(min(step, 12) * len(parts))
         return task
@@ -173,6 +189,31 @@ def test_stopped_and_resumed_they_are_bitwise_the_same(step: int, tmp_path: Path
     assert files(parts) == files(whole)
     for one, other in zip(whole, parts, strict=True):
         assert all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+        record = json.loads((other.folder / "run.json").read_text())
+        (resumed_at,) = record["resumed_from"]
+        spans = [(segment["from_step"], segment["to_step"]) for segment in record["segments"]]
+        assert spans == [(0, resumed_at), (resumed_at, record["steps"])]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded", "ignore:This DataLoader will create")
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_waiting_for_a_batch_ends_and_answers_signals(
+    evaluating: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_workers, "STOP_SECONDS", 0.2)
+
+    def slow(minutes: float) -> list[RunSpec]:
+        make = lambda: toys.Slow(evaluating=evaluating, dropout=0.0)  # noqa: E731
+        return specs(tmp_path / "r", make, num_workers=1, timeout_minutes=minutes)[:2]
+
+    with pytest.raises(RunFailed, match="no batch came within"):
+        run_many(slow(0.01))
+    toys.kill_while_reading()
+    with pytest.raises(Stopped) as stopped:
+        run_many(slow(1))
+    assert stopped.value.saved != evaluating
+    record = json.loads((tmp_path / "r" / "sgd" / "run.json").read_text())
+    assert record["status"] == "interrupted" and record["segments"][-1]["to_step"] <= (4 if evaluating else 2)
 
 
 def test_killed_between_two_saves_all_go_on_from_the_earlier_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import adamp
 from tasks.base import LoopState, Shard, StepContext, Task, Update
+from tasks.data.loader import batch_loader
 from tasks.engine.config import Train
 from tasks.engine.dead_workers import DEATHS
 from tasks.engine.distributed import World
@@ -151,6 +152,44 @@ class Attack(Toy):
         yield Update(F.cross_entropy(net(x + 0.1 * grad.sign()), y))
 
 
+class Loaded(Sequence[Any]):
+    """Batches loaded by processes of their own, or here; something happens where one of them is loaded."""
+
+    def __init__(self, batches: Sequence[Any], happens: Callable[[int], None], *, num_workers: int = 1) -> None:
+        self.batches, self.happens, self.num_workers = batches, happens, num_workers
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: Any) -> Any:
+        self.happens(number)
+        return self.batches[number]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(batch_loader(self, range(len(self)), self.num_workers))  # type: ignore[arg-type]
+
+
+class Slow(Toy):
+    """Its third batch, or first picture of an evaluation, does not come; in a worker or, with none, in this process."""
+
+    def __init__(self, *, evaluating: bool = False, num_workers: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.evaluating, self.num_workers = evaluating, num_workers
+
+    def _wait(self, number: int) -> None:
+        if number == (0 if self.evaluating else 2):
+            while True:
+                time.sleep(60)
+
+    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Any]:
+        batches = super().train_batches(epoch, shard, start)
+        return batches if self.evaluating else Loaded(batches, self._wait, num_workers=self.num_workers)
+
+    def eval_batches(self, shard: Shard) -> Mapping[str, Any]:
+        batches = super().eval_batches(shard)["val"]
+        return {"val": Loaded(batches, self._wait, num_workers=self.num_workers) if self.evaluating else batches}
+
+
 def sgdp(groups: Any) -> torch.optim.Optimizer:
     return adamp.SGDP(groups, lr=0.1, momentum=0.9, weight_decay=1e-3)
 
@@ -216,6 +255,19 @@ def kill_while_waiting(made: Trainer, step: int, number: int = signal.SIGTERM) -
     def send() -> None:
         while not (made.state.progress.step == step and DEATHS.reading):
             time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def kill_while_reading(number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it waits for a batch, longer than for most."""
+
+    def send() -> None:
+        waited = 0
+        while waited < 50:
+            time.sleep(0.01)
+            waited = waited + 1 if DEATHS.reading else 0
         os.kill(os.getpid(), number)
 
     threading.Thread(target=send, daemon=True).start()

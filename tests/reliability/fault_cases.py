@@ -46,7 +46,6 @@ from scripts import retry
 from tasks.base import InputError, Shard
 from tasks.data.cache import cache_folder
 from tasks.data.files import stays_inside
-from tasks.data.loader import batch_loader
 from tasks.engine import checkpoint, dead_workers, provenance, run_record, trainer
 from tasks.engine.errors import Diverged, RunFailed, Stopped, translate_errors
 from tasks.engine.loggers import WandbLogger
@@ -527,23 +526,6 @@ class RunRecordOpen:
         self.record.close()
 
 
-class _Loaded(Sequence[Any]):
-    """Batches from a process of their own; something happens where one of them is loaded."""
-
-    def __init__(self, batches: Sequence[Any], happens: Callable[[int], None], workers: int) -> None:
-        self.batches, self.happens, self.workers = batches, happens, workers
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: Any) -> Any:
-        self.happens(number)
-        return self.batches[number]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(batch_loader(self, range(len(self)), self.workers))  # type: ignore[arg-type]
-
-
 class Disturbed(toys.Toy):
     """Loads in another process, or here; something happens where the third batch of the second epoch is loaded."""
 
@@ -556,7 +538,7 @@ class Disturbed(toys.Toy):
             if epoch == 1 and number == 2:
                 self.happens()
 
-        return _Loaded(super().train_batches(epoch, shard, start), at_third, self.workers)
+        return toys.Loaded(super().train_batches(epoch, shard, start), at_third, num_workers=self.workers)
 
 
 def _raise(error: BaseException) -> Callable[[], None]:

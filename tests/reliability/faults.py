@@ -26,8 +26,6 @@ from typing import Any
 from launch.checkout import ROOT
 from scripts import options
 
-BEGIN, END = "<!-- faults: written by make faults -->", "<!-- end of faults -->"
-
 
 @dataclass
 class Outcome:
@@ -85,13 +83,14 @@ def table(kinds: dict[str, dict[str, int]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write_page(page: Path, text: str) -> None:
-    """Put the table between the page's marks."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, mark, after = rest.partition(END)
+def write_page(page: Path, text: str, *, command: str) -> None:
+    """Put a table between the marks of the command that makes it."""
+    begin, end = f"<!-- {command}: written by make {command} -->", f"<!-- end of {command} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise options.ReadError(f"page={page} has no lines {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        raise options.ReadError(f"page={page} has no lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -137,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
                  "not survived": faults, "skipped": skipped}  # fmt: skip
         out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if values["page"] or not wanted:
-        write_page(Path(values["page"] or ROOT / "docs" / "reliability.md"), table(kinds))
+        write_page(Path(values["page"] or ROOT / "docs" / "reliability.md"), table(kinds), command="faults")
     return int(bool(lost))
 
 

@@ -3,7 +3,8 @@
 usage: python tests/reliability/soak.py kills=100
 
 Options: kills=N signals in all; tasks=a,b (all); processes=1,2; seed=0; folder=DIR to work in (a temporary one);
-out=results/soak.json. Signals are SIGKILL, SIGTERM, SIGINT and SIGUSR1 (save and go on); a quarter falls at a random
+minutes=M, after which no other signal is sent; out=results/soak.json; more=true adds to what it holds; page=FILE, where
+a table of it goes between two marks. A sweep on Ray or SLURM is left out where it is not installed. Signals are SIGKILL, SIGTERM, SIGINT and SIGUSR1 (save and go on); a quarter falls at a random
 time, the others in a stage that the run is known to be in: training, writing a checkpoint, evaluating, building a
 cache. Every run must end as the one that was never disturbed: the same weights, best weights and metrics bit for bit,
 each cell of a sweep once, nothing half-written left behind. Exit code 1 if one does not.
@@ -29,6 +30,7 @@ from typing import Any
 from launch.checkout import ROOT, TRAIN, python_path
 from scripts import options
 from tests.reliability import soak_runs
+from tests.reliability.faults import write_page
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STAGES = ("training", "checkpoint", "evaluation", "cache")
@@ -47,7 +49,9 @@ def _stage(frame):
         if place[0].endswith("engine/evaluate.py") and place[1] == "evaluate": return "evaluation"
         caches = place[0].endswith(("language/text.py", "audio/cache.py"))
         if caches and place[1] in ("_build", "decode_all"): return "cache"
-        if place[0].endswith("engine/trainer.py") and place[1] == "_train_epoch": return "training"
+        if place[0].endswith("engine/many.py") and place[1] == "_evaluate": return "evaluation"
+        trainers = place[0].endswith(("engine/trainer.py", "engine/many.py"))
+        if trainers and place[1] == "_train_epoch": return "training"
         frame = frame.f_back
     return "start"
 def _watch():
@@ -96,6 +100,7 @@ class Soak:
     kills: list[Kill] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)  # of a cluster
     stages: dict[str, set[str]] = field(default_factory=dict)
 
     @property
@@ -114,7 +119,7 @@ def start(soak: Soak, words: Sequence[str], place: Path) -> subprocess.Popen[str
     """Start a run in a session of its own, with the watcher."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMP_", "WANDB_", "RANK", "WORLD_SIZE"))}
     path = os.pathsep.join([str(soak.folder / "watcher"), python_path()])
-    env |= {"PYTHONPATH": path, "SOAK_STAGE": str(soak.stage_file), "SOAK_PLACE": str(place), "OMP_NUM_THREADS": "1",
+    env |= {**soak.env, "PYTHONPATH": path, "SOAK_STAGE": str(soak.stage_file), "SOAK_PLACE": str(place), "OMP_NUM_THREADS": "1",
             "ADAMP_DATA": str(place / "cache"), "ADAMP_RESULTS": str(place), "WANDB_MODE": "disabled"}  # fmt: skip
     soak.stage_file.unlink(missing_ok=True)
     with (place / "log.txt").open("a") as log:
@@ -135,16 +140,36 @@ def processes_of(place: Path) -> list[int]:
     return sorted(found)
 
 
-def wait_for_end(place: Path) -> None:
+def in_queue(soak: Soak) -> bool:
+    """Whether SLURM still holds jobs, which outlive their launcher."""
+    if not soak.env:
+        return False
+    from tests.scripts import slurm_cluster
+
+    return bool(slurm_cluster.ask(soak.env, "squeue", "-h"))
+
+
+def wait_for_end(soak: Soak, place: Path) -> None:
     """Wait until no process of a run is left: those whose launcher was killed save before they go."""
     deadline = time.monotonic() + PATIENCE
-    while left := processes_of(place):
+    while (left := processes_of(place)) or in_queue(soak):
         if time.monotonic() > deadline:
             for number in left:
                 with contextlib.suppress(OSError):
                     os.kill(number, signal.SIGKILL)
             raise RuntimeError(f"processes {left} of {place} did not end")
         time.sleep(0.05)
+
+
+def cells_of(place: Path, launcher: int) -> list[int]:
+    """Return the processes of a sweep that train, without its launcher and the daemons of a cluster."""
+    cells = []
+    for number in processes_of(place):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{number}/cmdline").read_bytes()
+            if number != launcher and (b"submitit" in words or TRAIN.name.encode() in words):
+                cells.append(number)
+    return cells
 
 
 def disturb(soak: Soak, process: subprocess.Popen[str], *, task: str, processes: int, place: Path) -> Kill | None:
@@ -162,7 +187,10 @@ def disturb(soak: Soak, process: subprocess.Popen[str], *, task: str, processes:
     if process.poll() is not None:
         return None
     whom, targets = "launcher", [process.pid]
-    if number == signal.SIGKILL and processes > 1:
+    if task in ("ray", "slurm") and number != signal.SIGUSR1 and (cells := cells_of(place, process.pid)):
+        if number == signal.SIGKILL or task == "slurm":  # SLURM's jobs go on without their launcher
+            whom, targets = "one process", [soak.draw.choice(cells)]
+    elif number == signal.SIGKILL and processes > 1:
         whom = soak.draw.choice(("launcher", "one process", "all"))
         everyone = processes_of(place)
         copies = [each for each in everyone if each != process.pid]
@@ -199,7 +227,7 @@ def disturbed(soak: Soak, task: str, processes: int, *, times: int) -> Path:
                 break
         finished = process.poll() == 0
         process.wait(timeout=PATIENCE)
-        wait_for_end(place)
+        wait_for_end(soak, place)
         if finished:
             break
     return place
@@ -215,7 +243,7 @@ def finish(soak: Soak, task: str, processes: int, place: Path) -> bool:
         seen.add(soak.stage())
         time.sleep(0.005)
     code = process.wait(timeout=1) if code is None else code
-    wait_for_end(place)
+    wait_for_end(soak, place)
     soak.seconds.setdefault(key, time.monotonic() - begun)
     soak.stages.setdefault(key, seen)
     if code:
@@ -263,57 +291,88 @@ def differences(one: Path, other: Path) -> Iterator[str]:
             yield f"{run}: left behind {rest}"
 
 
-def soaked(soak: Soak, pairs: Sequence[tuple[str, int]], *, kills: int) -> None:
-    """Go round the tasks until there were so many signals."""
+def soaked(soak: Soak, pairs: Sequence[tuple[str, int]], *, kills: int, minutes: float) -> None:
+    """Go round the tasks until there were so many signals, or the time is over."""
+    deadline = time.monotonic() + 60 * minutes
     whole: dict[tuple[str, int], Path] = {}
     for task, processes in pairs:
         place = Path(tempfile.mkdtemp(prefix="whole-", dir=soak.folder))
         if finish(soak, task, processes, place):
             whole[task, processes] = place
             print(f"     whole    {task} x{processes}, {soak.seconds[f'{task} {processes}']:.1f} s", flush=True)
-    while whole and len(soak.kills) < kills:
+    while whole and len(soak.kills) < kills and time.monotonic() < deadline:
         for (task, processes), reference in list(whole.items()):
-            if len(soak.kills) >= kills:
+            if len(soak.kills) >= kills or time.monotonic() > deadline:
                 break
             place = disturbed(soak, task, processes, times=min(4, kills - len(soak.kills)))
             if finish(soak, task, processes, place):
                 soak.faults += [f"{task} x{processes}: {line} ({place})" for line in differences(reference, place)]
 
 
+def summary(kills: Sequence[Mapping[str, Any]], faults: Sequence[str], **facts: Any) -> dict[str, Any]:
+    """Return the figures of a soak, and how many kills there were of each kind."""
+    counts = {key: dict(Counter(str(kill[key]) for kill in kills)) for key in COUNTED}
+    return {**facts, "kills": len(kills), "faults": list(faults), **counts}
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """Return the page's table: tasks, and how many signals their runs went through."""
+    lost = Counter(next(task for task in figures["task"] if line.startswith(task)) for line in figures["faults"])
+    rows = [("Runs of", "signals", "runs that ended otherwise"), ("---", "---", "---")]
+    rows += [(task, str(count), str(lost[task])) for task, count in figures["task"].items()]
+    rows += [("**all**", f"**{figures['kills']}**", f"**{len(figures['faults'])}**")]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    spread = [", ".join(f"{count} {name}" for name, count in figures[key].items()) for key in ("number", "stage")]
+    where = "; ".join(figures["where"])
+    return f"{text}\n\nSignals: {spread[0]}. Stages: {spread[1]}. {figures['seconds'] // 60} minutes in all; {where}."
+
+
 def main(argv: Sequence[str]) -> int:
     """Soak, write what was done, print a summary, and return the exit code."""
-    defaults = {"kills": "100", "tasks": "", "processes": "1,2", "seed": "0", "folder": "",
-                "out": options.results("soak.json")}  # fmt: skip
+    defaults = {"kills": "100", "tasks": "", "processes": "1,2", "seed": "0", "folder": "", "minutes": "100000",
+                "out": options.results("soak.json"), "more": "false", "page": ""}  # fmt: skip
     values = options.parse(argv, options=defaults)
-    known = [*soak_runs.RUNS, "sweep"]
+    known = [*soak_runs.RUNS, *soak_runs.SWEEPS]
     tasks = [word for word in values["tasks"].split(",") if word] or known
     if unknown := [task for task in tasks if task not in known]:
         raise options.ReadError(f"tasks={unknown[0]} is not known; choose among: {', '.join(known)}")
     counts = values["processes"].split(",")
     if not all(word in ("1", "2") for word in counts) or not values["kills"].isdigit():
         raise options.ReadError("processes is 1, 2 or 1,2, and kills a number")
-    pairs = [(task, int(count)) for count in counts for task in tasks if not (task == "sweep" and count == "2")]
+    if values["more"] not in ("true", "false") or not values["minutes"].isdigit():
+        raise options.ReadError("more is true or false, and minutes a whole number")
+    for task in tasks:
+        if reason := soak_runs.unavailable(task):
+            print(f"     left out {task}: {reason}", flush=True)
+    tasks = [task for task in tasks if not soak_runs.unavailable(task)]
+    pairs = [(t, int(count)) for count in counts for t in tasks if not (t in soak_runs.SWEEPS and count == "2")]
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         place = values["folder"] or stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-"))
         soak = Soak(Path(place).absolute(), random.Random(int(values["seed"])))
+        if "slurm" in tasks:
+            from tests.scripts import slurm_cluster
+
+            soak.env = stack.enter_context(slurm_cluster.cluster())
         (soak.folder / "watcher").mkdir(parents=True)
         (soak.folder / "watcher" / "sitecustomize.py").write_text(WATCHER)
         soak_runs.prepare(soak.folder / "data")
-        soaked(soak, pairs, kills=int(values["kills"]))
+        soaked(soak, pairs, kills=int(values["kills"]), minutes=float(values["minutes"]))
     from tasks.engine.provenance import provenance
 
-    summary = {
-        "where": provenance(ROOT),
-        "kills": len(soak.kills),
-        "faults": soak.faults,
-        "seconds": round(time.monotonic() - begun),
-        **{key: dict(Counter(str(getattr(kill, key)) for kill in soak.kills)) for key in COUNTED},
-    }
-    out = Path(values["out"])
+    out, kills = Path(values["out"]), [asdict(kill) for kill in soak.kills]
+    before: dict[str, Any] = {"list": [], "faults": [], "seconds": 0, "where": []}
+    if values["more"] == "true" and out.is_file():
+        before = json.loads(out.read_text(encoding="utf-8"))
+    figures = summary(
+        [*before["list"], *kills], [*before["faults"], *soak.faults], where=[*before["where"], provenance(ROOT)],
+        seconds=before["seconds"] + round(time.monotonic() - begun),
+    )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**summary, "list": [asdict(kill) for kill in soak.kills]}, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
+    out.write_text(json.dumps({**figures, "list": [*before["list"], *kills]}, indent=1) + "\n")
+    if values["page"]:
+        write_page(Path(values["page"]), table(figures), command="soak")
+    print(json.dumps(figures, indent=1))
     return int(bool(soak.faults) or len(soak.kills) < int(values["kills"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,12 @@ RUNS: dict[str, tuple[str, ...]] = {
         "experiment=biased-mnist", "opt=adamp", "model.f.width=0.125", "model.g.width=0.125", "train.batch_size=256",
         "train.epochs=3",
     ),
+    "imagenet9": (
+        "experiment=imagenet9", "opt=adamp", "data=imagenet9", "data_root={data}/imagenet9",
+        "data.clusters={data}/imagenet9/clusters.csv", "data.imagenet_a=null", "data.image_size=32",
+        "model.f.width=0.0625", "model.g.width=0.0625", "task.min_cell_count=2", "train.batch_size=8",
+        "train.epochs=2",
+    ),
     "language": (
         "experiment=wikitext103-txl", *TEXT, "data.root={data}/text", "task.epoch_steps=6", "model.layers=2",
         "model.width=16", "model.heads=2", "model.head_width=8", "model.inner_width=16", "model.memory=8",
@@ -66,11 +73,32 @@ RUNS: dict[str, tuple[str, ...]] = {
         "model.width=0.125", "train.batch_size=4", "train.epochs=2", "train.eval_epochs=1",
     ),
 }  # fmt: skip
-SWEEP = (
-    "--multirun", "experiment=imagenet-resnet18", "opt=sgd,adamp", "train.seed=0,1", *PICTURES,
-    "data.train_examples=64", "data.val_examples=40", "model.width=0.125", "train.batch_size=16", "train.epochs=3",
-    "tag=sweep",
+SWEPT = (
+    "--multirun", "experiment=imagenet-resnet18", "opt=sgd,adamp", *PICTURES, "data.train_examples=64",
+    "data.val_examples=40", "model.width=0.125", "train.batch_size=16", "train.epochs=3",
 )  # fmt: skip
+# Name -> words of a sweep, whose signals reach its launcher or one of its runs
+SWEEPS: dict[str, tuple[str, ...]] = {
+    "sweep": (*SWEPT, "train.seed=0,1", "tag=sweep"),
+    "many networks": (
+        "--multirun", "launcher=many", "jobs=1", "experiment=projection-effect-mlp", "opt=sgd,sgdp,adamp",
+        "task.epoch_steps=20", "train.epochs=3", "train.batch_size=32", "model.width=8",
+    ),
+    "ray": (*SWEPT, "launcher=ray", "hydra.launcher.num_gpus=0", "hydra.launcher.num_cpus=0.5", "tag=ray"),
+    "slurm": (
+        *SWEPT, "launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1",
+        "hydra.launcher.poll_s=1", "tag=slurm",
+    ),
+}  # fmt: skip
+
+
+def unavailable(task: str) -> str:
+    """Return why a task cannot run on this machine, empty where it can."""
+    from tests.scripts import slurm_cluster
+
+    if task == "ray" and importlib.util.find_spec("ray") is None:
+        return "ray is not installed: pip install '.[ray]'"
+    return slurm_cluster.missing() if task == "slurm" else ""
 
 
 def prepare(folder: Path) -> None:
@@ -78,6 +106,7 @@ def prepare(folder: Path) -> None:
     from tests.reliability.sets import write_text
     from tests.tasks.audio import layouts as sounds
     from tests.tasks.detection.layouts import write_coco
+    from tests.tasks.rebias.sets import write_clusters, write_imagenet9
 
     writers: dict[str, Callable[[Path], object]] = {
         "text": write_text,
@@ -85,6 +114,7 @@ def prepare(folder: Path) -> None:
         "music": lambda path: sounds.mtat(path, seconds=0.4),
         "events": lambda path: sounds.dcase(path, seconds=0.4),
         "coco": lambda path: write_coco(path, train=12, val=5),
+        "imagenet9": lambda path: write_clusters(path / "clusters.csv", write_imagenet9(path)),
     }
     for name, write in writers.items():
         (folder / name).mkdir(parents=True)
@@ -93,7 +123,7 @@ def prepare(folder: Path) -> None:
 
 def words(task: str, *, data: Path, place: Path, processes: int) -> list[str]:
     """Return the arguments of `scripts/train.py` for one task, its results and caches below `place`."""
-    chosen = SWEEP if task == "sweep" else RUNS[task]
+    chosen = SWEEPS.get(task) or RUNS[task]
     given = {word.split("=")[0] for word in chosen}
     common = [word for word in COMMON if word.split("=")[0] not in given]
     filled = [word.replace("{data}", str(data)).replace("{cache}", str(place / "cache")) for word in chosen]

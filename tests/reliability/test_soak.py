@@ -11,6 +11,7 @@ import pytest
 from scripts.options import ReadError
 from tests.engine import toys
 from tests.reliability import soak, soak_runs
+from tests.reliability.faults import write_page
 
 
 def place(base: Path, name: str) -> Path:
@@ -59,11 +60,23 @@ def test_unknown_tasks_and_counts_are_refused() -> None:
 
 def test_every_task_and_the_sweep_have_words_of_their_own(tmp_path: Path) -> None:
     seen = {
-        tuple(soak_runs.words(task, data=tmp_path, place=tmp_path, processes=2)) for task in [*soak_runs.RUNS, "sweep"]
+        tuple(soak_runs.words(task, data=tmp_path, place=tmp_path, processes=2))
+        for task in [*soak_runs.RUNS, *soak_runs.SWEEPS]
     }
-    assert len(seen) == len(soak_runs.RUNS) + 1
+    assert len(seen) == len(soak_runs.RUNS) + len(soak_runs.SWEEPS)
     assert all("gpus=2" in words for words in seen)
     assert not [word for words in seen for word in words if "{" in word]
+
+
+def test_the_page_names_every_task_and_what_was_lost(tmp_path: Path) -> None:
+    kills = [{"task": task, "processes": 1, "number": "SIGKILL", "stage": "start", "whom": "all"} for task in "aab"]
+    figures = soak.summary(kills, ["b x1: weights differ"], where=["here"], seconds=61)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- soak: written by make soak -->\nold\n<!-- end of soak -->\nrest\n")
+    write_page(page, soak.table(figures), command="soak")
+    text = page.read_text()
+    assert "| a | 2 | 0 |\n| b | 1 | 1 |\n| **all** | **3** | **1** |" in text
+    assert "old" not in text and text.endswith("<!-- end of soak -->\nrest\n")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from tasks.base import InputError, Shard
-from tasks.data.loader import batch_loader
 from tasks.engine import checkpoint, dead_workers
 from tasks.engine.dead_workers import read_batches
 from tasks.engine.distributed import process_group
@@ -30,47 +29,9 @@ pytestmark = [
 ]
 
 
-class Batches(Sequence[Any]):
-    """Batches from a process of their own, or this one; something happens where one of them is loaded."""
-
-    def __init__(self, batches: Sequence[Any], happens: Callable[[int], None], *, num_workers: int = 1) -> None:
-        self.batches, self.happens, self.num_workers = batches, happens, num_workers
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: Any) -> Any:
-        self.happens(number)
-        return self.batches[number]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(batch_loader(self, range(len(self)), self.num_workers))  # type: ignore[arg-type]
-
-
-class Slow(toys.Toy):
-    """Its third batch, or first picture of an evaluation, does not come; in a worker or, with none, in this process."""
-
-    def __init__(self, *, evaluating: bool = False, num_workers: int = 1) -> None:
-        super().__init__()
-        self.evaluating, self.num_workers = evaluating, num_workers
-
-    def _wait(self, number: int) -> None:
-        if number == (0 if self.evaluating else 2):
-            while True:
-                time.sleep(60)
-
-    def train_batches(self, epoch: int, shard: Shard, start: int = 0) -> Sequence[Any]:
-        batches = super().train_batches(epoch, shard, start)
-        return batches if self.evaluating else Batches(batches, self._wait, num_workers=self.num_workers)
-
-    def eval_batches(self, shard: Shard) -> Mapping[str, Any]:
-        batches = super().eval_batches(shard)["val"]
-        return {"val": Batches(batches, self._wait, num_workers=self.num_workers) if self.evaluating else batches}
-
-
 @pytest.mark.parametrize("evaluating", [False, True])
 def test_a_batch_that_does_not_come_ends_the_run_with_the_option(evaluating: bool, tmp_path: Path) -> None:
-    made = toys.trainer(Slow(evaluating=evaluating), tmp_path / "r", timeout_minutes=0.01, num_workers=1)
+    made = toys.trainer(toys.Slow(evaluating=evaluating), tmp_path / "r", timeout_minutes=0.01, num_workers=1)
     with pytest.raises(RunFailed, match=r"no batch came within train\.timeout_minutes=0\.01; the same command goes on"):
         made.fit()
     assert not multiprocessing.active_children()
@@ -81,7 +42,7 @@ def test_a_signal_is_answered_while_a_batch_is_waited_for(
     evaluating: bool, num_workers: int, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dead_workers, "STOP_SECONDS", 0.2)
-    task = Slow(evaluating=evaluating, num_workers=num_workers)
+    task = toys.Slow(evaluating=evaluating, num_workers=num_workers)
     made = toys.trainer(task, tmp_path / "r", num_workers=num_workers, timeout_minutes=1)
     toys.kill_while_waiting(made, 4 if evaluating else 2)
     with pytest.raises(Stopped) as stopped:
@@ -105,7 +66,7 @@ def test_a_batch_that_comes_late_after_a_signal_changes_nothing(monkeypatch: pyt
             time.sleep(0.3)
 
     with listen() as signals:
-        read = list(read_batches(Batches([0, 1, 2], late), minutes=1, signals=signals))
+        read = list(read_batches(toys.Loaded([0, 1, 2], late), minutes=1, signals=signals))
     assert read == [0, 1, 2] and signals.stopping
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0 and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
@@ -116,7 +77,7 @@ def full(*args: Any, **options: Any) -> None:
 
 def test_a_full_shared_memory_is_said_where_torch_would_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # the worker inherits it
-    batches = Batches([{"x": [torch.ones(3)]}], lambda number: None)
+    batches = toys.Loaded([{"x": [torch.ones(3)]}], lambda number: None)
     with pytest.raises(RunFailed, match=r"the shared memory is full; .*\nGive the container more"), translate_errors():
         list(read_batches(batches, minutes=1))
 
@@ -124,8 +85,8 @@ def test_a_full_shared_memory_is_said_where_torch_would_wait_for_ever(monkeypatc
 def test_a_process_ends_although_an_error_holds_its_workers() -> None:
     code = """
 from tasks.engine import dead_workers
-from tests.reliability.test_waiting import Batches
-held = iter(Batches([0, 1], lambda number: None))
+from tests.engine import toys
+held = iter(toys.Loaded([0, 1], lambda number: None))
 next(held)
 raise SystemExit(3)
 """
@@ -162,7 +123,7 @@ class Unread(toys.Toy):
             if shard.index == 1 and number == 1:
                 raise InputError("picture 7 cannot be read now")
 
-        return Batches(super().train_batches(epoch, shard, start), happens, num_workers=0)
+        return toys.Loaded(super().train_batches(epoch, shard, start), happens, num_workers=0)
 
 
 def main(folder: Path, how: str) -> int:
