@@ -22,7 +22,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +44,6 @@ from launch.targets import check_targets, load
 from scripts import retry
 from tasks.base import InputError, Shard
 from tasks.data.cache import cache_folder
-from tasks.data.files import stays_inside
 from tasks.engine import checkpoint, dead_workers, provenance, run_record, trainer
 from tasks.engine.errors import Diverged, RunFailed, Stopped, translate_errors
 from tasks.engine.loggers import WandbLogger
@@ -915,20 +913,6 @@ def _(folder: Path, name: str) -> None:
     assert any("W&B refused a call" in line for line in said)
 
 
-LOCALES = {"Turkish": {"LC_ALL": "tr_TR.UTF-8"}, "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}}
-
-
-@fault("the locale is another", *LOCALES)
-def _(folder: Path, name: str) -> None:
-    code = (
-        "import sys; from pathlib import Path; from tests.reliability import fault_cases as f\n"
-        "path = Path(sys.argv[1]) / 'I\\u0131\\u0130i'; f.stopped(path); f.goes_on(path)\n"
-    )
-    env = commands.importing(ROOT, {**os.environ, **LOCALES[name], "OMP_NUM_THREADS": "1"})
-    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1000:]
-
-
 @fault("there is no HOME and the user is unknown", "data", "kernel")
 def _(folder: Path, name: str) -> None:
     def unknown(*args: Any) -> Any:
@@ -999,24 +983,6 @@ def _(folder: Path, name: str) -> None:
     with refused(InputError, ValueError):
         checkpoint.load(path, run="e/r") if name == "a checkpoint" else read_weights(path)
     assert not (folder / "ran").exists()
-
-
-MEMBERS = ("../../evil", "/evil", "a/../../evil", "", "a\0b")
-
-
-@fault("an archive names a place outside its folder", *(repr(name) for name in MEMBERS), "a link")
-def _(folder: Path, name: str) -> None:
-    if name != "a link":
-        member = next(each for each in MEMBERS if repr(each) == name)
-        assert not stays_inside(member)
-        return
-    path = folder / "shard.tar"
-    with tarfile.open(path, "w") as tar:
-        member = tarfile.TarInfo("0.jpg")
-        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(member)
-    # Shards are read at offsets, so that a link is its header's bytes and never what it names
-    assert b"root:" not in path.read_bytes()
 
 
 @functools.cache

@@ -97,6 +97,9 @@ def main(argv: Sequence[str]) -> int:
     """Inject the faults, print a line a kind, write the figures and return the exit code."""
     values = options.parse(argv, options={"kinds": "", "out": "", "page": ""})
     from tests.reliability.fault_cases import CASES  # loads torch
+    from tests.reliability.fault_machines import REGISTERED  # more of them
+
+    assert REGISTERED
 
     wanted = [word for word in values["kinds"].split(",") if word]
     chosen = [case for case in CASES if not wanted or any(word in case.kind for word in wanted)]

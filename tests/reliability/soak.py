@@ -4,10 +4,12 @@ usage: python tests/reliability/soak.py kills=100
 
 Options: kills=N signals in all; tasks=a,b (all); processes=1,2; seed=0; folder=DIR to work in (a temporary one);
 minutes=M, after which no other signal is sent; out=results/soak.json; more=true adds to what it holds; page=FILE, where
-a table of it goes between two marks. A sweep on Ray or SLURM is left out where it is not installed. Signals are SIGKILL, SIGTERM, SIGINT and SIGUSR1 (save and go on); a quarter falls at a random
-time, the others in a stage that the run is known to be in: training, writing a checkpoint, evaluating, building a
-cache. Every run must end as the one that was never disturbed: the same weights, best weights and metrics bit for bit,
-each cell of a sweep once, nothing half-written left behind. Exit code 1 if one does not.
+a table of it goes between two marks. A sweep on Ray or SLURM is left out where it is not installed.
+
+Signals are SIGKILL, SIGTERM, SIGINT and SIGUSR1 (save and go on); a quarter falls at a random time, the others in a
+stage that the run is known to be in: training, writing a checkpoint, evaluating, building a cache. Every run must end
+as the one that was never disturbed: the same weights, best weights and metrics bit for bit, each cell of a sweep once,
+nothing half-written left behind. Exit code 1 if one does not.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ def start(soak: Soak, words: Sequence[str], place: Path) -> subprocess.Popen[str
     """Start a run in a session of its own, with the watcher."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("ADAMP_", "WANDB_", "RANK", "WORLD_SIZE"))}
     path = os.pathsep.join([str(soak.folder / "watcher"), python_path()])
-    env |= {**soak.env, "PYTHONPATH": path, "SOAK_STAGE": str(soak.stage_file), "SOAK_PLACE": str(place), "OMP_NUM_THREADS": "1",
+    env |= {**soak.env, "PYTHONPATH": path, "SOAK_STAGE": str(soak.stage_file), "SOAK_PLACE": str(place),
+            "OMP_NUM_THREADS": "1",
             "ADAMP_DATA": str(place / "cache"), "ADAMP_RESULTS": str(place), "WANDB_MODE": "disabled"}  # fmt: skip
     soak.stage_file.unlink(missing_ok=True)
     with (place / "log.txt").open("a") as log:

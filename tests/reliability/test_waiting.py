@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -126,6 +127,17 @@ class Unread(toys.Toy):
         return toys.Loaded(super().train_batches(epoch, shard, start), happens, num_workers=0)
 
 
+def end_memory(how: str) -> None:
+    """Take a gigabyte where less is allowed to this process, or to a group of processes that the system then kills."""
+    if how == "limit":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        now = pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + 2**26, now + 2**26))
+    else:
+        (Path(os.environ["GROUP"]) / "cgroup.procs").write_text(str(os.getpid()))
+    torch.ones(2**28)
+
+
 def main(folder: Path, how: str) -> int:
     """What each of two processes does; "comes back" is started by torchrun, whose first start loses process 1."""
     from launch.train import guarded
@@ -143,6 +155,9 @@ def main(folder: Path, how: str) -> int:
             task = Unread() if how == "reading" else toys.Toy()
             if how == "comes back" and world.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
                 task.before_step = toys.kill_at(8, signal.SIGKILL)
+            if how in ("limit", "kill") and world.rank == 1:
+                batches = iter(range(8))
+                task.before_step = lambda: None if next(batches, None) is not None else end_memory(how)
             with translate_errors():
                 made = toys.trainer(task, folder, world=world, checkpoint_minutes=0)
                 with report_own_failure(world):
