@@ -11,6 +11,7 @@ no root and no network; what a machine cannot make is skipped with a reason.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import signal
 import sys
@@ -25,6 +26,8 @@ from typing import Any
 
 from launch.checkout import ROOT
 from scripts import options
+
+MOST_SECONDS = 1200  # of one fault, on a busy machine; then the command ends
 
 
 @dataclass
@@ -109,10 +112,12 @@ def main(argv: Sequence[str]) -> int:
         )
     begun, outcomes = time.monotonic(), []
     for case in chosen:
+        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True, file=sys.__stderr__)
         with contextlib.redirect_stderr(sys.stdout):
             outcomes.append(outcome := inject(case))
         state = f"skipped: {outcome.skipped}" if outcome.skipped else outcome.trouble or "survived"
         print(f"{case.kind}, {case.name}: {state}", flush=True)
+    faulthandler.cancel_dump_traceback_later()
     kinds = counts(outcomes)
     total = sum(row["injected"] for row in kinds.values())
     lost = [outcome for outcome in outcomes if outcome.trouble]
