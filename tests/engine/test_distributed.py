@@ -136,6 +136,11 @@ def test_the_first_failing_process_ends_the_others_and_gives_the_exit_code() -> 
     assert spawn([sys.executable, "-c", code], 2, grace_seconds=5) == 3
 
 
+def test_the_exit_code_is_of_the_failure_and_not_of_the_process_that_it_ended() -> None:
+    code = "import os, time; os.environ['RANK'] == '0' and exit(1); time.sleep(1); exit(2)"
+    assert spawn([sys.executable, "-c", code], 2, grace_seconds=5) == 2
+
+
 def test_a_process_that_ignores_the_request_to_end_is_killed() -> None:
     code = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "

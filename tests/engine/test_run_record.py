@@ -281,3 +281,8 @@ def test_a_resumed_run_may_change_only_what_changes_no_number(
         assert "tag=NAME" in str(error.value)
     else:
         record(tmp_path / "r", changed).close()
+
+
+def test_a_folder_whose_letters_the_locale_lacks_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has letters that the locale's encoding utf-8 lacks; set PYTHONUTF8=1"):
+        RunRecord(tmp_path / "a\ud800", name="r", config=CONFIG)
