@@ -48,6 +48,7 @@ def inject(case: Any) -> Outcome:
     outcome = Outcome(case.kind, case.name)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     handlers = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     with tempfile.TemporaryDirectory(prefix="fault-", ignore_cleanup_errors=True) as folder:
         try:
             case.inject(Path(folder))
