@@ -59,6 +59,7 @@ class Diverged(RunFailed):
         return cls(f"{error.splitlines()[0]}\nIt was run before, and diverges again; to run it anew move {folder} away")
 
 
+ANOTHER = "another process of this run"
 RESUMES = "the same command goes on from the last checkpoint"
 WORKER_DIED = (
     f"a data loading process was killed; {RESUMES}\n"
@@ -71,11 +72,11 @@ TRANSLATIONS = {
         f"the shared memory is full; {RESUMES}\nGive the container more (--shm-size=8g), or set train.num_workers=0"
     ),
     r"(?i)timed? ?out": (
-        f"another process of this run did not answer within train.timeout_minutes; {RESUMES}\n"
+        f"{ANOTHER} did not answer within train.timeout_minutes; {RESUMES}\n"
         "If all were still at work, raise train.timeout_minutes"
     ),
     r"(?i)connection (closed|reset|refused)|broken pipe|socket (closed|error)|gloo.*(peer|pair)|NCCL.*(remote|abort)": (
-        f"another process of this run has ended; its own message says why; {RESUMES}"
+        f"{ANOTHER} has ended; its own message says why; {RESUMES}"
     ),
     r"does not have a deterministic implementation|CUBLAS_WORKSPACE_CONFIG": (
         "train.deterministic=true refuses an operation: {first}\n"

@@ -16,7 +16,7 @@ from tasks.base import Task
 from tasks.engine.config import check_division
 from tasks.engine.dead_workers import was_reading
 from tasks.engine.distributed import World, process_group
-from tasks.engine.errors import Diverged, Stopped, translate_errors
+from tasks.engine.errors import ANOTHER, Diverged, RunFailed, Stopped, translate_errors
 from tasks.engine.group_overrides import Marks, convert_networks, override_by_marks
 from tasks.engine.loggers import RunLogger
 from tasks.engine.optim import Rule
@@ -98,11 +98,12 @@ def _run(spec: RunSpec, world: World, record: RunRecord | None) -> dict[str, flo
 
 @contextmanager
 def report_own_failure(world: World) -> Iterator[None]:
-    """Print an error that this process alone met, where it read a batch: process 0 learns only that it has ended."""
+    """Print an error that this process alone met, e.g. as it read a batch: process 0 learns only that it has ended."""
     try:
         yield
     except Exception as error:
-        if not world.is_main and was_reading(error):
+        is_own = isinstance(error, RunFailed) and not str(error).startswith(ANOTHER)
+        if not world.is_main and (is_own or was_reading(error)):
             print(f"process {world.rank} failed: {error}", file=sys.stderr, flush=True)
         raise
 
