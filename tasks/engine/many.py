@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Batch, InputError, ManyUpdate, Shard, StepContext, Task
+from tasks.engine import checkpoint
 from tasks.engine.config import check_division
 from tasks.engine.dead_workers import WaitsTooLong, end_of_wait, read_batches
 from tasks.engine.distributed import process_group
@@ -85,11 +86,24 @@ class Member(Trainer):
         contents = self.checkpoints.load_latest()
         return None if contents is None else {"phase": contents["at"]["phase"], "step": contents["step"]}
 
+    def can_go_back(self, step: int) -> bool:
+        """Whether the checkpoint before the last is of this step, or for step 0 whether there is only the last."""
+        previous = self.folder / "checkpoints" / "last.previous.pt"
+        if not previous.exists():
+            return step == 0
+        return bool(checkpoint.load(previous, run=self.name)["step"] == step)
+
     def go_back(self) -> None:
-        """Put the checkpoint before the last in its place."""
-        folder = self.folder / "checkpoints"
-        if (folder / "last.previous.pt").exists():
-            (folder / "last.previous.pt").replace(folder / "last.pt")
+        """Put the checkpoint before the last in its place, or begin anew where there is none."""
+        last = self.folder / "checkpoints" / "last.pt"
+        previous = last.with_name("last.previous.pt")
+        previous.replace(last) if previous.exists() else last.unlink()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier start has written lines of metrics."""
+        path = self.folder / "metrics.jsonl"
+        return path.exists() and path.stat().st_size > 0
 
     def begin(self) -> None:
         """Restore state and files from the last checkpoint, and make optimizer and probes; or write a first line."""
@@ -254,20 +268,21 @@ class ManyTrainer:
 
     def _resume(self) -> None:
         saved = {index: member.saved_position() for index, member in self.active.items()}
-        steps = [
-            position["step"] if position else 0 for position in saved.values() if not (position and position["phase"])
-        ]
+        # Those that are not trained to their end
+        steps = {i: at["step"] if at else 0 for i, at in saved.items() if not (at and at["phase"])}
+        earliest = min(steps.values(), default=0)
+        # A process that is killed while it saves leaves some runs a checkpoint ahead
+        ahead = [self.active[index] for index, step in steps.items() if step > earliest]
+        begun = earliest > 0 or all(self.active[index].has_begun for index in steps)
+        for member in ahead:  # before any of them goes back
+            if not (begun and member.can_go_back(earliest)):
+                raise InputError(
+                    f"{member.folder} holds no checkpoint of step {earliest}, where the runs that are trained "
+                    "with it are\nGo on with it alone by launcher=local, or move its folder away."
+                )
+        for member in ahead:
+            member.go_back()
         for index, member in list(self.active.items()):
-            position = saved[index]
-            if not (position and position["phase"]) and position and position["step"] > min(steps):
-                # A process that is killed while it saves leaves some runs a checkpoint ahead
-                member.go_back()
-                position = member.saved_position()
-                if not position or position["step"] != min(steps):
-                    raise InputError(
-                        f"{member.folder} holds no checkpoint of step {min(steps)}, where the runs that are trained "
-                        "with it are\nGo on with it alone by launcher=local, or move its folder away."
-                    )
             member.begin()
             if member.is_done:  # only its record was not finished
                 del self.active[index]

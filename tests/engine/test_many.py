@@ -237,6 +237,27 @@ def test_killed_between_two_saves_all_go_on_from_the_earlier_one(tmp_path: Path)
     assert all(torch.equal(v, weights(parts[1])[n]) for n, v in weights(whole[1]).items())
 
 
+def test_killed_in_the_first_save_all_begin_anew(tmp_path: Path) -> None:
+    make = TASKS["multilayer perceptron"]
+    whole, parts = specs(tmp_path / "whole", make), specs(tmp_path / "parts", make)
+    run_many(whole)
+    run_many(specs(tmp_path / "parts", make, max_steps=7))
+    for each in parts:
+        record = json.loads((each.folder / "run.json").read_text())
+        (each.folder / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    for each in parts[2:]:
+        (each.folder / "checkpoints" / "last.pt").unlink()
+    # One that never began is no reason to give the others' checkpoints up
+    lines_written = (parts[3].folder / "metrics.jsonl").read_bytes()
+    (parts[3].folder / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="holds no checkpoint of step 0, where the runs that are trained with it are"):
+        run_many(parts)
+    assert (parts[0].folder / "checkpoints" / "last.pt").exists()
+    (parts[3].folder / "metrics.jsonl").write_bytes(lines_written)
+    run_many(parts)
+    assert files(parts) == files(whole)
+
+
 def test_a_run_that_diverges_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make = TASKS["multilayer perceptron"]
     whole, parts = specs(tmp_path / "whole", make), specs(tmp_path / "parts", make)
