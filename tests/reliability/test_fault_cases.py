@@ -27,9 +27,8 @@ def test_a_fault_of_each_kind_is_survived(case: Case) -> None:
 def test_a_part_keeps_the_figures_of_other_kinds_and_the_page_shows_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.reliability.fault_cases.CASES", [
-        Case("a kind", "survived", lambda folder: None), Case("another", "lost", lambda folder: 1 / 0),
-    ])  # fmt: skip
+    cases = [Case("a kind", "survived", lambda folder: None), Case("another", "lost", lambda folder: 1 / 0)]  # type: ignore[arg-type,return-value]
+    monkeypatch.setattr(faults, "all_cases", lambda: cases)
     page, out = tmp_path / "page.md", tmp_path / "faults.json"
     page.write_text("<!-- faults: written by make faults -->\n<!-- end of faults -->\n")
     assert faults.main([f"out={out}", f"page={page}"]) == 1
