@@ -54,8 +54,8 @@ $(READY): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV) from requirements.lock: about 5 GB, mostly torch's CUDA libraries; a minute with a fast network."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; use make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@{ $(PY) -m pip install -q 'uv>=0.9,<1' && $(UV) pip install -q --compile-bytecode --python $(PY) --require-hashes -r requirements.lock; } \
-	  || $(PY) -m pip install -q --require-hashes -r requirements.lock
+	@{ $(PY) -m pip install -q 'uv>=0.9,<1' && $(UV) pip install --compile-bytecode --python $(PY) --require-hashes -r requirements.lock; } \
+	  || $(PY) -m pip install --require-hashes -r requirements.lock
 	@$(PY) -m pip uninstall -q -y adamp 2>/dev/null || true  # the name of this distribution before 0.4.0
 	@$(PY) -m pip install -q --no-deps --no-build-isolation -e .
 	@$(PY) -m adamp.kernels.cpu || echo "The suite works without the fused CPU kernel, with slower steps of AdamP and SGDP."
