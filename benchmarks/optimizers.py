@@ -18,8 +18,7 @@ import inspect
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from adamp import SGDP, AdamP
 from benchmarks.peers import Make, peers
 from evidence.runs.run import ReadError
 from launch.checkout import ROOT
+from launch.interleaved import clock, take_turns
 from scripts.options import command, parse, results
 from tasks.engine.provenance import git_state, hardware, now, versions
 
@@ -43,7 +43,6 @@ OPTIONS = {
     "rounds": "9", "sets": "resnet18,resnet50,mobilenet_v2,vit_s16", "gradients": "orthogonal,random",
     "threads": "1,2", "training": "20", "fetch": "true", "out": results("benchmarks"),
 }  # fmt: skip
-SHORTEST = 0.02  # seconds: cheaper steps are repeated, so that the clock's and the call's own cost does not show
 ADAM = {"lr": 1e-8, "weight_decay": 1e-2}
 SGD = {"lr": 1e-8, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True}
 TINY = ((8, 1, 3, 3), (8,), (16, 8, 3, 3), (16,), (10, 64), (10,))
@@ -122,31 +121,6 @@ def contenders(family: str, *, fetch: bool) -> tuple[dict[str, Make], list[str]]
         if "foreach" in inspect.signature(cls).parameters:
             add(f"{kind} of {name}, foreach", cls, foreach=True)
     return made, notes + absent
-
-
-def clock(threads: int) -> tuple[str, Callable[[], float]]:
-    """Return the name of the time that counts, and what reads it."""
-    return ("CPU", time.process_time) if threads == 1 else ("wall", time.perf_counter)
-
-
-def take_turns(
-    acts: Mapping[str, Callable[[], None]], read: Callable[[], float], *, rounds: int
-) -> dict[str, list[float]]:
-    """Return name -> seconds of each round; short acts are repeated and divided."""
-    repeats, seconds = {}, {name: [] for name in acts}  # type: ignore[var-annotated]
-    for name, act in acts.items():
-        act()  # makes the state
-        begun = read()
-        act()
-        repeats[name] = max(1, round(SHORTEST / max(read() - begun, 1e-6)))
-    for number in range(rounds):
-        names = list(acts)[number % len(acts) :] + list(acts)[: number % len(acts)]
-        for name in names:
-            begun = read()
-            for _ in range(repeats[name]):
-                acts[name]()
-            seconds[name].append((read() - begun) / repeats[name])
-    return seconds
 
 
 def compared(seconds: Mapping[str, Sequence[float]], **setting: Any) -> list[Result]:

@@ -18,7 +18,7 @@ from evidence.csv_files import read_csv
 from evidence.records.comparison import Comparison
 from evidence.records.store import restore
 from evidence.runs.run import ReadError
-from scripts import claims, tables
+from scripts import claims, scorecard_table, tables
 from scripts.options import command, parse, results
 
 USAGE = """
@@ -26,8 +26,9 @@ usage: python scripts/verify_results.py [results=FOLDER] [only=WORD] [page=FILE]
 
 Makes run folders of RESULTS/records.csv, curves.jsonl and settings.jsonl, runs every command that writes tables,
 figures and the ledger of claims on them, and compares with RESULTS/tables and with the numbers beside RESULTS/figures
-(pictures themselves differ between machines). Run folders that are still there must say what records.csv says; a run
-made again at another commit is named and fails nothing.
+(pictures themselves differ between machines). RESULTS/scorecards/*.md are made again from the JSON beside them.
+Run folders that are still there must say what records.csv says; a run made again at another commit is named and fails
+nothing.
 
   results=FOLDER  default results
   only=WORD       only files whose name holds this
@@ -87,6 +88,8 @@ def remake(folder: Path, out: Path, page: Path, problems: list[str]) -> None:
     calls: list[tuple[str, Callable[[], int]]] = [("tables", lambda: tables.main([*words, "--figures"]))]
     calls += makers(folder, runs, out)
     calls.append(("claims", lambda: claims.main([f"records={out}/records.csv", f"out={out}/tables"])))
+    if (cards := folder / "scorecards").exists():
+        calls.append(("scorecards", lambda: scorecard_table.main([f"cards={cards}", f"out={out}/scorecards"])))
     if page.exists() and "<!-- table:" in page.read_text(encoding="utf-8"):
         checked = [f"records={out}/records.csv", f"page={page}", "--check"]
         calls.append((f"{page}: its tables are not what the records say", lambda: tables.main(checked)))

@@ -41,14 +41,20 @@ class Comparison:
         self.equal += 1
 
     def compare_results(self, folder: Path, remade: Path, *, only: str = "") -> None:
-        """Compare records, tables and the numbers of figures in a folder of results with those made again.
+        """Compare records, tables, scorecards and figures' numbers in a folder of results with those made again.
 
         Args:
             folder: The committed results.
             remade: The folder of those made again.
             only: Only files whose name holds this.
         """
-        for kind, endings in (("", (".csv", ".jsonl")), ("tables", (".md", ".csv", ".tex")), ("figures", (".csv",))):
+        kinds = {
+            "": (".csv", ".jsonl"),
+            "tables": (".md", ".csv", ".tex"),
+            "figures": (".csv",),
+            "scorecards": (".md",),
+        }
+        for kind, endings in kinds.items():
             for path in sorted((folder / kind).glob("*")):
                 if path.suffix in endings and only in path.name and path.name != "paper.csv":
                     self.compare_files(path, remade / kind / path.name)

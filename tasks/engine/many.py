@@ -7,6 +7,7 @@ network (`tasks.engine.wide`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -27,7 +28,7 @@ from tasks.engine.errors import Diverged, Stopped, translate_errors
 from tasks.engine.group_overrides import convert_networks
 from tasks.engine.nested import to_device
 from tasks.engine.norm_logging import read_probes
-from tasks.engine.optim import apply_schedules, scaled_learning_rates
+from tasks.engine.optim import apply_schedules, evaluates_other_weights, scaled_learning_rates
 from tasks.engine.phases import Phase
 from tasks.engine.progress_bar import ProgressBar
 from tasks.engine.provenance import usable_cores
@@ -53,6 +54,7 @@ ALONE = {
     "accumulation": 1, "precision": "fp32", "compile": False, "ema_decay": None, "nonfinite": None,
     "channels_last": False,
 }  # fmt: skip
+NORM_BATCHES = 20  # for the statistics of batch norm at weights that are scored and not trained
 
 
 def group_key(spec: RunSpec) -> str:
@@ -110,6 +112,7 @@ class Member(Trainer):
         contents, _ = self._resume()
         if not self.is_done:
             self._enter(self.phase, contents)
+            self.leave_evaluation()
         if contents is None:
             self._write(read_probes(self.state.probes, layers=True))
 
@@ -139,6 +142,45 @@ class Member(Trainer):
         optimizer = self.state.optimizers[role]
         with scaled_learning_rates(optimizer, lr_scale):
             optimizer.step()
+
+    def enter_evaluation(self) -> None:
+        """Let optimizers that score other weights than they train put these in place."""
+        switched = [each for each in self.state.optimizers.values() if evaluates_other_weights(each)]
+        for optimizer in switched:
+            optimizer.eval()  # type: ignore[attr-defined]
+        if switched:
+            self._estimate_batch_norm()
+
+    def leave_evaluation(self) -> None:
+        """Put the weights that are trained back."""
+        for optimizer in self.state.optimizers.values():
+            if evaluates_other_weights(optimizer):
+                optimizer.train()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _estimate_batch_norm(self) -> None:
+        """Take batch norm's statistics again: the running ones are those of the weights that are trained."""
+        norms = [
+            module
+            for net in self.state.modules.values()
+            for module in net.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_batches_tracked is not None
+        ]
+        counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        before = [(norm.momentum, int(count)) for norm, count in zip(norms, counts, strict=True)]
+        for net in self.state.modules.values():
+            net.train()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+        batches = read_batches(self.task.train_batches(self.state.progress.epoch, self.world.shard(), 0))
+        for batch in itertools.islice(batches, NORM_BATCHES) if norms else ():
+            placed = to_device(batch, self.world.device, channels_last=False)
+            for _ in self.task.updates(self.state.modules, placed, StepContext(dict(self.state.loop_states[0]))):
+                pass  # the forward pass alone
+        for norm, count, (momentum, batches_before) in zip(norms, counts, before, strict=True):
+            norm.momentum = momentum
+            count.fill_(batches_before)
 
     def end_epoch(self, scores: Mapping[str, float]) -> None:
         """Write the epoch's line."""
@@ -410,6 +452,8 @@ class ManyTrainer:
         seed_generators(seed)
         scores: dict[int, dict[str, float]] = {index: {} for index in self.active}
         try:
+            for member in self.active.values():
+                member.enter_evaluation()
             for module in self.modules.values():
                 module.eval()
             splits: Mapping[str, Iterable[Batch]] = self.task.eval_batches(Shard())
@@ -427,6 +471,8 @@ class ManyTrainer:
                 for index in self.active:
                     scores[index] |= self.task.score(split, records[index])
         finally:
+            for member in self.active.values():
+                member.leave_evaluation()
             for module in self.modules.values():
                 module.train()
             set_generator_states(random_states, device)

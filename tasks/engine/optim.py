@@ -115,6 +115,11 @@ def scaled_learning_rates(optimizer: Optimizer, factor: float) -> Iterator[None]
             group["lr"] = lr
 
 
+def evaluates_other_weights(optimizer: Optimizer) -> bool:
+    """Whether an optimizer scores other weights than it trains, as schedule-free ones do: it has `train` and `eval`."""
+    return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+
+
 def rate_and_decay(optimizer: Optimizer) -> tuple[float, dict[str, float]]:
     """Return the first group's learning rate, and its weight decay per step in units comparable between optimizers.
 

@@ -33,6 +33,7 @@ class AttackedImages(SmallImages):
         step_size: Length of a step.
         train_steps: Steps of the attack in training; 0 trains on clean pictures.
         eval_steps: Steps of the attack in evaluation, at least 1.
+        validation: As for `SmallImages`.
 
     Raises:
         InputError: An option is out of its range.
@@ -54,10 +55,12 @@ class AttackedImages(SmallImages):
         step_size: float | str = "2/255",
         train_steps: int = 10,
         eval_steps: int = 10,
+        validation: float | None = None,
     ) -> None:
         super().__init__(
-            data, model, batch_size=batch_size, seed=seed, epoch_steps=epoch_steps, eval_batch_size=eval_batch_size
-        )
+            data, model, batch_size=batch_size, seed=seed, epoch_steps=epoch_steps, eval_batch_size=eval_batch_size,
+            validation=validation,
+        )  # fmt: skip
         check_at_least(0, {"task.train_steps": train_steps})
         check_at_least(1, {"task.eval_steps": eval_steps})
         self.epsilon = as_length(epsilon, option="task.epsilon")

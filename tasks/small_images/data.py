@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from tasks.base import InputError
+from tasks.checks import check_at_least
 from tasks.data.cache import cache_folder
 from tasks.data.cifar import CLASSES, Cifar10
 from tasks.data.fashion_mnist import FashionMnist
@@ -55,7 +56,9 @@ class AveragedImages:
         mean = train.mean(dim=(0, 2, 3), keepdim=True).float()
         deviation = train.std(dim=(0, 2, 3), keepdim=True).float()
         self.mean, self.deviation = mean, deviation
-        self.splits = {split: ((averaged[split] - mean) / deviation, splits[split][1].long()) for split in splits}
+        self.splits: dict[Split, tuple[Tensor, Tensor]] = {
+            split: ((averaged[split] - mean) / deviation, splits[split][1].long()) for split in splits
+        }
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,6 +74,29 @@ class AveragedImages:
     def standardised(self, pixels: Tensor) -> Tensor:
         """Return pixels in [0, 1] as standardised pictures, the inverse of `pixels`."""
         return (255 * pixels - self.mean.to(pixels)) / self.deviation.to(pixels)
+
+    def hold_out(self, share: float) -> None:
+        """Make a share of the training pictures the validation split, instead of the published one.
+
+        The same pictures are held out whatever the run's seed, and the set gets a name of its own.
+
+        Args:
+            share: Part of the training pictures, in (0, 1).
+
+        Raises:
+            InputError: The share leaves one of the splits empty.
+        """
+        images, labels = self.splits["train"]
+        num = round(share * len(labels)) if 0 < share < 1 else 0
+        if not 0 < num < len(labels):
+            raise InputError(
+                f"task.validation={share}: must be a share of the {len(labels)} training pictures that leaves some to "
+                "each"
+            )
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        held, kept = order[:num].sort().values, order[num:].sort().values
+        self.splits = {"train": (images[kept], labels[kept]), "val": (images[held], labels[held])}
+        self.name = f"{self.name}_held_out_{share:g}"
 
     def describe(self) -> dict[str, Any]:
         """Return the facts of `Task.describe`."""
@@ -138,6 +164,32 @@ class AveragedFolder(AveragedImages):
         super().__init__(
             "cifar10_jpeg", splits, factor=factor, licence="none stated by the authors; they ask to be cited"
         )
+
+
+class Directions(AveragedImages):
+    """Gaussian pixels, labelled by the nearest of ten random directions: a toy that `unit_linear` can learn exactly.
+
+    Args:
+        num_examples: Pictures of each split, at least 2.
+        side: Of a picture.
+        seed: Draws directions and pictures.
+        gain: The pictures' standard deviation: with a large one the loss tells small angles apart.
+    """
+
+    def __init__(self, *, num_examples: int = 4096, side: int = 8, seed: int = 0, gain: float = 8.0) -> None:
+        check_at_least(2, {"data.num_examples": num_examples})
+        check_at_least(1, {"data.side": side})
+        generator = torch.Generator().manual_seed(seed)
+        teachers = F.normalize(torch.randn(side * side, 10, generator=generator), dim=0)
+        names: tuple[Split, Split] = ("train", "val")
+        splits: dict[Split, tuple[Tensor, Tensor]] = {}
+        for split in names:
+            pixels = torch.randn(num_examples, side * side, generator=generator)
+            images = (128 + 32 * pixels).round().clamp(0, 255).to(torch.uint8)
+            splits[split] = (images.view(-1, 1, side, side), (pixels @ teachers).argmax(1))
+        super().__init__("directions", splits, factor=1, licence="none")
+        self.deviation = self.deviation / gain
+        self.splits = {split: (gain * images, labels) for split, (images, labels) in self.splits.items()}
 
 
 def _parts(source: FashionMnist | Cifar10) -> dict[Split, tuple[Tensor, Tensor]]:

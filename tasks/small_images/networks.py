@@ -21,8 +21,11 @@ def mlp(
     layers: int = 2,
     normalise: str | None = None,
     start_scale: float = 1.0,
+    batch_norm: bool = True,
 ) -> nn.Sequential:
     """Return hidden layers of a linear map without bias, batch norm and ReLU, and a linear output with bias.
+
+    Without batch norm the linear maps have biases instead, and no weight is scale-invariant unless `normalise` says so.
 
     Args:
         shape: Of a picture, (C, S, S).
@@ -31,6 +34,7 @@ def mlp(
         layers: Hidden layers.
         normalise: Weight-normalise ("wn") or -standardise ("ws") the hidden layers (`adamp.layers`); None leaves them.
         start_scale: Factor on the hidden layers' initial weights, which batch norm takes out again.
+        batch_norm: Whether batch norm follows each hidden layer.
 
     Raises:
         InputError: A size is below 1, or another option is out of its range.
@@ -43,14 +47,26 @@ def mlp(
     parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     inputs = shape[0] * shape[1] * shape[2]
     for number in range(1, layers + 1):
-        parts[f"linear{number}"] = hidden = LINEAR[normalise](inputs, width, bias=False)
+        parts[f"linear{number}"] = hidden = LINEAR[normalise](inputs, width, bias=not batch_norm)
         with torch.no_grad():
             hidden.weight.mul_(start_scale)
-        parts[f"norm{number}"] = nn.BatchNorm1d(width)
+        if batch_norm:
+            parts[f"norm{number}"] = nn.BatchNorm1d(width)
         parts[f"relu{number}"] = nn.ReLU()
         inputs = width
     parts["output"] = nn.Linear(inputs, num_classes)
     return nn.Sequential(parts)
+
+
+def unit_linear(shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """Return one weight-normalised linear layer, without gain or bias: logits are the picture along unit directions.
+
+    Args:
+        shape: Of a picture, (C, S, S).
+        num_classes: Outputs.
+    """
+    layer = WNLinear(shape[0] * shape[1] * shape[2], num_classes, bias=False)
+    return nn.Sequential(OrderedDict(flatten=nn.Flatten(), linear=layer))
 
 
 def convnet(shape: tuple[int, int, int], num_classes: int, *, width: int = 8, layers: int = 4) -> nn.Sequential:

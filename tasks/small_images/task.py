@@ -26,6 +26,8 @@ class SmallImages(Task):
             that runs on sets of different sizes have as many steps. Passes follow each other, each in an order of its
             own; what is left over of one is dropped.
         eval_batch_size: Pictures in one evaluation batch of one process.
+        validation: Share of the training pictures that are scored instead of the published split, for choosing
+            hyperparameters; None scores the published one.
     """
 
     monitor = "val/top1"
@@ -39,10 +41,13 @@ class SmallImages(Task):
         seed: int,
         epoch_steps: int = 200,
         eval_batch_size: int = 2500,
+        validation: float | None = None,
     ) -> None:
         for name, value in (("epoch_steps", epoch_steps), ("eval_batch_size", eval_batch_size)):
             if not value >= 1:
                 raise InputError(f"task.{name} is {value}; it must be at least 1")
+        if validation is not None:
+            data.hold_out(validation)
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.epoch_steps, self.eval_batch_size = epoch_steps, eval_batch_size
         self.networks = {"model": model(shape=data.shape, num_classes=data.num_classes)}

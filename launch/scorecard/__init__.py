@@ -1,0 +1,1 @@
+"""Scorecards: any optimizer against the baselines on a battery of small workloads."""
