@@ -14,8 +14,7 @@ from typing import Any
 from torch.utils.data._utils import signal_handling
 
 from tasks.base import Batch, InputError
-from tasks.engine.errors import RESUMES, RunFailed, Stopped
-from tasks.engine.signals import STOP, SignalRequests
+from tasks.engine.signals import SignalRequests
 
 STOP_SECONDS = 5.0  # that a run which is asked to stop still waits for a batch
 MOST_SECONDS = 1e8  # three years: the timer takes no infinity
@@ -95,24 +94,6 @@ def read_batches(
         if batch is end:
             return
         yield batch
-
-
-def end_of_wait(signals: SignalRequests, minutes: float, *, save: Callable[[], None] | None) -> Exception:
-    """Return the error that ends a run whose next batch does not come.
-
-    Args:
-        signals: Whether one asked to stop.
-        minutes: `train.timeout_minutes`.
-        save: Writes a checkpoint of the last step; None where none can be written.
-    """
-    if signals.pending != STOP:
-        return RunFailed(
-            f"no batch came within train.timeout_minutes={minutes:g}; {RESUMES}\n"
-            "Does the disk of the data answer? Slow data need a longer train.timeout_minutes"
-        )
-    if save is not None:
-        save()
-    return Stopped(signals.number, saved=save is not None)
 
 
 def end_workers() -> None:

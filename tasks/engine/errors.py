@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tasks.base import InputError
+from tasks.engine.signals import STOP, SignalRequests
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can be resumed
@@ -95,6 +96,24 @@ def is_from_worker(error: BaseException) -> bool:
     reading = any(f.co_name == "_try_get_data" and f.co_filename.endswith("dataloader.py") for f in frames)
     gone = isinstance(error, ConnectionError | EOFError | FileNotFoundError)
     return reading and (gone or str(error) == "got end of file during message")
+
+
+def end_of_wait(signals: SignalRequests, minutes: float, *, save: Callable[[], None] | None) -> Exception:
+    """Return the error that ends a run whose next batch does not come.
+
+    Args:
+        signals: Whether one asked to stop.
+        minutes: `train.timeout_minutes`.
+        save: Writes a checkpoint of the last step; None where none can be written.
+    """
+    if signals.pending != STOP:
+        return RunFailed(
+            f"no batch came within train.timeout_minutes={minutes:g}; {RESUMES}\n"
+            "Does the disk of the data answer? Slow data need a longer train.timeout_minutes"
+        )
+    if save is not None:
+        save()
+    return Stopped(signals.number, saved=save is not None)
 
 
 def machine_failure(error: BaseException) -> str | None:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tasks.base import Batch, InputError, ManyUpdate, Shard, StepContext, Task
 from tasks.engine import checkpoint
 from tasks.engine.config import check_division
-from tasks.engine.dead_workers import WaitsTooLong, end_of_wait, read_batches
+from tasks.engine.dead_workers import WaitsTooLong, read_batches
 from tasks.engine.distributed import process_group
-from tasks.engine.errors import Diverged, Stopped, translate_errors
+from tasks.engine.errors import Diverged, Stopped, end_of_wait, translate_errors
 from tasks.engine.group_overrides import convert_networks
 from tasks.engine.nested import to_device
 from tasks.engine.norm_logging import read_probes

@@ -20,9 +20,9 @@ from tasks.base import Batch, InputError, Shard, Task
 from tasks.engine import checkpoint, checkpointing
 from tasks.engine.checkpointing import Checkpoints
 from tasks.engine.config import Train, check_division
-from tasks.engine.dead_workers import WaitsTooLong, end_of_wait, read_batches
+from tasks.engine.dead_workers import WaitsTooLong, read_batches
 from tasks.engine.distributed import World
-from tasks.engine.errors import Diverged, Stopped
+from tasks.engine.errors import Diverged, Stopped, end_of_wait
 from tasks.engine.evaluate import evaluate, share_faulty_examples
 from tasks.engine.loggers import RunLogger
 from tasks.engine.nested import to_device

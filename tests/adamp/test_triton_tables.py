@@ -75,11 +75,11 @@ def test_captures_with_the_addresses_of_the_last_step_need_no_table(monkeypatch:
 
 
 def test_without_capturable_there_is_no_memory_for_captures(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = tensors()
-    tables, _ = step(params, tensors())
+    params, before, moved = tensors(), tensors(), tensors()  # all alive, so that none takes another's address
+    tables, _ = step(params, before)
     assert tables.spare is None
     with Graph(monkeypatch), pytest.raises(RuntimeError, match="needs a step with capturable=True before it"):
-        step(params, tensors())
+        step(params, moved)
 
 
 def test_tables_of_captures_end_with_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:

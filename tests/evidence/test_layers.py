@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RANKS = {"csv_files": 0, "metrics": 0, "stats": 0, "sweeps": 0, "runs": 1, "paper": 1,
          "records": 2, "tuning": 2, "contrasts": 3, "tables": 3, "papers": 4,
-         "claims": 4, "figures": 4, "site": 5}  # fmt: skip
+         "claims": 4, "figures": 4, "site": 5, "scorecard": 6}  # fmt: skip
 SOURCES = sorted(path for path in (ROOT / "evidence").rglob("*.py") if path.name != "__init__.py")
 
 
