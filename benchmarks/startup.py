@@ -102,7 +102,7 @@ def report(found: dict[str, dict[str, float]], words: Sequence[str], rounds: int
         lines.append(line)
     pictures = this["one step, pictures and pages"] - this["one step"]
     lines += ["", f"Pictures and pages of a run of one step: {pictures:.2f} CPU seconds."]
-    lines += ["", f"{provenance(ROOT)}. Command: `make benchmark-startup {' '.join(words)}`", ""]
+    lines += ["", f"{provenance(ROOT)}. Command: `make benchmark-startup {pages.shown(words)}`", ""]
     return "\n".join(lines)
 
 
