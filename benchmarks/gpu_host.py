@@ -113,7 +113,7 @@ def main(words: Sequence[str]) -> int:
         "round, median (quartiles). Measured on a CPU: no device has been used.\n\n"
         "| parameters of | gradients | optimizer | ms | times torch's AdamW |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
-        + f"\n\n{provenance(ROOT)}. Command: `{' '.join(['python -m benchmarks.gpu_host', *words])}`\n"
+        + f"\n\n{provenance(ROOT)}. Command: `python -m benchmarks.gpu_host {pages.shown(words)}`\n"
     )
     pages.write(text, {"steps": found}, options, stem="host")
     return 0

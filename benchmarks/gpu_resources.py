@@ -201,7 +201,7 @@ def main(words: Sequence[str]) -> int:
         "memory) and memory are read from the cubin, and the occupancy follows from them. Each number is the worse of "
         "AdamP and SGDP, with Nesterov, maximize, a rate on the device, GradScaler and in half precision kahan_sum.\n\n"
         f"{table(records)}\n"
-        f"{provenance(ROOT)}. Command: `{' '.join(['python -m benchmarks.gpu_resources', *words])}`\n"
+        f"{provenance(ROOT)}. Command: `python -m benchmarks.gpu_resources {pages.shown(words)}`\n"
     )
     pages.write(text, {"kernels": records}, options, stem="resources")
     return int(bool(spilling))

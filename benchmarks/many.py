@@ -13,10 +13,7 @@ too: the batches of the image tasks' own loader, at this size.
 
 from __future__ import annotations
 
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import pages
+from benchmarks.processes import cpu_seconds
 from launch.checkout import ROOT, TRAIN
 from scripts.options import command, parse_as
 from tasks.base import Shard
@@ -36,29 +34,20 @@ USUAL, CELLS, SHORT = 4000, 24, 20  # steps of the experiment, its cells a seed,
 LOADER_BATCHES = 8
 
 
-def cpu_seconds(words: Sequence[str]) -> float:
-    """Run the training command and return the CPU seconds of it and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def trained(words: Sequence[str]) -> float:
+    """Return the CPU seconds of the training command, its results in a folder that is then removed."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, str(TRAIN), *words, f"paths.runs={folder}", f"paths.reports={folder}", "pictures=false"],
-            cwd=ROOT, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return cpu_seconds([str(TRAIN), *words, f"paths.runs={folder}", f"paths.reports={folder}", "pictures=false"])
 
 
 def alone(optimizer: str, steps: int) -> float:
     """Return the CPU seconds of a run by itself."""
-    return cpu_seconds(["experiment=projection-effect-mlp", f"opt={optimizer}", f"train.max_steps={steps}"])
+    return trained(["experiment=projection-effect-mlp", f"opt={optimizer}", f"train.max_steps={steps}"])
 
 
 def together(steps: int) -> float:
     """Return the CPU seconds of all cells of one seed."""
-    return cpu_seconds(["sweep=projection-effect", "hydra.mode=MULTIRUN", "train.seed=0", f"train.max_steps={steps}"])
+    return trained(["sweep=projection-effect", "hydra.mode=MULTIRUN", "train.seed=0", f"train.max_steps={steps}"])
 
 
 def loader_seconds() -> float:

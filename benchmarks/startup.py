@@ -8,10 +8,7 @@ its children, medians over rounds: other work on the machine weighs on them less
 
 from __future__ import annotations
 
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pages
+from benchmarks.processes import cpu_seconds
 from evidence.runs.run import ReadError
 from launch.checkout import ROOT
 from scripts.options import command, parse_as
@@ -38,23 +36,6 @@ COMMANDS: dict[str, tuple[list[str], int, bool]] = {
     "a typing error in a name": (["experiment=imagenet-resnet18", "opt=sgpd"], 2, False),
     "a wrong value": ([*RUN, "opt.lr=-1"], 2, False),
 }
-
-
-def cpu_seconds(words: Sequence[str], *, checkout: Path, code: int) -> float:
-    """Run Python with these words in a checkout and return the CPU seconds of it and its children.
-
-    Raises:
-        ReadError: It ended with another exit code.
-    """
-    begun = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, *words], cwd=checkout, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode != code:
-        raise ReadError(f"{' '.join(words)} in {checkout} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
-    return ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime
 
 
 def trained(name: str, *, checkout: Path) -> float:
@@ -115,7 +96,7 @@ def main(words: Sequence[str]) -> int:
         if not (builds["before"] / "scripts" / "train.py").is_file():
             raise ReadError(f"before={options['before']} is no checkout of this repository")
     found = measure(options["rounds"], builds)
-    shown = [word if not word.startswith("before=") else "before=FOLDER" for word in words]
+    shown = ["before=FOLDER" if word.startswith("before=") else word for word in words]
     facts = {key: value for key, value in options.items() if key != "before"}
     pages.write(report(found, shown, options["rounds"]), {"seconds": found}, facts, stem="startup")
     return 0

@@ -19,6 +19,21 @@ CHOICES = {TUNED: "Tuned rate and decay", UNDECAYED: "Tuned rate, no weight deca
 BADGES = {AHEAD: "finished", BEHIND: "failed", SAME: "", UNCLEAR: "", MISSING: "interrupted"}
 
 
+def compared(card: Card, others: Sequence[Card], battery: Battery) -> list[dict[str, Any]]:
+    """Return, for each choice of rate and decay, its title, a row per workload and what was corrected for."""
+    tables = []
+    for choice, title in CHOICES.items():
+        verdicts = compare(card, others, battery, choice)
+        tested = sum(verdict.p is not None for verdict in verdicts)
+        tables.append(
+            {
+                "title": title, "rows": verdict_rows(verdicts, card, battery, choice),
+                "correction": CORRECTION.format(count=tested) if tested else "",
+            }
+        )  # fmt: skip
+    return tables
+
+
 def verdict_rows(verdicts: Sequence[Verdict], card: Card, battery: Battery, choice: str) -> list[dict[str, Any]]:
     """Return a row per workload: its scores, and the verdict against each baseline."""
     rows = []
@@ -95,14 +110,12 @@ def text(card: Card, baselines: Sequence[Card], battery: Battery) -> str:
     own, made = card.data["optimizer"], card.data["provenance"]
     lines = [f"# Scorecard: {card.name}", "", f"`{own['class']}` of {own['package']}. {budget_line(card, battery)}", ""]
     others = [each for each in baselines if each.name != card.name]
-    for choice, title in CHOICES.items():
-        verdicts = compare(card, others, battery, choice)
-        tested = sum(verdict.p is not None for verdict in verdicts)
-        lines += [f"## {title}", "", "| workload | loss | accuracy | chosen | verdicts |", "|" + " --- |" * 5]
-        for row in verdict_rows(verdicts, card, battery, choice):
+    for table in compared(card, others, battery):
+        lines += [f"## {table['title']}", "", "| workload | loss | accuracy | chosen | verdicts |", "|" + " --- |" * 5]
+        for row in table["rows"]:
             said = "; ".join(verdict.sentence() for verdict in row["verdicts"]) or NONE
             lines.append(f"| {row['workload']} | {row['score']} | {row['also']} | {row['chosen']} | {said} |")
-        lines += ["", f"{CORRECTION.format(count=tested)}." if tested else "No comparison yet.", ""]
+        lines += ["", f"{table['correction']}." if table["correction"] else "No comparison yet.", ""]
     lines += ["## Steps to the target, sensitivity, failures", ""]
     lines += ["| workload | target | steps | baselines | trials within 1 % | diverged |", "|" + " --- |" * 6]
     lines += [f"| {' | '.join(row.values())} |" for row in detail_rows(card, baselines, battery)]
@@ -122,19 +135,10 @@ def write_page(card: Card, baselines: Sequence[Card], battery: Battery, folder: 
     from evidence.scorecard.figures import draw
 
     others = [each for each in baselines if each.name != card.name]
-    tables = []
-    for choice, title in CHOICES.items():
-        verdicts = compare(card, others, battery, choice)
-        tested = sum(verdict.p is not None for verdict in verdicts)
-        tables.append(
-            {
-                "title": title, "rows": verdict_rows(verdicts, card, battery, choice),
-                "correction": CORRECTION.format(count=tested) if tested else "",
-            }
-        )  # fmt: skip
     ended = sum(card.has_ended(key) for key in battery.workloads)
     values: Mapping[str, Any] = {
-        "title": f"Scorecard: {card.name}", "card": card.data, "tables": tables, "budget": budget_line(card, battery),
+        "title": f"Scorecard: {card.name}", "card": card.data, "tables": compared(card, others, battery),
+        "budget": budget_line(card, battery),
         "details": detail_rows(card, baselines, battery), "costs": cost_lines(card), "badges": BADGES,
         "progress": f"{ended} of {len(battery.workloads)} workloads have run" * (ended < len(battery.workloads)),
         "figures": [inline(figure) for figure in draw(card, others, battery, folder / card.name)],
